@@ -1,0 +1,47 @@
+# Needs only git, make and Python 3.10 or newer; everything else goes into .venv.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
+
+# OpenMP threads that spin while they wait slow a machine with few cores down many times.
+export OMP_WAIT_POLICY := PASSIVE
+export GOMP_SPINCOUNT := 0
+
+.PHONY: help demo test lint clean
+
+help: ## say what can be made
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 12
+
+demo: $(INSTALLED) ## set up and run the demonstration
+	@$(BIN)/monai-adv demo
+
+test: lint ## set up, then check style and types and run all tests
+	@echo "== tests"
+	@$(BIN)/python -m pytest --doctest-modules tests monai_adv
+
+lint: $(INSTALLED) ## set up, then check style and types
+	@echo "== style (ruff)"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "== types (mypy)"
+	@$(BIN)/mypy
+
+# Both files below are copied or read at install time only; everything else is live in an editable install.
+$(INSTALLED): pyproject.toml nnunet_trainers/_discovery/monai_adv_nnunet.pth
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(NEW_ENOUGH)' || \
+		{ echo "Python 3.10 or newer is needed: install it, or name one: make PYTHON=/path/to/python3"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "Python cannot create $(VENV): install its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@echo "== installing into $(VENV) (PyTorch is large: some minutes and about 7 GB the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean: ## remove .venv and all caches
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,62 @@
+"""Binary search for the decision boundary between a right and a wrong image.
+
+Source: Ma & Liang, CMPB 2023, Algorithms 2 and 3 (N = 10 halvings; the final midpoint is returned).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from monai_adv.attacks.pgd import AttackResult
+from monai_adv.network_state import Mode, frozen
+from monai_adv.statistics import Passes
+from monai_adv.tasks.base import Target, Task
+from monai_adv.threats import per_sample
+
+
+@torch.no_grad()
+def bisect(
+    network: nn.Module,
+    right: Tensor,
+    wrong: Tensor,
+    target: Target,
+    task: Task,
+    *,
+    halvings: int = 10,
+    keep: Literal["midpoint", "last_right"] = "midpoint",
+    mode: Mode = "eval",
+) -> AttackResult:
+    """Halve the segment between ``right`` and ``wrong`` ``halvings`` times, each sample on its own.
+
+    Args:
+        network: left exactly as found.
+        right: ``(B, C, *spatial)`` images that the network gets right.
+        wrong: images that it gets wrong.
+        target: in the layout the task expects.
+        task: correctness.
+        halvings: network passes per sample; the segment shrinks by ``2 ** -halvings``.
+        keep: ``"midpoint"``: the last midpoint tried, on either side of the boundary (paper); ``"last_right"``: the end of
+            the segment on which the network is right (official code for two of its data sets).
+        mode: network mode, restored afterwards.
+
+    Returns:
+        ``images``: the point found; ``wrong``: the network is wrong on it; ``previous``: the right end of the segment.
+    """
+    middle, middle_wrong = wrong, torch.ones(len(wrong), dtype=torch.bool, device=wrong.device)
+    if keep == "last_right":
+        middle, middle_wrong = right, ~middle_wrong
+    with frozen(network, mode) as model:
+        for _ in range(halvings):
+            midpoint = (right + wrong) / 2
+            is_wrong = ~task.correct(model(midpoint), target)
+            side = per_sample(is_wrong, midpoint)
+            right, wrong = torch.where(side, right, midpoint), torch.where(side, midpoint, wrong)
+            if keep == "midpoint":
+                middle, middle_wrong = midpoint, is_wrong
+            else:
+                middle = right
+    dead = torch.zeros_like(middle_wrong)
+    return AttackResult(middle, right, middle_wrong, dead, Passes(forward=halvings * len(middle)))

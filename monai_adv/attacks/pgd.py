@@ -1,0 +1,205 @@
+"""Projected gradient descent with a radius, a stop and a bracket of its own for every sample.
+
+Sources: Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018, section 2.1 (the
+projected step); Ma & Liang, CMPB 2023, Algorithms 2 and 3 (step 4 * radius / K, stop at the first wrong iterate, the
+bracket of the last right and the first wrong one).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from monai_adv.errors import InputError
+from monai_adv.network_state import Mode, frozen, is_compiled
+from monai_adv.statistics import Passes
+from monai_adv.tasks.base import Target, Task, take
+from monai_adv.threats import Threat, per_sample
+
+
+@dataclass
+class AttackResult:
+    """What an attack found, in the order of the batch.
+
+    Attributes:
+        images: ``(B, C, *spatial)`` attacked images, detached.
+        previous: the iterate before ``images`` (the clean image if there was none): with ``stop="first_wrong"`` the last
+            one on which the network was still right.
+        wrong: ``(B,)`` bool: the network is wrong on ``images``.
+        dead: ``(B,)`` bool: some gradient was zero or not finite, so the attack stood still: a sign of gradient masking.
+        passes: network passes made, in samples.
+    """
+
+    images: Tensor
+    previous: Tensor
+    wrong: Tensor
+    dead: Tensor
+    passes: Passes = field(default_factory=Passes)
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient descent (the attack *raises* ``task.sample_loss``).
+
+    Args:
+        threat: norm, radius, box, channels.
+        steps: gradient steps K >= 1; the last iterate is checked once more, so a full run makes K + 1 forwards.
+        relative_step: step size as a fraction of the radius; ``None``: ``4 / steps`` (IMA paper). ``steps * step`` should
+            exceed 1, otherwise the attack cannot reach the sphere from the centre.
+        start: ``"clean"``, or a random point ``"ball"`` inside the ball / ``"sphere"`` on its surface.
+        stop: ``"never"``: all steps for everyone. ``"first_wrong"``: a sample that the network gets wrong leaves the batch
+            and keeps that iterate.
+        keep: which iterate is returned under ``stop="never"``: the ``"last"`` or the ``"strongest"`` (smallest task margin,
+            then largest loss).
+        mode: network mode during the attack, restored afterwards.
+
+    Example:
+        ``PGD(Threat("l2", 15.0))(network, images, target, task).images`` lies within L2 distance 15 of ``images``, and no
+        closer than that when the network is linear.
+    """
+
+    threat: Threat
+    steps: int = 20
+    relative_step: float | None = None
+    start: Literal["clean", "ball", "sphere"] = "clean"
+    stop: Literal["never", "first_wrong"] = "never"
+    keep: Literal["last", "strongest"] = "last"
+    mode: Mode = "eval"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError.of("steps", self.steps, "a whole number >= 1")
+        if self.relative_step is not None and not (math.isfinite(self.relative_step) and self.relative_step > 0):
+            raise InputError.of("relative_step", self.relative_step, "a finite number > 0, or None for 4 / steps")
+        for name, value, allowed in (
+            ("start", self.start, ("clean", "ball", "sphere")),
+            ("stop", self.stop, ("never", "first_wrong")),
+            ("keep", self.keep, ("last", "strongest")),
+            ("mode", self.mode, ("eval", "train")),
+        ):
+            if value not in allowed:
+                raise InputError.of(name, value, "one of " + ", ".join(allowed))
+
+    def __call__(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        target: Target,
+        task: Task,
+        *,
+        radius: Tensor | None = None,
+        start_radius: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AttackResult:
+        """Attack a batch.
+
+        Args:
+            network: any module; compiled or wrapped in DDP is fine. It is left exactly as found.
+            images: ``(B, C, *spatial)``.
+            target: in the layout the task expects.
+            task: loss, correctness, margin.
+            radius: ``(B,)`` radius of each sample in the norm's unit; default: the threat's.
+            start_radius: ``(B,)`` radius of the random start, at most ``radius`` (the default).
+            generator: for the random start; required if there is one.
+
+        Raises:
+            InputError: images or radius that the threat cannot be applied to, or a random start without a generator.
+        """
+        self.threat.check(images)
+        radius = self.threat.radius(images) if radius is None else radius.to(images.dtype)
+        delta = self._start(images, radius, start_radius, generator)
+        with frozen(network, self.mode) as model, torch.enable_grad():
+            return self._run(model, images.detach(), target, task, radius, delta)
+
+    def _run(
+        self, network: nn.Module, images: Tensor, target: Target, task: Task, radius: Tensor, delta: Tensor
+    ) -> AttackResult:
+        passes = Passes()
+        early, strongest = self.stop == "first_wrong", self.keep == "strongest"
+        step = radius * (self.relative_step or 4 / self.steps)
+        previous = torch.zeros_like(images)  # perturbations; they become images at the end
+        wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        dead = torch.zeros_like(wrong)
+        best_delta, best_score = delta, torch.full_like(radius, torch.inf)
+        active = torch.arange(len(images), device=images.device)
+        for k in range(self.steps + 1):
+            x = (images[active] + delta[active]).requires_grad_(k < self.steps)
+            labels = take(target, active)
+            output = network(x)
+            passes.forward += len(x)
+            last = k == self.steps
+            loss = task.sample_loss(output, labels)
+            if strongest:
+                # The margin is a step function of the image, the loss breaks its ties.
+                score = task.margin(output, labels).to(radius) - 1e-3 * torch.tanh(loss.detach().to(radius))
+                better = score < best_score
+                best_score = torch.where(better, score, best_score)
+                best_delta = torch.where(per_sample(better, delta), delta, best_delta)
+                wrong = torch.where(better, ~task.correct(output, labels), wrong)
+            elif early or last:
+                wrong[active] = ~task.correct(output, labels)
+            if last:
+                break
+            (gradient,) = torch.autograd.grad(_scaled(loss, x), x)
+            passes.backward_input += len(x)
+            direction = self.threat.direction(gradient.to(images.dtype))
+            dead[active] |= direction.flatten(1).eq(0).all(1)
+            moved = self.threat.project(
+                delta[active] + per_sample(step[active], x) * direction, images[active], radius[active]
+            )
+            # Samples found wrong stay where they are, also while they are still in the batch.
+            running = per_sample(~(wrong[active] & early), x)
+            previous[active] = torch.where(running, delta[active], previous[active])
+            delta = delta.index_copy(0, active, torch.where(running, moved, delta[active]))
+            if early and k % _sync_interval(images.device) == 0:
+                active = _still_running(wrong, is_compiled(network))
+                if len(active) == 0:
+                    break
+        if strongest:
+            delta = best_delta
+        return AttackResult(images + delta, images + previous, wrong, dead, passes)
+
+    def _start(
+        self, images: Tensor, radius: Tensor, start_radius: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        if self.start == "clean":
+            return torch.zeros_like(images)
+        if generator is None:
+            raise InputError.of("generator", None, "a torch.Generator on the images' device for a random start")
+        start_radius = radius if start_radius is None else torch.minimum(start_radius, radius)
+        return self.threat.random(images, start_radius, generator, surface=self.start == "sphere")
+
+
+def _scaled(loss: Tensor, images: Tensor) -> Tensor:
+    """Sum over the batch; under autocast scaled so that half-precision gradients do not underflow.
+
+    A mean over N voxels has gradients of order 1/N, which fp16 flushes to zero on large patches: a gradient masking of our
+    own making. The direction does not depend on the factor, and a power of two does not round.
+    """
+    if torch.is_autocast_enabled(images.device.type):
+        loss = loss * 2.0 ** round(math.log2(images[0].numel()))
+    return loss.sum()
+
+
+def _sync_interval(device: torch.device) -> int:
+    """How often finished samples leave the batch: counting them makes the host wait, which costs nothing on a CPU."""
+    return 1 if device.type == "cpu" else 4
+
+
+def _still_running(wrong: Tensor, compiled: bool) -> Tensor:
+    """Indices of the samples that go on, padded for compiled networks."""
+    active = (~wrong).nonzero()[:, 0]
+    if not compiled or len(active) == 0:
+        return active
+    # Every batch size is a graph of its own: only B, B/2, B/4, ... occur. The padding repeats running samples, which get
+    # the same values twice.
+    size = len(wrong)
+    while (size + 1) // 2 >= len(active):
+        size = (size + 1) // 2
+        if size == 1:
+            break
+    return active.repeat(math.ceil(size / len(active)))[:size]

@@ -1,0 +1,29 @@
+"""The one exception that this package raises for input it cannot accept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Something given to us cannot be used; the message is one sentence a user can act on.
+
+    It names the argument, what was received, what is allowed, and what to do next.
+
+    Example:
+        >>> str(InputError.of("eps", -1.0, "a finite number > 0", "give the radius in the unit of eps_unit"))
+        'eps: received -1.0, allowed is a finite number > 0; give the radius in the unit of eps_unit.'
+    """
+
+    @classmethod
+    def of(cls, name: str, received: object, allowed: str, todo: str = "") -> InputError:
+        """Build the sentence from its four parts."""
+        return cls(f"{name}: received {received!r}, allowed is {allowed}" + (f"; {todo}." if todo else "."))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``"did you mean 'eps'?"`` for a near miss, otherwise the list of what is known."""
+    names = sorted(known)
+    close = get_close_matches(word, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"

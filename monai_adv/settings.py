@@ -1,0 +1,197 @@
+"""Settings: frozen, validated dataclasses that come from a file, the environment or Python.
+
+A *section* is a dataclass derived from :class:`Settings`; a host combines several sections (defence, task, run) into one
+flat namespace, so that a user writes ``eps: 15`` without knowing which class owns it. Names are unique over the sections.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from monai_adv.errors import InputError, did_you_mean
+
+ENV_PREFIX = "MONAI_ADV_"
+ENV_FILE = "MONAI_ADV_SETTINGS"
+ENV_NOT_SETTINGS = {ENV_FILE, "MONAI_ADV_NO_DISCOVERY"}
+
+S = TypeVar("S", bound="Settings")
+
+
+def setting(
+    default: Any, help: str, allowed: str = "", check: Callable[[Any], bool] | None = None, unit: str = ""
+) -> Any:
+    """A dataclass field with what a user needs to know: meaning, unit, allowed values, and the check for them."""
+    return dataclasses.field(
+        default=default, metadata={"help": help, "allowed": allowed, "check": check, "unit": unit}
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of every section: types and ranges are checked when an instance is made.
+
+    Raises:
+        InputError: one sentence that names the setting, the value, what is allowed.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            adapter, type_name = _adapter(type(self), field.name)
+            allowed = field.metadata.get("allowed") or type_name
+            try:
+                # Strict: 2.5 steps are not 2 steps, and 1 is not true.
+                value = adapter.validate_python(_number(value, str(field.type)), strict=True)
+            except ValidationError:
+                raise InputError.of(field.name, value, allowed, f"it is: {field.metadata['help']}") from None
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError.of(field.name, value, allowed, "NaN and infinity are not numbers to train with")
+            check = field.metadata.get("check")
+            if value is not None and check is not None and not check(value):
+                raise InputError.of(field.name, value, allowed, f"it is: {field.metadata['help']}")
+            object.__setattr__(self, field.name, value)
+        self.check()
+
+    def check(self) -> None:
+        """Rules between settings; sections override it."""
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The settings of this section, in the order of their definition."""
+        return [f.name for f in dataclasses.fields(cls)]
+
+
+@lru_cache
+def _adapter(section: type[Settings], name: str) -> tuple[TypeAdapter[Any], str]:
+    """The validator of a setting's type, and that type in words."""
+    hint = get_type_hints(section)[name]
+    options = get_args(hint) if get_origin(hint) is Literal else ()
+    words = f"one of {', '.join(map(repr, options))}" if options else getattr(hint, "__name__", str(hint))
+    return TypeAdapter(hint), words
+
+
+def _number(value: Any, hint: str) -> Any:
+    """YAML reads ``1e-2`` as a string; where a number is wanted, it is the number."""
+    if isinstance(value, str) and "float" in hint:
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def combine(
+    sections: Mapping[str, type[Settings]],
+    values: Mapping[str, Any],
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Settings]:
+    """Make every section from one flat mapping.
+
+    Args:
+        sections: name of the section -> its class.
+        values: setting -> value; ``preset`` names one of ``presets``, whose values count where none is given.
+        presets: named groups of values.
+
+    Raises:
+        InputError: unknown setting or preset (with the nearest known name), or a value that is not allowed.
+    """
+    owner = {name: key for key, cls in sections.items() for name in cls.names()}
+    values = dict(values)
+    preset = values.pop("preset", None)
+    if preset is not None:
+        if preset not in (presets or {}):
+            raise InputError.of("preset", preset, "one of " + ", ".join(presets or {}), did_you_mean(preset, presets or {}))
+        values = {**(presets or {})[preset], **values}
+    for name in values:
+        if name not in owner:
+            raise InputError(f"{name}: unknown setting; {did_you_mean(name, [*owner, 'preset'])}.")
+    return {key: cls(**{n: values[n] for n in cls.names() if n in values}) for key, cls in sections.items()}
+
+
+def read_settings(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The settings a user gave: the file named by ``MONAI_ADV_SETTINGS``, overridden by ``MONAI_ADV_<NAME>`` variables.
+
+    Raises:
+        InputError: the file is missing, unreadable, malformed, or is not a flat mapping.
+    """
+    environment = os.environ if environment is None else environment
+    values = read_file(Path(environment[ENV_FILE])) if environment.get(ENV_FILE) else {}
+    for name, value in sorted(environment.items()):
+        if name.startswith(ENV_PREFIX) and name not in ENV_NOT_SETTINGS:
+            values[name[len(ENV_PREFIX) :].lower()] = _none(_parse(value))
+    return values
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Settings from a YAML or JSON file (JSON is YAML)."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError.of(ENV_FILE, str(path), "an existing YAML or JSON file", "check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError.of(ENV_FILE, str(path), "a readable YAML or JSON file", f"the system says: {error}") from None
+    except yaml.YAMLError as error:
+        where = str(error).replace("\n", " ")
+        raise InputError.of(ENV_FILE, str(path), "well-formed YAML or JSON", f"the parser says: {where}") from None
+    if not isinstance(values, dict) or any(isinstance(v, dict | list) for v in values.values()):
+        raise InputError.of(
+            ENV_FILE, str(path), "a flat mapping of settings to values, such as 'eps: 15'", "put one setting on a line"
+        )
+    return {str(k): _none(v) for k, v in values.items()}
+
+
+def _parse(text: str) -> Any:
+    """A variable's text by the rules of the file: ``15`` is a number, ``true`` a boolean."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _none(value: Any) -> Any:
+    """``none`` is what Python and our messages call YAML's ``null``."""
+    return None if isinstance(value, str) and value.lower() == "none" else value
+
+
+def as_dict(sections: Mapping[str, Settings]) -> dict[str, dict[str, Any]]:
+    """Plain nested dict for the checkpoint."""
+    return {key: dataclasses.asdict(section) for key, section in sections.items()}
+
+
+def flat(saved: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One flat mapping from a saved nested one."""
+    return {name: value for section in saved.values() for name, value in section.items()}
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One phrase per setting that differs, ``"eps: 15.0 in the checkpoint, 10.0 now"``."""
+    names = [*now, *(n for n in saved if n not in now)]
+    return [
+        f"{n}: {json.dumps(saved.get(n))} in the checkpoint, {json.dumps(now.get(n))} now"
+        for n in names
+        if saved.get(n) != now.get(n)
+    ]
+
+
+def table(sections: Mapping[str, Settings]) -> str:
+    """The settings as text, one a line with its meaning; those that differ from the default are marked."""
+    lines = []
+    for key, section in sections.items():
+        lines.append(f"{key}:")
+        for field in dataclasses.fields(section):
+            value = getattr(section, field.name)
+            mark = "*" if value != field.default else " "
+            unit = f" {field.metadata['unit']}" if field.metadata["unit"] else ""
+            lines.append(f" {mark} {field.name} = {value}{unit}    ({field.metadata['help']})")
+    return "\n".join(lines)

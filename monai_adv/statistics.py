@@ -1,0 +1,63 @@
+"""What a run tells about itself: per-step averages and network passes, without a host sync per step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass
+class Passes:
+    """Network passes, counted in samples: one forward of a batch of 8 is 8.
+
+    Attributes:
+        forward: F.
+        backward_input: B_in, gradients with respect to the input only.
+        backward_full: B_full, gradients with respect to the weights.
+    """
+
+    forward: int = 0
+    backward_input: int = 0
+    backward_full: int = 0
+
+    def in_forwards(self) -> float:
+        """One number in units of a forward: B_in counts 1 and B_full counts 2 (FLOPs of convolutions)."""
+        return self.forward + self.backward_input + 2 * self.backward_full
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(
+            self.forward + other.forward,
+            self.backward_input + other.backward_input,
+            self.backward_full + other.backward_full,
+        )
+
+
+@dataclass
+class Statistics:
+    """Means over the samples of an epoch; the sums stay on the device until :meth:`summary`."""
+
+    passes: Passes = field(default_factory=Passes)
+    samples: int = 0
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, values: Tensor, of: int | None = None) -> None:
+        """Add per-sample values; ``of`` is their number where only some of the samples have one (the others count 0)."""
+        entry = torch.stack([values.double().sum(), values.new_tensor(of or len(values), dtype=torch.float64)])
+        self._sums[name] = self._sums[name] + entry if name in self._sums else entry
+
+    def summary(self) -> dict[str, float]:
+        """Means over the whole epoch and all ranks, and passes per sample in forwards; then starts afresh."""
+        names = sorted(self._sums)
+        rows = [self._sums[n].cpu() for n in names]
+        rows.append(torch.tensor([self.passes.in_forwards(), self.samples], dtype=torch.float64))
+        total = torch.stack(rows)
+        if dist.is_available() and dist.is_initialized():
+            gathered: list[Tensor | None] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, total)
+            total = torch.stack([t for t in gathered if t is not None]).sum(0)
+        means = (total[:, 0] / total[:, 1].clamp(min=1)).tolist()
+        self._sums, self.passes, self.samples = {}, Passes(), 0
+        return dict(zip([*names, "passes_per_sample"], means, strict=True))

@@ -1,0 +1,201 @@
+"""Segmentation as a task: a sample is right when its hard Dice is above a threshold.
+
+Source: Ma & Liang, "Increasing-margin adversarial (IMA) training", CMPB 2023, section 2.6 (Dice in place of class
+equality, threshold 0.6). The official code differs in three points, each a setting here: it takes the *maximum* over the
+foreground classes, accepts equality with the threshold, and scores a patch without foreground as wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from monai_adv.errors import InputError
+from monai_adv.settings import Settings, setting
+from monai_adv.tasks.base import Output, Target
+
+SMOOTH = 1e-5  # nnU-Net's own smoothing of the soft Dice
+
+
+@dataclass(frozen=True)
+class SegmentationSettings(Settings):
+    """How a segmentation is judged, and what an attack on it raises."""
+
+    threshold: float = setting(
+        0.6, "a sample is right when its Dice is above this", "a number in (0, 1)", lambda v: 0 < v < 1
+    )
+    threshold_included: bool = setting(False, "Dice equal to the threshold counts as right (official code: true)")
+    dice: Literal["mean", "max"] = setting("mean", "over the foreground classes present in the sample (official: max)")
+    empty_target: Literal["skip", "empty_prediction", "wrong"] = setting(
+        "skip",
+        "a patch without foreground is never attacked (skip), right when nothing is predicted (empty_prediction), or "
+        "always wrong (wrong: the official code)",
+    )
+    attack_loss: Literal["dice", "dice_ce", "ce"] = setting(
+        "dice", "per-sample loss that the attack raises: soft Dice (paper), Dice + cross-entropy (official), or the latter"
+    )
+    attack_deep_supervision: bool = setting(
+        False, "the attack also sees the lower resolutions, with the training loss's weights (official: true)"
+    )
+
+
+class SegmentationTask:
+    """Dice-based task for softmax classes or overlapping sigmoid regions, 2D and 3D.
+
+    Args:
+        loss: the host's training loss, ``loss(output, target) -> scalar``; lists under deep supervision go through as
+            they are.
+        settings: see :class:`SegmentationSettings`.
+        regions: ``False``: channels are exclusive classes, channel 0 is background, targets are label maps
+            ``(B, 1, *spatial)``. ``True``: each channel is a region of its own (sigmoid), targets are ``(B, R, *spatial)``
+            0/1 maps; with ``ignore_label`` one more channel marks the ignored voxels (nnU-Net's layout).
+        ignore_label: label (or, for regions, any integer: the last target channel) whose voxels count nowhere.
+        deep_supervision_weights: weights of the resolutions for ``attack_deep_supervision``.
+
+    Example:
+        Predicting exactly the ground truth has Dice 1, hence margin 1 - 0.6:
+
+        >>> target = torch.tensor([[[[0, 1], [1, 1]]]])
+        >>> logits = F.one_hot(target[:, 0], 2).movedim(-1, 1).float()
+        >>> task = SegmentationTask(loss=lambda output, target: output.mean())
+        >>> round(float(task.margin(logits, target)), 6)
+        0.4
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[Output, Target], Tensor],
+        settings: SegmentationSettings | None = None,
+        *,
+        regions: bool = False,
+        ignore_label: int | None = None,
+        deep_supervision_weights: Sequence[float] | None = None,
+    ) -> None:
+        self.training_loss = loss
+        self.settings = settings or SegmentationSettings()
+        self.regions = regions
+        self.ignore_label = ignore_label
+        self.deep_supervision_weights = deep_supervision_weights
+
+    def sample_loss(self, output: Output, target: Target) -> Tensor:
+        """``(B,)``; soft Dice enters as ``-Dice``, so the loss of a perfect prediction is -1 (Dice) or about 0 (CE)."""
+        if isinstance(output, Tensor) or not self.settings.attack_deep_supervision:
+            return self._loss(_full_resolution(output), _full_resolution(target))
+        weights = self.deep_supervision_weights or [2.0**-i for i in range(len(output))]
+        return torch.stack(
+            [w * self._loss(o, t) for w, o, t in zip(weights, output, target, strict=True) if w > 0]
+        ).sum(0) / sum(weights)
+
+    @torch.no_grad()
+    def dice(self, output: Output, target: Target) -> Tensor:
+        """``(B, K)`` hard Dice of each foreground class or region; NaN where it is absent from the target."""
+        logits = _full_resolution(output)
+        labels, valid = self._foreground(_full_resolution(target), logits.shape[1])
+        if self.regions:
+            predicted = logits > 0  # sigmoid > 0.5
+        else:
+            predicted = logits.argmax(1, keepdim=True) == _foreground_classes(logits)
+        predicted, labels = predicted & valid, labels & valid
+        true_positive = (predicted & labels).flatten(2).sum(-1)
+        size = predicted.flatten(2).sum(-1) + labels.flatten(2).sum(-1)
+        present = labels.flatten(2).any(-1)
+        return torch.where(present, 2 * true_positive / size.clamp(min=1), torch.nan)
+
+    def margin(self, output: Output, target: Target) -> Tensor:
+        """``(B,)`` Dice minus threshold; a sample without foreground follows ``empty_target``."""
+        dice = self.dice(output, target)
+        if self.settings.dice == "mean":
+            score = dice.nanmean(1)
+        else:
+            score = dice.nan_to_num(nan=-torch.inf).amax(1)
+        return torch.where(dice.isnan().all(1), self._empty_score(output, target), score) - self.settings.threshold
+
+    def correct(self, output: Output, target: Target) -> Tensor:
+        """``(B,)`` bool, see :class:`SegmentationSettings`."""
+        margin = self.margin(output, target)
+        return margin >= 0 if self.settings.threshold_included else margin > 0
+
+    @torch.no_grad()
+    def scorable(self, target: Target) -> Tensor:
+        """``(B,)`` bool: false for a sample without foreground under ``empty_target="skip"``."""
+        full = _full_resolution(target)
+        if self.settings.empty_target != "skip":
+            return torch.ones(len(full), dtype=torch.bool, device=full.device)
+        if self.regions:
+            labels, valid = self._foreground(full, full.shape[1])
+            return (labels & valid).flatten(1).any(1)
+        return ((full > 0) & self._valid(full)).flatten(1).any(1)
+
+    @torch.no_grad()
+    def _empty_score(self, output: Output, target: Target) -> Tensor:
+        """Score of a sample without foreground: 1 if it is right by the policy, otherwise 0."""
+        logits = _full_resolution(output)
+        if self.settings.empty_target == "wrong":
+            return torch.zeros(len(logits), device=logits.device)
+        valid = self._valid(_full_resolution(target))
+        found = logits > 0 if self.regions else logits.argmax(1, keepdim=True) > 0
+        return (~(found & valid).flatten(1).any(1)).float()
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        logits = logits if logits.dtype == torch.float64 else logits.float()  # half precision cannot sum over voxels
+        loss = torch.zeros(len(logits), dtype=logits.dtype, device=logits.device)
+        if self.settings.attack_loss in ("dice", "dice_ce"):
+            loss = loss - self._soft_dice(logits, target)
+        if self.settings.attack_loss in ("ce", "dice_ce"):
+            loss = loss + self._cross_entropy(logits, target)
+        return loss
+
+    def _soft_dice(self, logits: Tensor, target: Tensor) -> Tensor:
+        """``(B,)`` mean soft Dice over the foreground classes that the sample has.
+
+        An absent class is left out, as in the hard Dice: with nnU-Net's smoothing of 1e-5 its gradient would explode as
+        its probability vanishes. A sample without any foreground gets 1 minus the mean foreground probability instead.
+        """
+        probability = logits.sigmoid() if self.regions else logits.softmax(1)[:, 1:]
+        labels, valid = self._foreground(target, logits.shape[1])
+        probability, labels = probability * valid, (labels & valid).to(probability)
+        voxels = labels.flatten(2).sum(-1)
+        predicted = probability.flatten(2).sum(-1)
+        dice = (2 * (probability * labels).flatten(2).sum(-1) + SMOOTH) / (predicted + voxels + SMOOTH)
+        present = voxels > 0
+        mean_dice = (dice * present).sum(1) / present.sum(1).clamp(min=1)
+        without = 1 - predicted.sum(1) / (valid.flatten(1).sum(1).clamp(min=1) * (labels.shape[1] if self.regions else 1))
+        return torch.where(present.any(1), mean_dice, without)
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """``(B,)`` mean over the voxels that are not ignored (regions: binary, mean over regions as well)."""
+        valid = self._valid(target)
+        if self.regions:
+            labels, _ = self._foreground(target, logits.shape[1])
+            loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none").mean(1, keepdim=True)
+        else:
+            labels = torch.where(valid, target, 0)[:, 0].long()
+            loss = F.cross_entropy(logits, labels, reduction="none")[:, None]
+        return (loss * valid).flatten(1).sum(1) / valid.flatten(1).sum(1).clamp(min=1)
+
+    def _foreground(self, target: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+        """``(B, K, *spatial)`` bool map of each foreground class, and ``(B, 1, *spatial)`` of the voxels that count."""
+        valid = self._valid(target)
+        if self.regions:
+            return (target[:, :-1] if self.ignore_label is not None else target).bool(), valid
+        if target.ndim < 3 or target.shape[1] != 1:
+            raise InputError.of("target", tuple(target.shape), "a label map (B, 1, *spatial)", "give class indices")
+        return target == torch.arange(1, channels, device=target.device).view(1, -1, *[1] * (target.ndim - 2)), valid
+
+    def _valid(self, target: Tensor) -> Tensor:
+        if self.ignore_label is None:
+            return torch.ones_like(target[:, :1], dtype=torch.bool)
+        return ~target[:, -1:].bool() if self.regions else target != self.ignore_label
+
+
+def _full_resolution(values: Output) -> Tensor:
+    return values if isinstance(values, Tensor) else values[0]
+
+
+def _foreground_classes(logits: Tensor) -> Tensor:
+    return torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, *[1] * (logits.ndim - 2))

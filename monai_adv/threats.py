@@ -1,0 +1,181 @@
+"""Threat: what the enemy may do to an input.
+
+Everything works on ``(B, C, *spatial)`` tensors of any number of spatial dimensions, on the tensor's own device and
+dtype, one sample at a time (a sample's budget never depends on its neighbours in the batch), and without a host sync.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from monai_adv.errors import InputError
+
+Norm = Literal["l2", "linf"]
+Unit = Literal["norm", "rms"]
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """View ``(B,)`` values as ``(B, 1, ..., 1)`` so that they broadcast over the samples of ``like``."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True)
+class Threat:
+    """A ball around each input, optionally cut by an intensity box.
+
+    Args:
+        norm: ``"l2"`` (over all attacked channels and voxels of one sample together) or ``"linf"`` (per voxel).
+        eps: radius, a number >= 0 or a ``(B,)`` tensor, in the units of the tensor that the network sees (for nnU-Net:
+            standard deviations of the z-scored image). 0 allows no change at all.
+        box: lowest and highest intensity that an attacked image may have, or ``None``. There is no default box: z-scored
+            scans have none, and clamping them to [0, 1] destroys them.
+        unit: ``"norm"``: ``eps`` is the norm itself. ``"rms"`` (L2 only): ``eps`` is the root mean square change per
+            voxel, because an L2 radius means less and less per voxel as images grow.
+        channels: the channels that are intensities and may be changed; ``None`` means all. The one-hot channels that
+            an nnU-Net cascade appends are not intensities.
+
+    Raises:
+        InputError: for an unknown norm or unit, a negative or non-finite radius, an empty box.
+
+    Example:
+        The same RMS budget is a larger L2 radius on a larger image:
+
+        >>> threat = Threat("l2", 0.1, unit="rms")
+        >>> [round(float(threat.radius(torch.zeros(1, 1, n, n))), 6) for n in (10, 20)]
+        [1.0, 2.0]
+    """
+
+    norm: Norm
+    eps: float | Tensor
+    box: tuple[float, float] | None = None
+    unit: Unit = "norm"
+    channels: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("l2", "linf"):
+            raise InputError.of("norm", self.norm, "'l2' or 'linf'")
+        if self.unit not in ("norm", "rms"):
+            raise InputError.of("unit", self.unit, "'norm' or 'rms'")
+        if self.unit == "rms" and self.norm == "linf":
+            raise InputError.of("unit", "rms", "'norm' when norm is 'linf'", "an L-inf radius is per voxel already")
+        if isinstance(self.eps, Tensor):
+            if self.eps.ndim != 1 or not bool((self.eps.isfinite() & (self.eps >= 0)).all()):
+                raise InputError.of("eps", self.eps, "a (B,) tensor of finite numbers >= 0")
+        elif not (math.isfinite(self.eps) and self.eps >= 0):
+            raise InputError.of("eps", self.eps, "a finite number >= 0")
+        if self.box is not None and not self.box[0] < self.box[1]:
+            raise InputError.of("box", self.box, "(lowest, highest) with lowest < highest, or None")
+
+    def check(self, images: Tensor) -> None:
+        """Refuse images that this threat cannot be applied to. Costs one host sync: call it once, not in a loop.
+
+        Raises:
+            InputError: no channel axis, integer images, unknown channels, a box that does not contain the images, or a
+                per-sample radius for another batch size.
+        """
+        if images.ndim < 2 or not images.is_floating_point():
+            raise InputError.of("images", f"{images.dtype} {tuple(images.shape)}", "a float tensor (B, C, *spatial)")
+        if self.channels is not None and not all(0 <= c < images.shape[1] for c in self.channels):
+            raise InputError.of("channels", self.channels, f"indices below {images.shape[1]}")
+        if isinstance(self.eps, Tensor) and len(self.eps) != len(images):
+            raise InputError.of("eps", f"{len(self.eps)} radii", f"one per image, here {len(images)}")
+        if self.box is not None:
+            attacked = images if self.channels is None else images[:, list(self.channels)]
+            low, high = (float(v) for v in attacked.aminmax())
+            if low < self.box[0] or high > self.box[1]:
+                raise InputError.of(
+                    "box", self.box, f"a box that contains the images, here [{low:.4g}, {high:.4g}]",
+                    "give box=None for z-scored images",
+                )  # fmt: skip
+
+    def radius(self, images: Tensor) -> Tensor:
+        """``(B,)`` radius of each sample in the norm's own unit, on the images' device."""
+        eps = torch.as_tensor(self.eps, dtype=images.dtype, device=images.device)
+        return (eps * self.scale(images)).expand(len(images))
+
+    def scale(self, images: Tensor) -> float:
+        """One unit of ``eps`` in the norm's own unit: ``sqrt(number of attacked voxels)`` for RMS, otherwise 1."""
+        return math.sqrt(self._attacked_entries(images)) if self.unit == "rms" else 1.0
+
+    def size(self, delta: Tensor) -> Tensor:
+        """``(B,)`` norm of each sample's perturbation, in the norm's own unit."""
+        flat = delta.flatten(1)
+        return flat.norm(dim=1) if self.norm == "l2" else flat.abs().amax(dim=1)
+
+    def project(self, delta: Tensor, images: Tensor, radius: Tensor) -> Tensor:
+        """The nearest allowed perturbation: first into the ball, then into the box.
+
+        For images inside the box the second step only shrinks ``delta`` voxel by voxel, so the norm bound still holds.
+        """
+        bound = per_sample(radius, delta)
+        if self.norm == "l2":
+            # 1 exactly for a perturbation inside the ball, also for delta = 0 and radius = 0.
+            size = per_sample(self.size(delta), delta)
+            delta = delta * torch.where(size > bound, bound / size, torch.ones_like(size))
+        else:
+            delta = delta.clamp(-bound, bound)
+        if self.box is not None:
+            delta = (images + delta).clamp(*self.box) - images
+        return self._attacked_channels_only(delta)
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """Steepest ascent of unit size under the norm: ``g / ||g||_2`` or ``sign(g)``.
+
+        A sample whose gradient is zero or not finite gets a zero direction; callers count those (see ``PGD``).
+        """
+        gradient = self._attacked_channels_only(gradient)
+        largest = gradient.flatten(1).abs().amax(dim=1)
+        usable = per_sample((largest > 0) & largest.isfinite(), gradient)
+        # Dividing by the largest entry first keeps the squares of tiny (half precision) gradients from underflowing.
+        gradient = torch.where(usable, gradient / per_sample(largest, gradient), torch.zeros_like(gradient))
+        if self.norm == "linf":
+            return gradient.sign()
+        size = per_sample(self.size(gradient), gradient)
+        return torch.where(usable, gradient / size, gradient)
+
+    def random(
+        self, images: Tensor, radius: Tensor, generator: torch.Generator, *, surface: bool = False
+    ) -> Tensor:
+        """A random perturbation of each sample, uniform in the ball (``surface``: on its surface), cut by the box."""
+        if self.norm == "linf":
+            noise = torch.empty_like(images).uniform_(-1, 1, generator=generator)
+            noise = noise.sign() if surface else noise
+        else:
+            noise = self._attacked_channels_only(torch.empty_like(images).normal_(generator=generator))
+            noise = noise / per_sample(self.size(noise), noise)
+            if not surface:
+                scale = torch.empty_like(radius).uniform_(generator=generator) ** (1 / self._attacked_entries(images))
+                noise = noise * per_sample(scale, noise)
+        return self.project(noise * per_sample(radius, noise), images, radius)
+
+    def describe(self, images: Tensor | None = None) -> str:
+        """The threat in words with its unit, for logs and reports; with ``images`` also in the other unit."""
+        name = "L2" if self.norm == "l2" else "L-inf"
+        eps = self.eps if not isinstance(self.eps, Tensor) else float(self.eps.mean())
+        text = f"{name} radius {eps:g}" if self.unit == "norm" else f"L2, {eps:g} RMS per voxel"
+        if images is not None and self.norm == "l2":
+            radius = float(self.radius(images).mean())
+            rms = radius / math.sqrt(self._attacked_entries(images))
+            text += f" (= {rms:.3g} RMS per voxel)" if self.unit == "norm" else f" (= L2 radius {radius:.3g})"
+        return text + (f", box {self.box}" if self.box is not None else ", no box")
+
+    def _attacked_channels_only(self, values: Tensor) -> Tensor:
+        if self.channels is None:
+            return values
+        mask = _channel_mask(self.channels, values.shape[1], values.device)
+        return torch.where(mask.view(1, -1, *[1] * (values.ndim - 2)), values, torch.zeros_like(values))
+
+    def _attacked_entries(self, images: Tensor) -> int:
+        """How many numbers of one sample may change."""
+        return images[0].numel() if self.channels is None else images[0, 0].numel() * len(self.channels)
+
+
+@lru_cache(maxsize=32)  # building it copies from host to device: once, not in every attack step
+def _channel_mask(channels: tuple[int, ...], count: int, device: torch.device) -> Tensor:
+    return torch.tensor([c in channels for c in range(count)], device=device)

@@ -1,0 +1,73 @@
+"""Checkpoints that survive a crash and load anywhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from monai_adv.errors import InputError
+
+SECTION = "monai_adv"
+"""Our part of an nnU-Net checkpoint: settings, state of the defence, log."""
+
+
+def plain(value: Any) -> Any:
+    """numpy numbers as Python numbers, recursively: MONAI loads with ``weights_only=True``, which refuses numpy."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return type(value)((plain(k), plain(v)) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return type(value)(plain(v) for v in value)
+    return value
+
+
+def write_checkpoint(checkpoint: dict[str, Any], filename: str | Path) -> None:
+    """Write to a temporary file beside ``filename``, then rename: whatever happens, one whole checkpoint remains.
+
+    Raises:
+        InputError: the checkpoint could not be written (disk full, no permission); the previous one is intact.
+    """
+    path = Path(filename)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
+        temporary.unlink(missing_ok=True)
+        kept = "the previous checkpoint is intact" if path.exists() else "there is no earlier one"
+        raise InputError(
+            f"{path}: the checkpoint could not be written ({error}); {kept}; "
+            "free space or mend the permissions, then continue with --c."
+        ) from error
+
+
+def read_checkpoint(filename: str | Path, trainer: str) -> dict[str, Any]:
+    """Read a checkpoint of ``trainer``.
+
+    Raises:
+        InputError: the file is damaged, or was written by another trainer.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(filename, map_location="cpu", weights_only=False)
+        author = checkpoint["trainer_name"]
+    except Exception as error:  # torch and pickle raise a dozen kinds for damaged files
+        raise InputError(
+            f"{filename}: not a readable nnU-Net checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:120]}); "
+            "move it away and continue with --c from the next one (final, latest, best), or train anew."
+        ) from error
+    if author != trainer or SECTION not in checkpoint:
+        raise InputError.of(
+            "checkpoint", f"{filename} of {author}", f"a checkpoint of {trainer}",
+            f"start from another trainer's weights with -pretrained_weights or {SECTION.upper()}_INITIAL_WEIGHTS",
+        )  # fmt: skip
+    return checkpoint

@@ -1,0 +1,362 @@
+"""The nnU-Net host: one trainer over any defence.
+
+Only what differs from nnU-Net is overridden; everything else (data, augmentation, loss, schedule, validation, export) is
+the host's own. A method's trainer is a declaration, see ima.py.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, autocast, nn
+
+from monai_adv.attacks import PGD
+from monai_adv.defenses.base import Batch, Defense
+from monai_adv.errors import InputError
+from monai_adv.network_state import is_compiled, unwrap_ddp
+from monai_adv.sample_state import SampleIds
+from monai_adv.settings import ENV_FILE, ENV_PREFIX, Settings, as_dict, combine, differences, flat, read_settings, table
+from monai_adv.tasks import SegmentationSettings, SegmentationTask
+from monai_adv.threats import Threat
+from nnunet_trainers.checkpoint import SECTION, plain, read_checkpoint, write_checkpoint
+from nnunet_trainers.robustness_log import RobustnessLog
+from nnunet_trainers.run_settings import RunSettings
+from nnunet_trainers.slice_loader import slices_in_batches
+
+CLEAN_PASSES = 3.0  # forwards per sample of a clean step: one forward, one full backward (two forwards' worth)
+
+
+class RobustTrainer(nnUNetTrainer):  # type: ignore[misc]
+    """Base of all robust trainers; subclasses set the three class attributes."""
+
+    defense_class: ClassVar[type[Defense]]
+    settings_class: ClassVar[type[Settings]]
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature, to the letter)
+    ) -> None:
+        given = read_settings()
+        sections = combine(self._sections(), given, self.presets)  # refuse bad settings before any folder is made
+        _check_writable()
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.defense: Defense | None = None
+        self.robustness = RobustnessLog()
+        self._given = {**self.presets.get(given.get("preset", ""), {}), **{k: v for k, v in given.items() if k != "preset"}}
+        self._saved_defense: dict[str, Any] | None = None
+        self._attacked_validation: list[dict[str, Any]] = []
+        self._host_schedule = (self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch,
+                               self.initial_lr)  # fmt: skip
+        self._apply(sections)
+
+    # ---------------------------------------------------------------- settings
+
+    @classmethod
+    def _sections(cls) -> dict[str, type[Settings]]:
+        return {"defense": cls.settings_class, "task": SegmentationSettings, "run": RunSettings}
+
+    def _apply(self, sections: dict[str, Settings]) -> None:
+        self.sections = sections
+        run = sections["run"]
+        assert isinstance(run, RunSettings)
+        self.run = run
+        epochs, iterations, validation_iterations, lr = self._host_schedule
+        self.num_epochs = run.epochs or epochs
+        self.num_iterations_per_epoch = run.iterations or iterations
+        self.num_val_iterations_per_epoch = run.validation_iterations or validation_iterations
+        self.initial_lr = run.initial_lr or lr
+        self.save_every = run.save_every
+        if not run.amp:
+            self.grad_scaler = None
+        if run.initial_weights is not None and not Path(run.initial_weights).is_file():
+            raise InputError.of("initial_weights", run.initial_weights, "an existing nnU-Net checkpoint", "check the path")
+
+    # ---------------------------------------------------------------- set-up
+
+    def initialize(self) -> None:
+        super().initialize()
+        loss = self.loss
+        task = SegmentationTask(
+            loss,
+            self.sections["task"],  # type: ignore[arg-type]  (the section named "task" is of that class)
+            regions=self.label_manager.has_regions,
+            ignore_label=self.label_manager.ignore_label,
+            deep_supervision_weights=getattr(loss, "weight_factors", None),
+        )
+        if self.run.training_loss == "per_sample":
+            task.training_loss = lambda output, target: task.sample_loss(output, target).mean()
+        self.task = task
+        self.defense = self.defense_class(task, self.sections["defense"], self._intensity_channels())  # type: ignore[call-arg]
+
+    def _intensity_channels(self) -> tuple[int, ...] | None:
+        """A cascade appends the previous stage's segmentation as one-hot channels: no enemy changes those."""
+        if not self.is_cascaded:
+            return None
+        return tuple(range(self.num_input_channels - len(self.label_manager.foreground_labels)))
+
+    def configure_optimizers(self) -> tuple[Any, Any]:
+        optimizer, scheduler = super().configure_optimizers()
+        if self.run.lr_schedule == "constant":
+            scheduler = PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent=0.0)
+        return optimizer, scheduler
+
+    def get_dataloaders(self) -> Any:
+        with slices_in_batches():
+            return super().get_dataloaders()
+
+    def get_tr_and_val_datasets(self) -> Any:
+        training, validation = super().get_tr_and_val_datasets()
+        if len(self.configuration_manager.patch_size) == 2:
+            slices = {k: int(training.load_case(k)[0].shape[1]) for k in training.identifiers}
+        else:
+            slices = dict.fromkeys(training.identifiers, 1)
+        self._bind(SampleIds(slices))  # before worker processes start, so that a refusal leaves nothing behind
+        return training, validation
+
+    def _bind(self, ids: SampleIds) -> None:
+        assert self.defense is not None
+        self.sample_ids = ids
+        self.defense.bind(ids, self.device)
+        if self._saved_defense is not None:
+            self.defense.load_state_dict(self._saved_defense)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.run.initial_weights is not None and self.current_epoch == 0:
+            self._load_initial_weights(self.run.initial_weights)
+        patch = torch.empty(1, self.num_input_channels, *self.configuration_manager.patch_size)
+        self.print_to_log_file(
+            f"{self.__class__.__name__} settings (* differs from the default; set with a file named by {ENV_FILE} or with "
+            f"{ENV_PREFIX}<NAME>):\n{table(self.sections)}\n"
+            f"Threat: {self.threat().describe(patch)}, in standard deviations of the normalised image.\n"
+            f"Margins: {len(self.sample_ids)} samples in {len(self.sample_ids.groups)} cases.",
+            add_timestamp=False,
+        )
+        if is_compiled(self.network):
+            self.print_to_log_file("Compiling a training and an attack graph: the first epoch takes minutes longer.")
+
+    def _load_initial_weights(self, filename: str) -> None:
+        weights = torch.load(filename, map_location=self.device, weights_only=False)["network_weights"]
+        network = unwrap_ddp(self.network)
+        network = network._orig_mod if is_compiled(network) else network
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise InputError.of(
+                "initial_weights", filename, "a checkpoint of the same plans and configuration",
+                f"PyTorch says: {' '.join(str(error).split())[:200]}",
+            ) from None  # fmt: skip
+        self.print_to_log_file(f"Fine-tuning from {filename}")
+
+    def threat(self) -> Threat:
+        """The enemy that is trained against."""
+        threat = self.sections["defense"].threat(self._intensity_channels())  # type: ignore[attr-defined]
+        assert isinstance(threat, Threat)
+        return threat
+
+    # ---------------------------------------------------------------- training
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        assert self.defense is not None
+        self.defense.on_epoch_start(self.current_epoch)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's step, with the defence's parts in place of the one loss."""
+        assert self.defense is not None
+        self._check_batch(batch)
+        images = batch["data"].to(self.device, non_blocking=True)
+        target = _to(batch["target"], self.device)
+        ids = self.sample_ids.index(batch["keys"], batch["slices"]).to(self.device, non_blocking=True)
+
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self.device)
+        parts = self.defense.losses(self.network, Batch(images, target, ids))
+        while True:
+            with self._autocast():  # the forwards happen inside next(); the backward stays outside, as in nnU-Net
+                part = next(parts, None)
+            if part is None:
+                break
+            (part.loss if self.grad_scaler is None else self.grad_scaler.scale(part.loss)).backward()
+            loss += part.loss.detach()
+            if part.update:
+                self._update_weights()
+                self.optimizer.zero_grad(set_to_none=True)
+        self._update_weights()
+        return {"loss": loss.cpu().numpy()}
+
+    def _autocast(self) -> Any:
+        return autocast("cuda", enabled=self.run.amp) if self.device.type == "cuda" else nullcontext()
+
+    def _update_weights(self) -> None:
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), 12)
+        if self.grad_scaler is not None:
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        else:
+            self.optimizer.step()
+
+    def _check_batch(self, batch: dict[str, Any]) -> None:
+        """NaN voxels and unknown labels poison everything after them: name the case instead."""
+        finite = torch.isfinite(batch["data"]).flatten(1).all(1)
+        target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
+        # With regions the labels are gone: nnU-Net has made a 0/1 map of each region.
+        known = torch.ones_like(finite)
+        if not self.label_manager.has_regions:
+            highest = max(self.label_manager.all_labels + [self.label_manager.ignore_label or 0])
+            known = ((target >= 0) & (target <= highest)).flatten(1).all(1)
+        for position in (~(finite & known)).nonzero()[:, 0].tolist():
+            case = f"case {batch['keys'][position]}, slice {batch['slices'][position]}"
+            if not finite[position]:
+                raise InputError.of("images", f"NaN or infinite voxels in {case}", "finite intensities",
+                                    "mend the image and preprocess again")  # fmt: skip
+            raise InputError.of(
+                "target", f"labels {sorted(set(target[position].unique().tolist()))} in {case}",
+                f"the plan's labels 0 to {highest}", "mend the segmentation or dataset.json and preprocess again",
+            )  # fmt: skip
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        super().on_train_epoch_end(train_outputs)
+        assert self.defense is not None
+        self._figures = {**self.defense.on_epoch_end(), "passes_clean": CLEAN_PASSES}
+
+    # ---------------------------------------------------------------- robust validation
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._attacked_validation = []
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's validation step; the first batches of an epoch are also attacked."""
+        if len(self._attacked_validation) < self.run.robust_validation_batches and self._validation_threat() is not None:
+            self._attacked_validation.append(super().validation_step(self._attack_batch(batch)))
+        result: dict[str, Any] = super().validation_step(batch)
+        return result
+
+    def _validation_threat(self) -> Threat | None:
+        threat = self.threat()
+        eps = self.run.robust_validation_eps or threat.eps
+        return Threat(threat.norm, eps, unit=threat.unit, channels=threat.channels) if eps else None
+
+    def _attack_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        threat = self._validation_threat()
+        assert threat is not None
+        images, target = batch["data"].to(self.device), _to(batch["target"], self.device)
+        pgd = PGD(threat, steps=self.run.robust_validation_steps, keep="strongest")
+        with self._autocast():
+            attacked = pgd(self.network, images, target, self.task).images
+        # The host writes into the target it is given (ignore label), so it gets one of its own.
+        own = [t.clone() for t in target] if isinstance(target, list) else target.clone()
+        return {**batch, "data": attacked, "target": own}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        super().on_validation_epoch_end(val_outputs)
+        self._figures["robust_dice"] = self._robust_dice()
+        self._figures["mean_fg_dice"] = float(self.logger.get_value("mean_fg_dice", step=-1))
+        self.robustness.add(self.current_epoch, self._figures)
+        for logger in self.logger.loggers:  # Weights & Biases and the like; nnU-Net's local logger has fixed keys
+            for name, value in self._figures.items():
+                logger.log(f"robustness/{name}", value, self.current_epoch)
+
+    def _robust_dice(self) -> float:
+        """nnU-Net's pseudo Dice (pooled over the batches, mean over foreground classes), under attack."""
+        keys = ("tp_hard", "fp_hard", "fn_hard")
+        if not self._attacked_validation:
+            return math.nan
+        pooled = np.stack([np.sum([o[k] for o in self._attacked_validation], axis=0) for k in keys])
+        if self.is_ddp:
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, pooled)
+            pooled = np.sum(gathered, axis=0)
+        true_positive, false_positive, false_negative = pooled
+        total = 2 * true_positive + false_positive + false_negative
+        return float(np.nanmean(np.where(total > 0, 2 * true_positive / np.maximum(total, 1), np.nan)))
+
+    def on_epoch_end(self) -> None:
+        row = self.robustness.rows[-1]
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("epoch", "passes_clean"))
+        self.print_to_log_file(f"Robustness: {shown}")
+        if self.robustness.last_is_best():
+            self.print_to_log_file(f"New best pseudo Dice under attack (moving average): {row['robust_dice_ema']:.4f}")
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best_robust.pth"))
+        if self.local_rank == 0:
+            self.robustness.write(self.output_folder)
+        super().on_epoch_end()
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint plus our section, written so that a crash never costs the previous one."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        assert self.defense is not None
+        buffer = io.BytesIO()  # nnU-Net has no hook to add to its dict
+        super().save_checkpoint(buffer)  # type: ignore[arg-type]
+        buffer.seek(0)
+        checkpoint = torch.load(buffer, weights_only=False)
+        checkpoint[SECTION] = {
+            "settings": as_dict(self.sections),
+            "defense": self.defense.state_dict(),
+            "robustness": self.robustness.rows,
+        }
+        write_checkpoint(plain(checkpoint), filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """Restore a run; settings that were not given anew come from the checkpoint.
+
+        Raises:
+            InputError: damaged file, another trainer's checkpoint, or margins of other samples.
+        """
+        if not isinstance(filename_or_checkpoint, str):
+            raise InputError.of("checkpoint", type(filename_or_checkpoint).__name__, "the path of a checkpoint file")
+        saved = read_checkpoint(filename_or_checkpoint, self.__class__.__name__)[SECTION]
+        known = {n for cls in self._sections().values() for n in cls.names()}
+        before = {k: v for k, v in flat(saved["settings"]).items() if k in known}
+        sections = combine(self._sections(), {**before, **self._given}, {})
+        changed = differences(before, flat(as_dict(sections)))
+        if changed:
+            self.print_to_log_file("Settings that differ from the checkpoint:\n  " + "\n  ".join(changed))
+        if not self.was_initialized:
+            self._apply(sections)
+        super().load_checkpoint(filename_or_checkpoint)
+        self.robustness = RobustnessLog(list(saved["robustness"]))
+        self._saved_defense = saved["defense"]
+        if hasattr(self, "sample_ids"):
+            assert self.defense is not None
+            self.defense.load_state_dict(self._saved_defense)
+
+
+def _to(target: Tensor | list[Tensor], device: torch.device) -> Tensor | list[Tensor]:
+    if isinstance(target, list):
+        return [t.to(device, non_blocking=True) for t in target]
+    return target.to(device, non_blocking=True)
+
+
+def _check_writable() -> None:
+    """nnU-Net makes its folders in the constructor; say it before a stack of calls does."""
+    if not nnUNet_results.is_set():
+        return
+    folder = Path(nnUNet_results.require())
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise InputError.of("nnUNet_results", str(folder), f"a folder you may write to ({existing} is not)",
+                            "set the variable to another folder or mend the permissions")  # fmt: skip

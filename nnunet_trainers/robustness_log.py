@@ -1,0 +1,70 @@
+"""One row of figures per epoch: kept in the checkpoint, written as JSON, drawn beside nnU-Net's progress.png."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+SMOOTHING = 0.9  # of the moving average that picks the best robust checkpoint, as nnU-Net's own
+
+
+class RobustnessLog:
+    """Rows of ``{"epoch": ..., "attacked": ..., "robust_dice": ..., ...}``; NaN where an epoch has no value."""
+
+    def __init__(self, rows: list[dict[str, float]] | None = None) -> None:
+        self.rows: list[dict[str, float]] = rows or []
+
+    def add(self, epoch: int, figures: dict[str, float]) -> None:
+        """Append the row of an epoch; a row of the same or a later epoch (before a resume) is dropped."""
+        self.rows = [r for r in self.rows if r["epoch"] < epoch]
+        robust = figures.get("robust_dice", math.nan)
+        before = self.rows[-1]["robust_dice_ema"] if self.rows else math.nan
+        ema = robust if math.isnan(before) else SMOOTHING * before + (1 - SMOOTHING) * robust
+        self.rows.append({"epoch": epoch, **figures, "robust_dice_ema": ema})
+
+    def last_is_best(self) -> bool:
+        """Whether the last epoch has the highest moving average of the robust pseudo Dice so far."""
+        values = [r["robust_dice_ema"] for r in self.rows]
+        return not math.isnan(values[-1]) and all(not values[-1] <= v for v in values[:-1])
+
+    def write(self, folder: str | Path) -> None:
+        """Write ``robustness.json`` and ``robustness.png``."""
+        path = Path(folder) / "robustness.json"
+        temporary = path.with_name(path.name + ".tmp")
+        rows = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in r.items()} for r in self.rows]
+        temporary.write_text(json.dumps(rows, indent=1))
+        os.replace(temporary, path)
+        self._draw(Path(folder) / "robustness.png")
+
+    def _draw(self, path: Path) -> None:
+        figure, axes = plt.subplots(2, 2, figsize=(13, 9), constrained_layout=True)
+        epochs = self._column("epoch")
+        panels: list[tuple[str, dict[str, str]]] = [
+            ("pseudo Dice", {"mean_fg_dice": "clean", "robust_dice": "attacked", "robust_dice_ema": "attacked, moving average"}),
+            ("share of samples", {"attacked": "attacked", "crossed": "crossed the boundary", "dead_gradient": "dead gradient"}),
+            ("margin", {"margin_mean": "mean margin"}),
+            ("network passes per sample (in forwards)", {"passes_per_sample": "this training", "passes_clean": "clean training"}),
+        ]  # fmt: skip
+        for axis, (title, lines) in zip(axes.flat, panels, strict=True):
+            for key, label in lines.items():
+                axis.plot(epochs, self._column(key), label=label, marker="." if len(epochs) < 30 else "")
+            axis.set(title=title, xlabel="epoch")
+        mean, std = self._column("margin_mean"), self._column("margin_std")
+        low, high = [m - s for m, s in zip(mean, std, strict=True)], [m + s for m, s in zip(mean, std, strict=True)]
+        axes.flat[2].fill_between(epochs, low, high, alpha=0.2, label="spread (1 SD)")
+        for axis in axes.flat:
+            axis.set_ylim(bottom=0)
+            axis.legend()
+        figure.savefig(path)
+        plt.close(figure)
+
+    def _column(self, key: str) -> list[Any]:
+        return [r.get(key, math.nan) for r in self.rows]
