@@ -16,9 +16,7 @@ COMMANDS = (doctor,)
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; a parsed subcommand carries its function as ``run``."""
-    parser = argparse.ArgumentParser(
-        prog="monai-adv", description="Adversarial robustness for nnU-Net and MONAI."
-    )
+    parser = argparse.ArgumentParser(prog="monai-adv", description="Adversarial robustness for nnU-Net and MONAI.")
     parser.add_argument("--version", action="version", version=f"monai-adv {_version()}")
     subparsers = parser.add_subparsers(metavar="command", required=True)
     for command in COMMANDS:

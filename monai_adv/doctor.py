@@ -112,9 +112,7 @@ def _device_check(seen: dict[str, Any]) -> Check:
         return Check("OK", "device", f"CUDA {seen['built for']}: {gpus}")
     if seen["mps"]:
         return Check("OK", "device", "Apple GPU (MPS)")
-    built = (
-        f"built for CUDA {seen['built for']} but sees no GPU" if seen["built for"] else "built for the CPU"
-    )
+    built = f"built for CUDA {seen['built for']} but sees no GPU" if seen["built for"] else "built for the CPU"
     mend = (
         "give `-device cpu` to nnU-Net commands; to train at full size use a machine with a GPU "
         "(where there is one, check that `nvidia-smi` works and install the torch build for its driver)"

@@ -45,9 +45,7 @@ def run_steps(steps: str, timeout: float = 120.0) -> dict[str, Outcome]:
         log = Path(folder, "steps.jsonl")
         command = [sys.executable, "-c", _CHILD, steps, str(log)]
         try:
-            process = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=timeout
-            )
+            process = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout)
             end = f"Python died with exit code {process.returncode}"
             last_words = process.stderr.strip().splitlines()[-1:]
         except subprocess.TimeoutExpired:
@@ -61,7 +59,7 @@ def run_steps(steps: str, timeout: float = 120.0) -> dict[str, Outcome]:
 
 
 def child() -> None:
-    """The child's side of ``run_steps``: append ``[name, value, error]`` before and after each step to the log.
+    """The child's side of ``run_steps``: log ``[name, value, error]`` before and after each step.
 
     The table and the log are the two words of the command line; the error is null while a step runs.
     """

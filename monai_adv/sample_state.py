@@ -52,8 +52,8 @@ class SampleIds:
         for name, member in zip(groups, members, strict=True):
             if name not in self.groups or not 0 <= member < self.groups[name]:
                 raise InputError(
-                    f"sample {name!r} [{member}] is not among the {len(self)} samples in {len(self.groups)} groups that "
-                    "were announced at the start; announce every training sample before the first step."
+                    f"sample {name!r} [{member}] is not among the {len(self)} samples in {len(self.groups)} groups "
+                    "that were announced at the start; announce every training sample before the first step."
                 )
         return torch.tensor([self._offsets[g] + int(m) for g, m in zip(groups, members, strict=True)])
 
@@ -99,8 +99,8 @@ class SampleState:
         every rank must call this the same number of times (an empty index is allowed).
         """
         total = torch.zeros(2, len(self.values), dtype=torch.float64, device=self.values.device)
-        # index_put with accumulate is deterministic on the CPU; on CUDA the order of the float64 additions is not, which
-        # matters only below float32 resolution.
+        # index_put with accumulate is deterministic on the CPU; on CUDA the order of the float64 additions is not,
+        # which matters only below float32 resolution.
         total[0].index_put_((index,), new.double(), accumulate=True)
         total[1].index_put_((index,), torch.ones_like(new, dtype=torch.float64), accumulate=True)
         if dist.is_available() and dist.is_initialized():
@@ -127,8 +127,8 @@ class SampleState:
         if difference:
             raise InputError(
                 f"{self.name}: the checkpoint belongs to {sum(saved['groups'].values())} other samples "
-                f"({difference}) than the {len(self.ids)} of this training; restore the split and the preprocessed data "
-                "it was trained on, or start a new training."
+                f"({difference}) than the {len(self.ids)} of this training; restore the split and the preprocessed "
+                "data it was trained on, or start a new training."
             )
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:

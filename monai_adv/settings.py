@@ -1,7 +1,8 @@
 """Settings: frozen, validated dataclasses that come from a file, the environment or Python.
 
-A *section* is a dataclass derived from :class:`Settings`; a host combines several sections (defence, task, run) into one
-flat namespace, so that a user writes ``eps: 15`` without knowing which class owns it. Names are unique over the sections.
+A *section* is a dataclass derived from :class:`Settings`; a host combines several sections (defence, task, run) into
+one flat namespace, so that a user writes ``eps: 15`` without knowing which class owns it. Names are unique over the
+sections.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -28,13 +29,9 @@ ENV_NOT_SETTINGS = {ENV_FILE, "MONAI_ADV_NO_DISCOVERY"}
 S = TypeVar("S", bound="Settings")
 
 
-def setting(
-    default: Any, help: str, allowed: str = "", check: Callable[[Any], bool] | None = None, unit: str = ""
-) -> Any:
-    """A dataclass field with what a user needs to know: meaning, unit, allowed values, and the check for them."""
-    return dataclasses.field(
-        default=default, metadata={"help": help, "allowed": allowed, "check": check, "unit": unit}
-    )
+def setting(default: Any, help: str, allowed: str = "", check: Callable[[Any], bool] | None = None) -> Any:
+    """A dataclass field with what a user needs to know: its meaning, the allowed values, and the check for them."""
+    return dataclasses.field(default=default, metadata={"help": help, "allowed": allowed, "check": check})
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,10 @@ class Settings:
     """
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            adapter, type_name = _adapter(type(self), field.name)
+            adapter, type_name = _adapter(hints[field.name])
             allowed = field.metadata.get("allowed") or type_name
             try:
                 # Strict: 2.5 steps are not 2 steps, and 1 is not true.
@@ -72,10 +70,9 @@ class Settings:
         return [f.name for f in dataclasses.fields(cls)]
 
 
-@lru_cache
-def _adapter(section: type[Settings], name: str) -> tuple[TypeAdapter[Any], str]:
+@cache
+def _adapter(hint: Any) -> tuple[TypeAdapter[Any], str]:
     """The validator of a setting's type, and that type in words."""
-    hint = get_type_hints(section)[name]
     options = get_args(hint) if get_origin(hint) is Literal else ()
     words = f"one of {', '.join(map(repr, options))}" if options else getattr(hint, "__name__", str(hint))
     return TypeAdapter(hint), words
@@ -111,7 +108,9 @@ def combine(
     preset = values.pop("preset", None)
     if preset is not None:
         if preset not in (presets or {}):
-            raise InputError.of("preset", preset, "one of " + ", ".join(presets or {}), did_you_mean(preset, presets or {}))
+            raise InputError.of(
+                "preset", preset, "one of " + ", ".join(presets or {}), did_you_mean(preset, presets or {})
+            )
         values = {**(presets or {})[preset], **values}
     for name in values:
         if name not in owner:
@@ -192,6 +191,5 @@ def table(sections: Mapping[str, Settings]) -> str:
         for field in dataclasses.fields(section):
             value = getattr(section, field.name)
             mark = "*" if value != field.default else " "
-            unit = f" {field.metadata['unit']}" if field.metadata["unit"] else ""
-            lines.append(f" {mark} {field.name} = {value}{unit}    ({field.metadata['help']})")
+            lines.append(f" {mark} {field.name} = {value}    ({field.metadata['help']})")
     return "\n".join(lines)

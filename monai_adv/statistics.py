@@ -44,7 +44,7 @@ class Statistics:
     _sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, values: Tensor, of: int | None = None) -> None:
-        """Add per-sample values; ``of`` is their number where only some of the samples have one (the others count 0)."""
+        """Add per-sample values; ``of`` is the number of samples where those without a value count 0."""
         entry = torch.stack([values.double().sum(), values.new_tensor(of or len(values), dtype=torch.float64)])
         self._sums[name] = self._sums[name] + entry if name in self._sums else entry
 

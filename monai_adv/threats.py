@@ -33,8 +33,8 @@ class Threat:
         norm: ``"l2"`` (over all attacked channels and voxels of one sample together) or ``"linf"`` (per voxel).
         eps: radius, a number >= 0 or a ``(B,)`` tensor, in the units of the tensor that the network sees (for nnU-Net:
             standard deviations of the z-scored image). 0 allows no change at all.
-        box: lowest and highest intensity that an attacked image may have, or ``None``. There is no default box: z-scored
-            scans have none, and clamping them to [0, 1] destroys them.
+        box: lowest and highest intensity that an attacked image may have, or ``None``. There is no default box:
+            z-scored scans have none, and clamping them to [0, 1] destroys them.
         unit: ``"norm"``: ``eps`` is the norm itself. ``"rms"`` (L2 only): ``eps`` is the root mean square change per
             voxel, because an L2 radius means less and less per voxel as images grow.
         channels: the channels that are intensities and may be changed; ``None`` means all. The one-hot channels that
@@ -139,9 +139,7 @@ class Threat:
         size = per_sample(self.size(gradient), gradient)
         return torch.where(usable, gradient / size, gradient)
 
-    def random(
-        self, images: Tensor, radius: Tensor, generator: torch.Generator, *, surface: bool = False
-    ) -> Tensor:
+    def random(self, images: Tensor, radius: Tensor, generator: torch.Generator, *, surface: bool = False) -> Tensor:
         """A random perturbation of each sample, uniform in the ball (``surface``: on its surface), cut by the box."""
         if self.norm == "linf":
             noise = torch.empty_like(images).uniform_(-1, 1, generator=generator)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
-_OLDEST_HOST = "2.8.0"  # the first release that looks for trainers in nnUNet_extTrainer
-if Version(version("nnunetv2")) < Version(_OLDEST_HOST):
-    raise ImportError(
-        f"nnunetv2: received version {version('nnunetv2')}, allowed is {_OLDEST_HOST} or newer; "
-        "run 'pip install --upgrade nnunetv2'."
-    )
-
-from nnunet_trainers.ima import IMATrainer  # noqa: E402  (the version check gives the clearer error)
+if TYPE_CHECKING:
+    from nnunet_trainers.ima import IMATrainer
 
 __all__ = ["IMATrainer"]
+
+_MODULES = {"IMATrainer": "nnunet_trainers.ima"}
+_OLDEST_HOST = "2.8.0"  # the first release that looks for trainers in nnUNet_extTrainer
+
+
+def __getattr__(name: str) -> object:
+    """Import a trainer when it is asked for: the doctor must start where torch or nnU-Net is broken."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = version("nnunetv2")
+    if Version(found) < Version(_OLDEST_HOST):
+        raise ImportError(
+            f"nnunetv2: received version {found}, allowed is {_OLDEST_HOST} or newer; "
+            "run 'pip install --upgrade nnunetv2'."
+        )
+    return getattr(import_module(_MODULES[name]), name)

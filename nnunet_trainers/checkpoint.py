@@ -62,7 +62,8 @@ def read_checkpoint(filename: str | Path, trainer: str) -> dict[str, Any]:
         author = checkpoint["trainer_name"]
     except Exception as error:  # torch and pickle raise a dozen kinds for damaged files
         raise InputError(
-            f"{filename}: not a readable nnU-Net checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:120]}); "
+            f"{filename}: not a readable nnU-Net checkpoint ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:120]}); "
             "move it away and continue with --c from the next one (final, latest, best), or train anew."
         ) from error
     if author != trainer or SECTION not in checkpoint:

@@ -46,9 +46,7 @@ def read_user_folders() -> dict[str, list[Any]]:
                 except (Exception, SystemExit) as error:
                     broken.append((file, one_line(error)))
                 else:
-                    shadowing += [
-                        (file, trainer) for trainer in _our_trainers() if _is_theirs(module, trainer)
-                    ]
+                    shadowing += [(file, trainer) for trainer in _our_trainers() if _is_theirs(module, trainer)]
     return {"broken": broken, "shadowing": shadowing}
 
 

@@ -1,7 +1,7 @@
 """The nnU-Net host: one trainer over any defence.
 
-Only what differs from nnU-Net is overridden; everything else (data, augmentation, loss, schedule, validation, export) is
-the host's own. A method's trainer is a declaration, see ima.py.
+Only what differs from nnU-Net is overridden; everything else (data, augmentation, loss, schedule, validation, export)
+is the host's own. A method's trainer is a declaration, see ima.py.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import math
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -37,12 +38,18 @@ from nnunet_trainers.slice_loader import slices_in_batches
 CLEAN_PASSES = 3.0  # forwards per sample of a clean step: one forward, one full backward (two forwards' worth)
 
 
-class RobustTrainer(nnUNetTrainer):  # type: ignore[misc]
+class RobustTrainer(nnUNetTrainer):
     """Base of all robust trainers; subclasses set the three class attributes."""
 
-    defense_class: ClassVar[type[Defense]]
+    defense_class: ClassVar[Callable[..., Defense]]  # (task, settings, intensity channels)
     settings_class: ClassVar[type[Settings]]
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    # Of nnU-Net's, and set again here.
+    num_epochs: int
+    num_iterations_per_epoch: int
+    num_val_iterations_per_epoch: int
+    initial_lr: float
 
     def __init__(
         self,
@@ -58,11 +65,14 @@ class RobustTrainer(nnUNetTrainer):  # type: ignore[misc]
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.defense: Defense | None = None
         self.robustness = RobustnessLog()
-        self._given = {**self.presets.get(given.get("preset", ""), {}), **{k: v for k, v in given.items() if k != "preset"}}
+        self._given = {
+            **self.presets.get(given.get("preset", ""), {}),
+            **{k: v for k, v in given.items() if k != "preset"},
+        }
         self._saved_defense: dict[str, Any] | None = None
         self._attacked_validation: list[dict[str, Any]] = []
-        self._host_schedule = (self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch,
-                               self.initial_lr)  # fmt: skip
+        self._host_schedule = (self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch)
+        self._host_lr = self.initial_lr
         self._apply(sections)
 
     # ---------------------------------------------------------------- settings
@@ -73,19 +83,19 @@ class RobustTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def _apply(self, sections: dict[str, Settings]) -> None:
         self.sections = sections
-        run = sections["run"]
-        assert isinstance(run, RunSettings)
-        self.run = run
-        epochs, iterations, validation_iterations, lr = self._host_schedule
+        self.run = run = cast(RunSettings, sections["run"])
+        epochs, iterations, validation_iterations = self._host_schedule
         self.num_epochs = run.epochs or epochs
         self.num_iterations_per_epoch = run.iterations or iterations
         self.num_val_iterations_per_epoch = run.validation_iterations or validation_iterations
-        self.initial_lr = run.initial_lr or lr
+        self.initial_lr = run.initial_lr or self._host_lr
         self.save_every = run.save_every
         if not run.amp:
             self.grad_scaler = None
         if run.initial_weights is not None and not Path(run.initial_weights).is_file():
-            raise InputError.of("initial_weights", run.initial_weights, "an existing nnU-Net checkpoint", "check the path")
+            raise InputError.of(
+                "initial_weights", run.initial_weights, "an existing nnU-Net checkpoint", "check the path"
+            )
 
     # ---------------------------------------------------------------- set-up
 
@@ -94,7 +104,7 @@ class RobustTrainer(nnUNetTrainer):  # type: ignore[misc]
         loss = self.loss
         task = SegmentationTask(
             loss,
-            self.sections["task"],  # type: ignore[arg-type]  (the section named "task" is of that class)
+            cast(SegmentationSettings, self.sections["task"]),
             regions=self.label_manager.has_regions,
             ignore_label=self.label_manager.ignore_label,
             deep_supervision_weights=getattr(loss, "weight_factors", None),
@@ -102,7 +112,7 @@ class RobustTrainer(nnUNetTrainer):  # type: ignore[misc]
         if self.run.training_loss == "per_sample":
             task.training_loss = lambda output, target: task.sample_loss(output, target).mean()
         self.task = task
-        self.defense = self.defense_class(task, self.sections["defense"], self._intensity_channels())  # type: ignore[call-arg]
+        self.defense = self.defense_class(task, self.sections["defense"], self._intensity_channels())
 
     def _intensity_channels(self) -> tuple[int, ...] | None:
         """A cascade appends the previous stage's segmentation as one-hot channels: no enemy changes those."""
@@ -142,8 +152,8 @@ class RobustTrainer(nnUNetTrainer):  # type: ignore[misc]
             self._load_initial_weights(self.run.initial_weights)
         patch = torch.empty(1, self.num_input_channels, *self.configuration_manager.patch_size)
         self.print_to_log_file(
-            f"{self.__class__.__name__} settings (* differs from the default; set with a file named by {ENV_FILE} or with "
-            f"{ENV_PREFIX}<NAME>):\n{table(self.sections)}\n"
+            f"{self.__class__.__name__} settings (* differs from the default; set with a file named by {ENV_FILE} "
+            f"or with {ENV_PREFIX}<NAME>):\n{table(self.sections)}\n"
             f"Threat: {self.threat().describe(patch)}, in standard deviations of the normalised image.\n"
             f"Margins: {len(self.sample_ids)} samples in {len(self.sample_ids.groups)} cases.",
             add_timestamp=False,
@@ -153,7 +163,7 @@ class RobustTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def _load_initial_weights(self, filename: str) -> None:
         weights = torch.load(filename, map_location=self.device, weights_only=False)["network_weights"]
-        network = unwrap_ddp(self.network)
+        network: Any = unwrap_ddp(self.network)
         network = network._orig_mod if is_compiled(network) else network
         try:
             network.load_state_dict(weights)
@@ -193,7 +203,8 @@ class RobustTrainer(nnUNetTrainer):  # type: ignore[misc]
                 part = next(parts, None)
             if part is None:
                 break
-            (part.loss if self.grad_scaler is None else self.grad_scaler.scale(part.loss)).backward()
+            scaled = part.loss if self.grad_scaler is None else self.grad_scaler.scale(part.loss)
+            torch.autograd.backward(scaled)
             loss += part.loss.detach()
             if part.update:
                 self._update_weights()
@@ -221,7 +232,7 @@ class RobustTrainer(nnUNetTrainer):  # type: ignore[misc]
         # With regions the labels are gone: nnU-Net has made a 0/1 map of each region.
         known = torch.ones_like(finite)
         if not self.label_manager.has_regions:
-            highest = max(self.label_manager.all_labels + [self.label_manager.ignore_label or 0])
+            highest = max(*self.label_manager.all_labels, self.label_manager.ignore_label or 0)
             known = ((target >= 0) & (target <= highest)).flatten(1).all(1)
         for position in (~(finite & known)).nonzero()[:, 0].tolist():
             case = f"case {batch['keys'][position]}, slice {batch['slices'][position]}"
@@ -246,7 +257,10 @@ class RobustTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's validation step; the first batches of an epoch are also attacked."""
-        if len(self._attacked_validation) < self.run.robust_validation_batches and self._validation_threat() is not None:
+        if (
+            len(self._attacked_validation) < self.run.robust_validation_batches
+            and self._validation_threat() is not None
+        ):
             self._attacked_validation.append(super().validation_step(self._attack_batch(batch)))
         result: dict[str, Any] = super().validation_step(batch)
         return result
@@ -310,7 +324,7 @@ class RobustTrainer(nnUNetTrainer):  # type: ignore[misc]
             return
         assert self.defense is not None
         buffer = io.BytesIO()  # nnU-Net has no hook to add to its dict
-        super().save_checkpoint(buffer)  # type: ignore[arg-type]
+        super().save_checkpoint(buffer)
         buffer.seek(0)
         checkpoint = torch.load(buffer, weights_only=False)
         checkpoint[SECTION] = {

@@ -48,11 +48,20 @@ class RobustnessLog:
         figure, axes = plt.subplots(2, 2, figsize=(13, 9), constrained_layout=True)
         epochs = self._column("epoch")
         panels: list[tuple[str, dict[str, str]]] = [
-            ("pseudo Dice", {"mean_fg_dice": "clean", "robust_dice": "attacked", "robust_dice_ema": "attacked, moving average"}),
-            ("share of samples", {"attacked": "attacked", "crossed": "crossed the boundary", "dead_gradient": "dead gradient"}),
+            (
+                "pseudo Dice",
+                {"mean_fg_dice": "clean", "robust_dice": "attacked", "robust_dice_ema": "attacked, moving average"},
+            ),
+            (
+                "share of samples",
+                {"attacked": "attacked", "crossed": "crossed the boundary", "dead_gradient": "dead gradient"},
+            ),
             ("margin", {"margin_mean": "mean margin"}),
-            ("network passes per sample (in forwards)", {"passes_per_sample": "this training", "passes_clean": "clean training"}),
-        ]  # fmt: skip
+            (
+                "network passes per sample (in forwards)",
+                {"passes_per_sample": "this training", "passes_clean": "clean training"},
+            ),
+        ]
         for axis, (title, lines) in zip(axes.flat, panels, strict=True):
             for key, label in lines.items():
                 axis.plot(epochs, self._column(key), label=label, marker="." if len(epochs) < 30 else "")

@@ -17,12 +17,16 @@ class RunSettings(Settings):
     """Schedule, precision, robust validation. ``None`` leaves nnU-Net's own value."""
 
     epochs: int | None = setting(None, "epochs; none: nnU-Net's 1000", "a whole number >= 1 or none", _positive)
-    iterations: int | None = setting(None, "steps per epoch; none: nnU-Net's 250", "a whole number >= 1 or none", _positive)
+    iterations: int | None = setting(
+        None, "steps per epoch; none: nnU-Net's 250", "a whole number >= 1 or none", _positive
+    )
     validation_iterations: int | None = setting(
         None, "validation batches per epoch; none: nnU-Net's 50", "a whole number >= 1 or none", _positive
     )
     save_every: int = setting(10, "epochs between two checkpoint_latest", "a whole number >= 1", _positive)
-    initial_lr: float | None = setting(None, "first learning rate; none: nnU-Net's 0.01", "a number > 0 or none", _positive)
+    initial_lr: float | None = setting(
+        None, "first learning rate; none: nnU-Net's 0.01", "a number > 0 or none", _positive
+    )
     lr_schedule: Literal["poly", "constant"] = setting("poly", "nnU-Net's decay, or none (official IMA code)")
     amp: bool = setting(True, "mixed precision on CUDA, as nnU-Net (official IMA code: false)")
     training_loss: Literal["host", "per_sample"] = setting(

@@ -11,7 +11,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 
 
-class SliceDataLoader(nnUNetDataLoader):  # type: ignore[misc]
+class SliceDataLoader(nnUNetDataLoader):
     """Adds ``batch["slices"]``: for 2D the slice of each sample, for 3D always 0 (the case is the sample)."""
 
     def get_bbox(self, *args: Any, **kwargs: Any) -> Any:

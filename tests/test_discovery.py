@@ -38,9 +38,7 @@ class Environment:
 
     def run(self, *words: str, **variables: str) -> str:
         """What a command prints, started in a folder from which the source checkout cannot be imported."""
-        inherited = {
-            k: v for k, v in os.environ.items() if not k.startswith(("nnUNet_ext", "PYTHON", "MONAI_ADV_"))
-        }
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet_ext", "PYTHON", "MONAI_ADV_"))}
         process = subprocess.run(
             [str(self.python), *words],
             env={**inherited, **variables},
@@ -100,9 +98,7 @@ def test_users_folders_come_first(installed: Environment) -> None:
 
 
 def test_child_process_names_it_once(installed: Environment) -> None:
-    child = (
-        f"import subprocess, sys; print(subprocess.check_output([sys.executable, '-c', {SHOW!r}], text=True))"
-    )
+    child = f"import subprocess, sys; print(subprocess.check_output([sys.executable, '-c', {SHOW!r}], text=True))"
     assert installed(child) == installed.trainers
     assert installed(child, nnUNet_extTrainer="/mine") == os.pathsep.join(["/mine", installed.trainers])
 
@@ -113,8 +109,10 @@ def test_switch(installed: Environment, value: str, shown: bool) -> None:
     assert installed(SHOW, nnUNet_extTrainer="/mine", MONAI_ADV_NO_DISCOVERY=value) == own
 
 
-def test_module_prints_the_folder_for_export(installed: Environment) -> None:
-    assert installed.run("-m", "nnunet_trainers", MONAI_ADV_NO_DISCOVERY="1") == installed.trainers
+def test_module_prints_the_folder_for_export(installed: Environment, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('not needed to print a folder')")
+    variables = {"MONAI_ADV_NO_DISCOVERY": "1", "PYTHONPATH": str(tmp_path)}
+    assert installed.run("-m", "nnunet_trainers", **variables) == installed.trainers
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -246,9 +247,7 @@ def test_real_user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "shadowing": [[str(shadow), "IMATrainer"]],
     }
     # nnU-Net stops at the shadow and refuses it, for it is no nnU-Net trainer.
-    assert outcomes["look-up"].error.startswith(
-        "AssertionError: The requested nnunet trainer class must inherit"
-    )
+    assert outcomes["look-up"].error.startswith("AssertionError: The requested nnunet trainer class must inherit")
     checks = nnunet_doctor.look_up_checks(outcomes)
     found = {check.found: check.status for check in checks}
     assert found[f"{broken}: ModuleNotFoundError: No module named 'no_such_library'"] == "FAIL"
@@ -346,9 +345,7 @@ def test_installed_entry_point_leads_to_the_nnunet_checks() -> None:
     assert entry.load() is nnunet_doctor.checks
 
 
-def test_version_and_unusable_input(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_version_and_unusable_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--version"])
     assert capsys.readouterr().out == f"monai-adv {importlib.metadata.version('monai-adv')}\n"
@@ -359,3 +356,16 @@ def test_version_and_unusable_input(
     monkeypatch.setattr(doctor, "examine", refuse)
     assert cli.main(["doctor"]) == 2
     assert capsys.readouterr().err == "monai-adv: eps: received -1, allowed is a number > 0.\n"
+
+
+def test_doctor_starts_where_torch_is_broken(tmp_path: Path) -> None:
+    """Whatever torch does, the command answers; nothing of ours may import it on the way there."""
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.99: cannot open shared object file')\n")
+    command = [sys.executable, "-m", "monai_adv.cli", "doctor", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 1, process.stderr
+    found = {check["name"]: check for check in json.loads(process.stdout)["checks"]}
+    for name in ("import torch", "import nnU-Net", "trainer look-up"):
+        assert found[name]["status"] == "FAIL"
+        assert found[name]["found"] == "ImportError: libcudart.so.99: cannot open shared object file"

@@ -38,8 +38,8 @@ def bisect(
         target: in the layout the task expects.
         task: correctness.
         halvings: network passes per sample; the segment shrinks by ``2 ** -halvings``.
-        keep: ``"midpoint"``: the last midpoint tried, on either side of the boundary (paper); ``"last_right"``: the end of
-            the segment on which the network is right (official code for two of its data sets).
+        keep: ``"midpoint"``: the last midpoint tried, on either side of the boundary (paper); ``"last_right"``: the end
+            of the segment on which the network is right (official code for two of its data sets).
         mode: network mode, restored afterwards.
 
     Returns:

@@ -27,10 +27,11 @@ class AttackResult:
 
     Attributes:
         images: ``(B, C, *spatial)`` attacked images, detached.
-        previous: the iterate before ``images`` (the clean image if there was none): with ``stop="first_wrong"`` the last
-            one on which the network was still right.
+        previous: the iterate before ``images`` (the clean image if there was none): with ``stop="first_wrong"`` the
+            last one on which the network was still right.
         wrong: ``(B,)`` bool: the network is wrong on ``images``.
-        dead: ``(B,)`` bool: some gradient was zero or not finite, so the attack stood still: a sign of gradient masking.
+        dead: ``(B,)`` bool: some gradient was zero or not finite, so the attack stood still: a sign of gradient
+            masking.
         passes: network passes made, in samples.
     """
 
@@ -48,18 +49,18 @@ class PGD:
     Args:
         threat: norm, radius, box, channels.
         steps: gradient steps K >= 1; the last iterate is checked once more, so a full run makes K + 1 forwards.
-        relative_step: step size as a fraction of the radius; ``None``: ``4 / steps`` (IMA paper). ``steps * step`` should
-            exceed 1, otherwise the attack cannot reach the sphere from the centre.
+        relative_step: step size as a fraction of the radius; ``None``: ``4 / steps`` (IMA paper). ``steps * step``
+            should exceed 1, otherwise the attack cannot reach the sphere from the centre.
         start: ``"clean"``, or a random point ``"ball"`` inside the ball / ``"sphere"`` on its surface.
-        stop: ``"never"``: all steps for everyone. ``"first_wrong"``: a sample that the network gets wrong leaves the batch
-            and keeps that iterate.
-        keep: which iterate is returned under ``stop="never"``: the ``"last"`` or the ``"strongest"`` (smallest task margin,
-            then largest loss).
+        stop: ``"never"``: all steps for everyone. ``"first_wrong"``: a sample that the network gets wrong leaves the
+            batch and keeps that iterate.
+        keep: which iterate is returned under ``stop="never"``: the ``"last"`` or the ``"strongest"`` (smallest task
+            margin, then largest loss).
         mode: network mode during the attack, restored afterwards.
 
     Example:
-        ``PGD(Threat("l2", 15.0))(network, images, target, task).images`` lies within L2 distance 15 of ``images``, and no
-        closer than that when the network is linear.
+        ``PGD(Threat("l2", 15.0))(network, images, target, task).images`` lies within L2 distance 15 of ``images``, and
+        no closer than that when the network is linear.
     """
 
     threat: Threat
@@ -177,8 +178,8 @@ class PGD:
 def _scaled(loss: Tensor, images: Tensor) -> Tensor:
     """Sum over the batch; under autocast scaled so that half-precision gradients do not underflow.
 
-    A mean over N voxels has gradients of order 1/N, which fp16 flushes to zero on large patches: a gradient masking of our
-    own making. The direction does not depend on the factor, and a power of two does not round.
+    A mean over N voxels has gradients of order 1/N, which fp16 flushes to zero on large patches: a gradient masking of
+    our own making. The direction does not depend on the factor, and a power of two does not round.
     """
     if torch.is_autocast_enabled(images.device.type):
         loss = loss * 2.0 ** round(math.log2(images[0].numel()))
@@ -195,8 +196,8 @@ def _still_running(wrong: Tensor, compiled: bool) -> Tensor:
     active = (~wrong).nonzero()[:, 0]
     if not compiled or len(active) == 0:
         return active
-    # Every batch size is a graph of its own: only B, B/2, B/4, ... occur. The padding repeats running samples, which get
-    # the same values twice.
+    # Every batch size is a graph of its own: only B, B/2, B/4, ... occur. The padding repeats running samples, which
+    # get the same values twice.
     size = len(wrong)
     while (size + 1) // 2 >= len(active):
         size = (size + 1) // 2

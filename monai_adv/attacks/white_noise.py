@@ -1,6 +1,7 @@
 """White noise: the random, not the adversarial, enemy.
 
-Source: the noise evaluation of Ma & Liang, CMPB 2023, section 3, with zero-mean noise (their code draws one-sided noise).
+Source: the noise evaluation of Ma & Liang, CMPB 2023, section 3, with zero-mean noise (their code draws one-sided
+noise).
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """IMA: increasing-margin adversarial training.
 
 Source: Ma & Liang, "Increasing-margin adversarial (IMA) training to improve adversarial robustness of neural networks",
-Computer Methods and Programs in Biomedicine 2023, Algorithms 1 (training), 2 and 3 (adversarial sample). The default is the
-paper. Where the authors' code (SarielMa/Increasing-Margin-Adversarial-Training) differs, an option of
+Computer Methods and Programs in Biomedicine 2023, Algorithms 1 (training), 2 and 3 (adversarial sample). The default is
+the paper. Where the authors' code (SarielMa/Increasing-Margin-Adversarial-Training) differs, an option of
 :class:`IMASettings` says so, and ``PRESETS["official"]`` sets them together.
 
-Each training sample has a margin E, at first Delta. A sample that the network gets right is attacked within radius E. If it
-stays right, E grows by Delta; if the attack crosses the decision boundary, the sample near the boundary is found by
-bisection, trained on, and E shrinks towards its distance. E never exceeds eps.
+Each training sample has a margin E, at first Delta. A sample that the network gets right is attacked within radius E.
+If it stays right, E grows by Delta; if the attack crosses the decision boundary, the sample near the boundary is found
+by bisection, trained on, and E shrinks towards its distance. E never exceeds eps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks import PGD, AttackResult, bisect
+from monai_adv.attacks import PGD, bisect
 from monai_adv.defenses.base import Batch, Defense, LossPart, on_any_rank
 from monai_adv.errors import InputError
 from monai_adv.network_state import detached
@@ -29,22 +29,32 @@ from monai_adv.tasks.base import Output, Task, take
 from monai_adv.threats import Norm, Threat, Unit
 
 
+def _not_negative(value: float) -> bool:
+    return value >= 0
+
+
+def _positive(value: float) -> bool:
+    return value > 0
+
+
 @dataclass(frozen=True)
 class IMASettings(Settings):
     """Hyper-parameters of IMA."""
 
-    eps: float = setting(0.1, "largest margin", "a finite number > 0 (0 together with delta 0: off)", lambda v: v >= 0)
-    delta: float = setting(0.02, "first margin and its growth per visit", "0 < delta <= eps", lambda v: v >= 0)
+    eps: float = setting(0.1, "largest margin", "a finite number > 0 (0 together with delta 0: off)", _not_negative)
+    delta: float = setting(0.02, "first margin and its growth per visit", "0 < delta <= eps", _not_negative)
     eps_unit: Unit = setting("rms", "unit of eps and delta: RMS change per voxel (rms), or the norm itself (norm)")
     norm: Norm = setting("l2", "norm of the perturbation")
     algorithm: Literal[2, 3] = setting(
-        3, "3: all steps, then search between the clean and the last image (paper, for training with augmentation); "
-        "2: stop at the first wrong image and search before it (official)"
-    )  # fmt: skip
-    steps: int = setting(20, "gradient steps K", "a whole number >= 1", lambda v: v >= 1)
-    relative_step: float | None = setting(None, "step as a fraction of the margin; none: 4 / steps", "a number > 0 or none",
-                                          lambda v: v > 0)  # fmt: skip
-    searches: int = setting(10, "halvings of the boundary search", "a whole number >= 0", lambda v: v >= 0)
+        3,
+        "3: all steps, then search between the clean and the last image (paper, for training with augmentation); "
+        "2: stop at the first wrong image and search before it (official)",
+    )
+    steps: int = setting(20, "gradient steps K", "a whole number >= 1", _positive)
+    relative_step: float | None = setting(
+        None, "step as a fraction of the margin; none: 4 / steps", "a number > 0 or none", _positive
+    )
+    searches: int = setting(10, "halvings of the boundary search", "a whole number >= 0", _not_negative)
     search_result: Literal["midpoint", "last_right"] = setting("midpoint", "which end of the search is trained on")
     clean_gate: bool = setting(True, "attack only samples that are right without an attack (official: false)")
     random_start: bool = setting(False, "start on a sphere of radius max(E - delta, delta) (official: true)")
@@ -54,10 +64,11 @@ class IMASettings(Settings):
     margin_update: Literal["step", "epoch"] = setting(
         "step", "paper: after every batch; epoch: once per epoch, growing if any draw stayed right (official)"
     )
-    weight_noisy: float = setting(0.5, "weight of the noisy loss, the clean loss has the rest", "a number in [0, 1]",
-                                  lambda v: 0 <= v <= 1)  # fmt: skip
+    weight_noisy: float = setting(
+        0.5, "weight of the noisy loss, the clean loss has the rest", "a number in [0, 1]", lambda v: 0 <= v <= 1
+    )
     attack_mode: Literal["eval", "train"] = setting("eval", "network mode during the attack (official: train)")
-    seed: int = setting(0, "seed of the random start", "a whole number >= 0", lambda v: v >= 0)
+    seed: int = setting(0, "seed of the random start", "a whole number >= 0", _not_negative)
 
     def check(self) -> None:
         if self.eps == 0 and self.delta > 0:
@@ -65,7 +76,9 @@ class IMASettings(Settings):
         if self.delta > self.eps:
             raise InputError.of("delta", self.delta, f"at most eps, here {self.eps}", "delta is the step, eps the cap")
         if self.delta == 0 and self.eps > 0:
-            raise InputError.of("delta", self.delta, "a number > 0", "with delta 0 no margin ever grows; set eps to 0 too")
+            raise InputError.of(
+                "delta", self.delta, "a number > 0", "with delta 0 no margin ever grows; set eps to 0 too"
+            )
 
     def threat(self, channels: tuple[int, ...] | None = None) -> Threat:
         """The enemy that is trained against: radius eps."""
@@ -108,13 +121,15 @@ class IMA(Defense):
         >>> off = IMA(task, IMASettings(eps=0, delta=0))  # doctest: +SKIP
     """
 
-    def __init__(self, task: Task, settings: IMASettings | None = None, channels: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self, task: Task, settings: IMASettings | None = None, channels: tuple[int, ...] | None = None
+    ) -> None:
         super().__init__()
         self.task = task
         self.settings = settings or IMASettings()
         self.threat = self.settings.threat(channels)
         self.margins = SampleState(self.settings.delta, "IMA margins")
-        # Only the official once-per-epoch rule needs these: the shrunk margin so far, and whether any draw stayed right.
+        # Only the once-per-epoch rule needs these: the shrunk margin so far, and whether any draw stayed right.
         self._shrunk = SampleState(self.settings.delta, "IMA shrunk margins")
         self._grown = SampleState(0.0, "IMA grown flags")
         self._generator: torch.Generator | None = None
@@ -250,7 +265,8 @@ class IMA(Defense):
     def _update_margins(self, batch: Batch, attacked: Tensor, found: _Found | None) -> None:
         """Grow by delta, shrink towards the boundary, or stay; margins are cut at eps at once.
 
-        The paper cuts at the end of the epoch. nnU-Net draws a sample several times an epoch, and no attack may leave eps.
+        The paper cuts at the end of the epoch. nnU-Net draws a sample several times an epoch, and no attack may leave
+        eps.
         """
         settings = self.settings
         ids = batch.ids[attacked]
@@ -285,7 +301,7 @@ class IMA(Defense):
 
 @dataclass
 class _Found:
-    """The noisy samples of the attacked part of a batch: images, and per sample crossed / still wrong / dead gradient."""
+    """The noisy samples of the attacked part of a batch, and for each whether it crossed, is wrong, had no gradient."""
 
     images: Tensor
     crossed: Tensor

@@ -1,8 +1,8 @@
 """Segmentation as a task: a sample is right when its hard Dice is above a threshold.
 
 Source: Ma & Liang, "Increasing-margin adversarial (IMA) training", CMPB 2023, section 2.6 (Dice in place of class
-equality, threshold 0.6). The official code differs in three points, each a setting here: it takes the *maximum* over the
-foreground classes, accepts equality with the threshold, and scores a patch without foreground as wrong.
+equality, threshold 0.6). The official code differs in three points, each a setting here: it takes the *maximum* over
+the foreground classes, accepts equality with the threshold, and scores a patch without foreground as wrong.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class SegmentationSettings(Settings):
         "always wrong (wrong: the official code)",
     )
     attack_loss: Literal["dice", "dice_ce", "ce"] = setting(
-        "dice", "per-sample loss that the attack raises: soft Dice (paper), Dice + cross-entropy (official), or the latter"
+        "dice",
+        "per-sample loss that the attack raises: soft Dice (paper), Dice + cross-entropy (official), or the latter",
     )
     attack_deep_supervision: bool = setting(
         False, "the attack also sees the lower resolutions, with the training loss's weights (official: true)"
@@ -52,8 +53,8 @@ class SegmentationTask:
             they are.
         settings: see :class:`SegmentationSettings`.
         regions: ``False``: channels are exclusive classes, channel 0 is background, targets are label maps
-            ``(B, 1, *spatial)``. ``True``: each channel is a region of its own (sigmoid), targets are ``(B, R, *spatial)``
-            0/1 maps; with ``ignore_label`` one more channel marks the ignored voxels (nnU-Net's layout).
+            ``(B, 1, *spatial)``. ``True``: each channel is a region of its own (sigmoid), targets are ``(B, R,
+            *spatial)`` 0/1 maps; with ``ignore_label`` one more channel marks the ignored voxels (nnU-Net's layout).
         ignore_label: label (or, for regions, any integer: the last target channel) whose voxels count nowhere.
         deep_supervision_weights: weights of the resolutions for ``attack_deep_supervision``.
 
@@ -164,7 +165,9 @@ class SegmentationTask:
         dice = (2 * (probability * labels).flatten(2).sum(-1) + SMOOTH) / (predicted + voxels + SMOOTH)
         present = voxels > 0
         mean_dice = (dice * present).sum(1) / present.sum(1).clamp(min=1)
-        without = 1 - predicted.sum(1) / (valid.flatten(1).sum(1).clamp(min=1) * (labels.shape[1] if self.regions else 1))
+        without = 1 - predicted.sum(1) / (
+            valid.flatten(1).sum(1).clamp(min=1) * (labels.shape[1] if self.regions else 1)
+        )
         return torch.where(present.any(1), mean_dice, without)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -1,0 +1,84 @@
+"""Train any nnU-Net trainer with a short schedule, without nnU-Net's final validation.
+
+Plain ``nnUNetTrainer`` takes its schedule from nowhere but its attributes; comparing it with another trainer at the
+same cost needs this Python way in. Trainers with settings of their own (IMATrainer) give the same attributes the
+values of their settings; what is passed here wins.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args
+
+
+def short_training(
+    dataset: str,
+    configuration: str,
+    fold: int,
+    trainer: str = "nnUNetTrainer",
+    plans: str = "nnUNetPlans",
+    *,
+    epochs: int | None = None,
+    iterations: int | None = None,
+    validation_iterations: int | None = None,
+    initial_lr: float | None = None,
+    weights: str | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    before: Callable[[Any], None] | None = None,
+    after_epoch: Callable[[Any], None] | None = None,
+) -> Any:
+    """Train and write ``checkpoint_final.pth`` where ``nnUNetv2_train`` would.
+
+    Args:
+        dataset: its name or number.
+        configuration, fold, trainer, plans: as in ``nnUNetv2_train``.
+        epochs, iterations, validation_iterations, initial_lr: the schedule; None leaves the trainer's own value.
+        weights: checkpoint of the same architecture to start from, output layers included.
+        seed: seeds Python, numpy and torch. The data are in the same order again only with ``nnUNet_n_proc_DA=0``.
+        device: "cpu" or "cuda".
+        before: called with the trainer before it starts.
+        after_epoch: called with the trainer after each epoch; ``trainer.current_epoch`` counts finished epochs.
+
+    Returns:
+        The trainer, trained.
+    """
+    if seed is not None:
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  (the stream that nnU-Net's loaders draw from)
+        torch.manual_seed(seed)
+    run = get_trainer_from_args(dataset, configuration, fold, trainer, plans, device=torch.device(device))
+    schedule = {
+        "num_epochs": epochs,
+        "num_iterations_per_epoch": iterations,
+        "num_val_iterations_per_epoch": validation_iterations,
+        "initial_lr": initial_lr,
+    }
+    for name, value in schedule.items():
+        if value is not None:
+            setattr(run, name, value)
+    if weights is not None:
+        run.initialize()
+        run.network.load_state_dict(torch.load(weights, map_location=run.device, weights_only=False)["network_weights"])
+    if after_epoch is not None:
+        _call_after_each_epoch(run, after_epoch)
+    if before is not None:
+        before(run)
+    run.run_training()
+    return run
+
+
+def _call_after_each_epoch(run: Any, call: Callable[[Any], None]) -> None:
+    """On the instance: a subclass would have another name, and nnU-Net names the output folder after the class."""
+    own = run.on_epoch_end
+
+    def on_epoch_end() -> None:
+        own()
+        call(run)
+
+    run.on_epoch_end = on_epoch_end

@@ -1,0 +1,256 @@
+"""PGD, bisection and white noise: closed forms, early finish, side effects."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from monai_adv import InputError, Threat
+from monai_adv.attacks import PGD, WhiteNoise, bisect
+from monai_adv.attacks import pgd as pgd_module
+from monai_adv.network_state import frozen
+from tests.conftest import LinearNetwork, LinearTask
+
+SHAPES = [(8,), (2, 4, 6), (1, 3, 4, 5)]
+
+
+def setup(shape: tuple[int, ...], count: int = 5) -> tuple[LinearNetwork, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A linear network and samples on its right side at known distances."""
+    network = LinearNetwork(shape)
+    images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    target = network(images)[:, 0].sign().detach()
+    distance = (network(images)[:, 0].abs() / network.weight.norm()).detach()
+    return network, images, target, distance
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("start", ["clean", "ball", "sphere"])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_linear_network_has_the_closed_form(shape: tuple[int, ...], start: str, norm: str) -> None:
+    """The optimum on a linear network moves by eps against the weights, in the norm's own geometry."""
+    network, images, target, _ = setup(shape)
+    attack = PGD(Threat(norm, 0.7), steps=40, relative_step=0.5, start=start)
+    result = attack(network, images, target, LinearTask(), generator=torch.Generator().manual_seed(0))
+    w = network.weight.detach()
+    unit = w / w.norm() if norm == "l2" else w.sign()
+    expected = images - 0.7 * target.view(-1, *[1] * len(shape)) * unit
+    torch.testing.assert_close(result.images, expected, atol=2e-3, rtol=0)
+    assert (Threat(norm, 0.7).size(result.images - images) <= 0.7 * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_sample_is_lost_exactly_when_its_distance_is_within_the_radius(shape: tuple[int, ...]) -> None:
+    network, images, target, distance = setup(shape, 9)
+    eps = float(distance.median()) + 1e-3
+    result = PGD(Threat("l2", eps), steps=30)(network, images, target, LinearTask())
+    assert torch.equal(result.wrong, distance < eps)
+
+
+def test_radius_per_sample_gives_each_its_own_ball() -> None:
+    network, images, target, distance = setup((2, 4, 6))
+    radius = distance * torch.tensor([0.5, 0.99, 1.01, 1.5, 0.1], dtype=torch.float64)
+    result = PGD(Threat("l2", 1.0), steps=20)(network, images, target, LinearTask(), radius=radius)
+    torch.testing.assert_close((result.images - images).flatten(1).norm(dim=1), radius)
+    assert result.wrong.tolist() == [False, False, True, True, False]
+
+
+def test_first_wrong_brackets_the_boundary_and_saves_passes() -> None:
+    network, images, target, distance = setup((6, 7), 4)
+    radius = distance * torch.tensor([2.0, 5.0, 0.5, 1.2], dtype=torch.float64)
+    attack = PGD(Threat("l2", 1.0), steps=20, stop="first_wrong")
+    result = attack(network, images, target, LinearTask(), radius=radius)
+    task = LinearTask()
+    assert result.wrong.tolist() == [True, True, False, True]
+    assert torch.equal(task.correct(network(result.images), target), ~result.wrong)
+    assert task.correct(network(result.previous), target).all()
+    # Iterate k is at 0.2 * k * radius until the sphere: first beyond the boundary at k = 3, 2, -, 5.
+    moved = (result.images - images).flatten(1).norm(dim=1) / radius
+    torch.testing.assert_close(moved, torch.tensor([0.6, 0.4, 1.0, 1.0], dtype=torch.float64))
+    assert result.passes.forward == 4 + 3 + 6 + 21  # k + 1 forwards each; the uncrossed one 20 steps and the last check
+    assert result.passes.backward_input == 4 + 3 + 6 + 20
+
+
+@pytest.mark.parametrize("interval", [1, 2, 7])
+def test_when_finished_samples_leave_does_not_change_the_result(interval: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, images, target, distance = setup((6, 7), 8)
+    radius = distance * torch.linspace(0.5, 4, 8, dtype=torch.float64)
+    attack = PGD(Threat("l2", 1.0), steps=12, stop="first_wrong")
+    expected = attack(network, images, target, LinearTask(), radius=radius)
+    monkeypatch.setattr(pgd_module, "_sync_interval", lambda device: interval)
+    result = attack(network, images, target, LinearTask(), radius=radius)
+    for name in ("images", "previous", "wrong"):
+        assert torch.equal(getattr(result, name), getattr(expected, name))
+
+
+def test_batches_for_compiled_networks_come_in_few_sizes() -> None:
+    sizes = set()
+    for running in range(1, 367):
+        wrong = torch.ones(366, dtype=torch.bool)
+        wrong[:running] = False
+        active = pgd_module._still_running(wrong, compiled=True)
+        assert set(active.tolist()) == set(range(running))
+        sizes.add(len(active))
+    assert len(sizes) == 10  # 366, 183, 92, ..., 1
+
+
+def test_compiled_network_gives_the_same_attack_with_two_graphs() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 1)).double()
+    images = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = network(images)[:, 0].sign().detach()
+    graphs = []
+
+    def count(graph, inputs):  # type: ignore[no-untyped-def]
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(network, backend=count)
+    attack = PGD(Threat("l2", 0.5), steps=6, stop="first_wrong")
+    expected = attack(network, images, target, LinearTask())
+    for _ in range(3):
+        compiled(images).sum().backward()
+        result = attack(compiled, images, target, LinearTask())
+        torch.testing.assert_close(result.images, expected.images)
+    assert len(graphs) <= 2 + 3  # training, attack, and the smaller batch sizes B/2, B/4, B/8 that occur
+    first = len(graphs)
+    attack(compiled, images, target, LinearTask())
+    compiled(images).sum().backward()
+    assert len(graphs) == first  # alternating recompiles nothing
+
+
+def test_keep_strongest_is_never_weaker_than_the_last() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+    images = torch.randn(16, 3, 4, dtype=torch.float64)
+    target = network(images)[:, 0].sign().detach()
+    task = LinearTask()
+    coarse = {"steps": 4, "relative_step": 2.0}  # overshoots, so the last iterate is often not the best
+    last = PGD(Threat("l2", 0.8), **coarse)(network, images, target, task)
+    best = PGD(Threat("l2", 0.8), **coarse, keep="strongest")(network, images, target, task)
+    assert (task.margin(network(best.images), target) <= task.margin(network(last.images), target) + 1e-9).all()
+    assert torch.equal(best.wrong, ~task.correct(network(best.images), target))
+
+
+def test_batch_split_and_order_do_not_matter() -> None:
+    network, images, target, _ = setup((1, 3, 4, 5), 6)
+    attack = PGD(Threat("l2", 0.9), steps=7, stop="first_wrong")
+    whole = attack(network, images, target, LinearTask()).images
+    halves = torch.cat([attack(network, images[i : i + 3], target[i : i + 3], LinearTask()).images for i in (0, 3)])
+    assert torch.equal(whole, halves)
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    assert torch.equal(whole[order], attack(network, images[order], target[order], LinearTask()).images)
+
+
+def test_radius_zero_changes_nothing() -> None:
+    network, images, target, _ = setup((6, 7))
+    for norm in ("l2", "linf"):
+        result = PGD(Threat(norm, 0.0), steps=3)(network, images, target, LinearTask())
+        assert torch.equal(result.images, images)
+
+
+def test_dead_gradients_are_reported() -> None:
+    network, images, target, _ = setup((6, 7))
+    with torch.no_grad():
+        network.weight.zero_()
+    result = PGD(Threat("l2", 1.0), steps=3)(network, images, target, LinearTask())
+    assert result.dead.all()
+    assert torch.equal(result.images, images)
+
+
+class Everything(nn.Module):
+    """Layers with buffers, dropout and mixed modes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(64, 1)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_the_network_is_left_exactly_as_found(mode: str) -> None:
+    torch.manual_seed(0)
+    network = Everything().train()
+    network.body[1].eval()  # a user who froze the statistics
+    network.body[0].weight.requires_grad_(False)
+    images, target = torch.randn(4, 1, 6, 6), torch.ones(4)
+    network(images).sum().backward()
+    before = copy.deepcopy(network.state_dict())
+    gradients = [None if p.grad is None else p.grad.clone() for p in network.parameters()]
+    modes, flags = [m.training for m in network.modules()], [p.requires_grad for p in network.parameters()]
+    stream = torch.get_rng_state()
+
+    PGD(Threat("l2", 1.0), steps=3, mode=mode)(network, images, target, LinearTask())
+    bisect(network, images, images + 1, target, LinearTask(), mode=mode)
+
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert all(
+        (p.grad is None and g is None) or torch.equal(p.grad, g)
+        for p, g in zip(network.parameters(), gradients, strict=True)
+    )
+    assert [m.training for m in network.modules()] == modes
+    assert [p.requires_grad for p in network.parameters()] == flags
+    assert torch.equal(torch.get_rng_state(), stream)
+
+
+def test_the_network_is_restored_after_an_error() -> None:
+    network = Everything().train()
+    with pytest.raises(RuntimeError), frozen(network):
+        raise RuntimeError
+    assert all(m.training for m in network.modules())
+    assert all(p.requires_grad for p in network.parameters())
+
+
+def test_inside_no_grad_the_attack_still_works() -> None:
+    """nnU-Net validates under no_grad."""
+    network, images, target, _ = setup((6, 7))
+    attack = PGD(Threat("l2", 0.5), steps=5)
+    with torch.no_grad():
+        inside = attack(network, images, target, LinearTask()).images
+    assert torch.equal(inside, attack(network, images, target, LinearTask()).images)
+
+
+@pytest.mark.parametrize("keep", ["midpoint", "last_right"])
+def test_bisection_finds_the_boundary(keep: str) -> None:
+    network, images, target, distance = setup((2, 4, 6))
+    unit = (network.weight / network.weight.norm()).detach()
+    far = images - (2.5 * distance * target).view(-1, 1, 1, 1) * unit
+    result = bisect(network, images, far, target, LinearTask(), halvings=12, keep=keep)
+    found = (result.images - images).flatten(1).norm(dim=1)
+    torch.testing.assert_close(found, distance, atol=0, rtol=2.5 * 2**-11)
+    assert torch.equal(result.wrong, ~LinearTask().correct(network(result.images), target))
+    assert result.passes.forward == 12 * 5
+    if keep == "last_right":
+        assert not result.wrong.any()
+
+
+def test_white_noise_has_exactly_the_stated_size_and_is_replayable() -> None:
+    images = torch.randn(3, 1, 9, 8, generator=torch.Generator().manual_seed(0))
+    noise = WhiteNoise(Threat("l2", 2.0))
+    first = noise(images, torch.Generator().manual_seed(5))
+    torch.testing.assert_close((first - images).flatten(1).norm(dim=1), torch.full((3,), 2.0))
+    assert torch.equal(first, noise(images, torch.Generator().manual_seed(5)))
+    linf = WhiteNoise(Threat("linf", 0.1))(images, torch.Generator().manual_seed(5)) - images
+    assert linf.abs().max() <= 0.1 * (1 + 1e-5)
+    assert linf.std() == pytest.approx(0.1 / 3**0.5, rel=0.1)  # uniform in [-0.1, 0.1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"steps": 0}, {"relative_step": 0.0}, {"start": "here"}, {"stop": "late"}, {"keep": "all"}, {"mode": "off"}],
+)
+def test_bad_settings_are_refused(settings: dict) -> None:
+    with pytest.raises(InputError, match=f"^{next(iter(settings))}: received"):
+        PGD(Threat("l2", 1.0), **settings)
+
+
+def test_a_random_start_needs_a_generator() -> None:
+    network, images, target, _ = setup((6, 7))
+    with pytest.raises(InputError, match="^generator"):
+        PGD(Threat("l2", 1.0), start="ball")(network, images, target, LinearTask())
