@@ -71,6 +71,8 @@ class IMASettings(Settings):
     seed: int = setting(0, "seed of the random start", "a whole number >= 0", _not_negative)
 
     def check(self) -> None:
+        if self.norm == "linf" and self.eps_unit == "rms":
+            raise InputError.of("eps_unit", "rms", "'norm' when norm is 'linf'", "an L-inf radius is per voxel already")
         if self.eps == 0 and self.delta > 0:
             raise InputError.of("eps", self.eps, "a finite number > 0", "set eps and delta both to 0 to switch IMA off")
         if self.delta > self.eps:

@@ -1,0 +1,95 @@
+"""Two gloo processes train as one: same margins, same weights, no rank left waiting."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from monai_adv.defenses import IMA, Batch, IMASettings
+from monai_adv.sample_state import SampleIds
+from tests.conftest import LinearTask
+
+STEPS = 4
+
+
+class Twice(nn.Module):
+    """A small non-linear network with one score."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def problem() -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    network = Twice()
+    images = torch.randn(8, 6, dtype=torch.float64)
+    target = network(images)[:, 0].sign().detach()
+    # Rank 1 sees samples 4 to 7. They start out wrong, so that at first only rank 0 has something to attack.
+    target[4:] *= -1
+    return network, images, target
+
+
+def defense(**settings: object) -> IMA:
+    ima = IMA(LinearTask(), IMASettings(**{"eps": 0.5, "delta": 0.1, "eps_unit": "norm", "steps": 5, **settings}))  # type: ignore[arg-type]
+    ima.bind(SampleIds({"train": 8}), "cpu")
+    return ima
+
+
+def steps(network: nn.Module, ima: IMA, images: Tensor, target: Tensor, ids: Tensor) -> dict[str, float]:
+    optimiser = torch.optim.SGD(network.parameters(), 0.3)
+    for _ in range(STEPS):
+        optimiser.zero_grad()
+        for part in ima.losses(network, Batch(images, target, ids)):
+            part.loss.backward()
+        optimiser.step()
+    return ima.on_epoch_end()
+
+
+def worker(rank: int, port: int, folder: str, repeated: bool) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    network, images, target = problem()
+    ids = torch.arange(8)[rank * 4 : rank * 4 + 4]
+    if repeated:  # both ranks draw sample 0
+        ids = ids.clone()
+        ids[0] = 0
+    ima = defense()
+    figures = steps(DistributedDataParallel(network), ima, images[ids], target[ids], ids)
+    torch.save((ima.margins.values, list(network.parameters()), figures), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_two_ranks_equal_one_process(tmp_path: Path, repeated: bool) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(worker, args=(port, str(tmp_path), repeated), nprocs=2, join=True)
+    (margins, weights, figures), (other_margins, other_weights, other_figures) = (
+        torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1)
+    )
+    assert torch.equal(margins, other_margins)
+    assert all(torch.equal(a, b) for a, b in zip(weights, other_weights, strict=True))
+    assert figures == other_figures
+
+    network, images, target = problem()
+    ids = torch.tensor([0, 1, 2, 3, 0, 5, 6, 7]) if repeated else torch.arange(8)
+    ima = defense()
+    alone = steps(network, ima, images[ids], target[ids], ids)
+    torch.testing.assert_close(margins, ima.margins.values)
+    for mine, theirs in zip(network.parameters(), weights, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert figures["attacked"] == pytest.approx(alone["attacked"])
+    assert figures["margin_mean"] == pytest.approx(alone["margin_mean"])
+    assert 0 < figures["attacked"] < 1
+    assert (margins[4 + repeated :] >= 0.1).all()

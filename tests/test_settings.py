@@ -1,0 +1,129 @@
+"""Settings: from a file and the environment, validated, one sentence per mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from monai_adv import InputError
+from monai_adv.defenses.ima import PRESETS, IMASettings
+from monai_adv.settings import as_dict, combine, differences, flat, read_settings, table
+from monai_adv.tasks import SegmentationSettings
+from nnunet_trainers.run_settings import RunSettings
+
+SECTIONS = {"defense": IMASettings, "task": SegmentationSettings, "run": RunSettings}
+
+
+def ima(values: dict) -> dict:
+    return flat(as_dict(combine(SECTIONS, values, PRESETS)))
+
+
+def test_names_are_unique_over_the_sections() -> None:
+    names = [n for cls in SECTIONS.values() for n in cls.names()]
+    assert len(names) == len(set(names))
+
+
+def test_file_then_environment(tmp_path: Path) -> None:
+    file = tmp_path / "ima.yaml"
+    file.write_text("eps: 15\ndelta: 2\neps_unit: norm\nepochs: 50\ninitial_lr: 1e-3\n")
+    given = read_settings({"MONAI_ADV_SETTINGS": str(file), "MONAI_ADV_EPS": "20", "MONAI_ADV_CLEAN_GATE": "false"})
+    settings = ima(given)
+    assert (settings["eps"], settings["delta"], settings["epochs"], settings["clean_gate"]) == (20.0, 2.0, 50, False)
+    assert settings["initial_lr"] == 0.001  # YAML 1.1 reads 1e-3 as a string
+    assert settings["steps"] == 20  # the default
+
+
+def test_json_is_accepted_and_none_means_none(tmp_path: Path) -> None:
+    file = tmp_path / "ima.json"
+    file.write_text('{"eps": 0.2, "epochs": null}')
+    given = read_settings({"MONAI_ADV_SETTINGS": str(file), "MONAI_ADV_INITIAL_LR": "none"})
+    assert given == {"eps": 0.2, "epochs": None, "initial_lr": None}
+
+
+def test_variables_that_are_not_settings_are_left_alone() -> None:
+    assert read_settings({"MONAI_ADV_NO_DISCOVERY": "1", "nnUNet_raw": "x"}) == {}
+
+
+def test_preset_and_explicit_values() -> None:
+    official = ima({"preset": "official"})
+    assert {n: official[n] for n in PRESETS["official"]} == PRESETS["official"]
+    assert ima({"preset": "official", "clean_gate": True})["clean_gate"] is True
+    assert ima({"preset": "paper"}) == ima({})
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"epz": 1}, "epz: unknown setting; did you mean 'eps'?"),
+        ({"zzzz": 1}, "zzzz: unknown setting; known are algorithm, amp"),
+        ({"preset": "offical"}, "preset: received 'offical', allowed is one of paper, official; did you mean 'official'"),
+        ({"eps": "fifteen"}, "eps: received 'fifteen', allowed is a finite number > 0"),
+        ({"eps": 0}, "eps: received 0.0, allowed is a finite number > 0; set eps and delta both to 0"),
+        ({"eps": -1}, "eps: received -1.0, allowed is a finite number > 0"),
+        ({"eps": float("nan")}, "eps: received nan, allowed is a finite number > 0"),
+        ({"eps": "nan"}, "eps: received nan"),
+        ({"eps": 1, "delta": 2}, "delta: received 2.0, allowed is at most eps, here 1.0"),
+        ({"delta": 0}, "delta: received 0.0, allowed is a number > 0"),
+        ({"threshold": 1.0}, "threshold: received 1.0, allowed is a number in (0, 1)"),
+        ({"threshold": 0}, "threshold: received 0.0, allowed is a number in (0, 1)"),
+        ({"steps": 2.5}, "steps: received 2.5, allowed is a whole number >= 1"),
+        ({"steps": True}, "steps: received True, allowed is a whole number >= 1"),
+        ({"steps": 0}, "steps: received 0, allowed is a whole number >= 1"),
+        ({"amp": 1}, "amp: received 1, allowed is bool"),
+        ({"algorithm": 1}, "algorithm: received 1, allowed is one of 2, 3"),
+        ({"eps_unit": "hu"}, "eps_unit: received 'hu', allowed is one of 'norm', 'rms'"),
+        ({"norm": "linf"}, "eps_unit: received 'rms', allowed is 'norm'"),
+        ({"epochs": 0}, "epochs: received 0, allowed is a whole number >= 1 or none"),
+    ],
+)
+def test_each_mistake_gets_one_sentence(values: dict, sentence: str) -> None:
+    with pytest.raises(InputError) as error:
+        ima(values)
+    assert str(error.value).startswith(sentence)
+    assert "\n" not in str(error.value)
+
+
+def test_off_is_allowed() -> None:
+    assert ima({"eps": 0, "delta": 0})["eps"] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "an existing YAML or JSON file"),
+        ("eps: [1", "well-formed YAML or JSON"),
+        ("- eps", "a flat mapping"),
+        ("ima:\n  eps: 1", "a flat mapping"),
+        ("", "a flat mapping"),
+        (b"\xff\xfe\x00", "a readable YAML or JSON file"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, content: str | bytes | None, says: str) -> None:
+    file = tmp_path / "ima.yaml"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match="^MONAI_ADV_SETTINGS: received") as error:
+        read_settings({"MONAI_ADV_SETTINGS": str(file)})
+    assert says in str(error.value)
+
+
+def test_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        IMASettings().eps = 1.0  # type: ignore[misc]
+
+
+def test_differences_say_what_and_how() -> None:
+    assert differences({"eps": 15.0, "old": 1}, {"eps": 10.0, "steps": 20}) == [
+        "eps: 15.0 in the checkpoint, 10.0 now",
+        "steps: null in the checkpoint, 20 now",
+        "old: 1 in the checkpoint, null now",
+    ]
+    assert differences({"eps": 1.0}, {"eps": 1.0}) == []
+
+
+def test_table_marks_what_differs_from_the_default() -> None:
+    text = table({"defense": IMASettings(eps=0.2)})
+    assert " * eps = 0.2 " in text
+    assert "   delta = 0.02 " in text
