@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from monai_adv import doctor
+from monai_adv import demo, doctor
 from monai_adv.errors import InputError
 
 # Parsers are built at every start: these modules import torch and the like only inside what they run.
-COMMANDS = (doctor,)
+COMMANDS = (demo, doctor)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""nnU-Net trainers: ``nnUNetv2_train DATASET CONFIGURATION FOLD -tr IMATrainer``."""
+"""nnU-Net trainers (``nnUNetv2_train DATASET CONFIGURATION FOLD -tr IMATrainer``), and nnU-Net's models for MONAI."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from packaging.version import Version
 
 if TYPE_CHECKING:
     from nnunet_trainers.ima import IMATrainer
+    from nnunet_trainers.monai_network import NNUNetModel as NNUNetModel
 
-__all__ = ["IMATrainer"]
+__all__ = ["IMATrainer"]  # the trainers: discovery takes every name here for one
 
-_MODULES = {"IMATrainer": "nnunet_trainers.ima"}
+_MODULES = {"IMATrainer": "nnunet_trainers.ima", "NNUNetModel": "nnunet_trainers.monai_network"}
 _OLDEST_HOST = "2.8.0"  # the first release that looks for trainers in nnUNet_extTrainer
 
 

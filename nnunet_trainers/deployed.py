@@ -6,9 +6,7 @@ taken after the host's own export to the original image geometry.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from torch import Tensor
 
 from monai_adv.errors import InputError
 from nnunet_trainers.sliding_window import SlidingWindow
-from nnunet_trainers.trained_folder import check_weights_only, checkpoint_path
+from nnunet_trainers.trained_folder import load_predictor
 
 Files = Sequence[str | Path]
 Labels = npt.NDArray[np.integer[Any]]
@@ -42,6 +40,7 @@ class DeployedModel:
     Attributes:
         network: the network with the trained weights, deep supervision off, in eval mode.
         plans_manager, configuration_manager, dataset_json, label_manager: the host's objects.
+        channel_names: of the images, from dataset.json.
         patch_size: one number per spatial axis.
         is_2d: whether the network works slice by slice.
         mirror_axes: the axes over which predictions are averaged; empty without mirroring.
@@ -50,12 +49,13 @@ class DeployedModel:
     def __init__(self, predictor: nnUNetPredictor, name: str) -> None:
         self.predictor = predictor
         self.name = name
-        self.device: torch.device = predictor.device
-        self.network: torch.nn.Module = predictor.network.to(self.device).eval()
+        self.network: torch.nn.Module = predictor.network.to(predictor.device).eval()
         self.plans_manager = predictor.plans_manager
         self.configuration_manager = predictor.configuration_manager
         self.dataset_json: dict[str, Any] = predictor.dataset_json
         self.label_manager = predictor.label_manager
+        channels = self.dataset_json.get("channel_names") or self.dataset_json["modality"]
+        self.channel_names: list[str] = list(channels.values())
         self.patch_size: tuple[int, ...] = tuple(int(n) for n in self.configuration_manager.patch_size)
         self.is_2d = len(self.patch_size) == 2
         self.mirror_axes: tuple[int, ...] = tuple((predictor.use_mirroring and predictor.allowed_mirroring_axes) or ())
@@ -84,22 +84,13 @@ class DeployedModel:
         Raises:
             InputError: something is missing, damaged, unsafe to load, or does not fit together.
         """
-        folder = Path(model_folder)
-        path = checkpoint_path(folder, fold, checkpoint)
-        trainer = check_weights_only(path)
-        where = _usable(device)
-        with redirect_stdout(io.StringIO()):  # the host tells about each folder that it searches
-            predictor = nnUNetPredictor(use_mirroring=mirroring, device=where, allow_tqdm=False)
-            try:
-                predictor.initialize_from_trained_model_folder(str(folder), (fold,), checkpoint)
-            except RuntimeError as error:
-                raise _explained(error, path, trainer) from error
-            except (ValueError, KeyError, AttributeError, ImportError) as error:
-                raise InputError.of(
-                    "model_folder", str(folder), "the folder of a trained nnU-Net model",
-                    f"plans.json, dataset.json and {path.name} do not fit together ({type(error).__name__}: {error})",
-                ) from error  # fmt: skip
-        return cls(predictor, name or folder.resolve().name)
+        predictor = load_predictor(Path(model_folder), fold, checkpoint, device, mirroring)
+        return cls(predictor, name or Path(model_folder).resolve().name)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
 
     # ---------------------------------------------------------------- into network space
 
@@ -148,9 +139,8 @@ class DeployedModel:
         labels = None if ground_truth_file is None else str(ground_truth_file)
         if self.configuration_manager.previous_stage_name is not None:
             raise InputError.of("model", self.name, "a model that needs images only, not the second stage of a cascade")
-        channels = self.dataset_json.get("channel_names") or self.dataset_json["modality"]
-        if len(files) != len(channels):
-            raise InputError.of("image_files", files, f"one file per channel, here {list(channels.values())}")
+        if len(files) != len(self.channel_names):
+            raise InputError.of("image_files", files, f"one file per channel, here {self.channel_names}")
         for file in filter(None, [*files, labels]):
             if not Path(file).is_file():
                 raise InputError.of("image_files", file, "an existing image", "check the path")
@@ -199,10 +189,25 @@ class DeployedModel:
         )
         return labels
 
-    def predict(self, image_files: Files) -> Labels:
-        """The label map of ``nnUNetv2_predict``, to the voxel: the host's predictor, half precision included."""
+    def predict(self, image_files: Files, output_file: str | Path | None = None) -> Labels:
+        """The label map of ``nnUNetv2_predict``, to the voxel: the host's predictor, half precision included.
+
+        Args:
+            image_files: one file per channel.
+            output_file: where the host writes it as well, with the data set's file ending.
+
+        Raises:
+            InputError: see :meth:`preprocess`, or another file ending, or a folder that does not exist.
+        """
+        ending = self.dataset_json["file_ending"]
+        if output_file is not None and not (str(output_file).endswith(ending) and Path(output_file).parent.is_dir()):
+            raise InputError.of("output_file", str(output_file), f"a file that ends in {ending}, in an existing folder")
         data, properties = self.preprocess(image_files)
-        return self.segmentation(self.predictor.predict_logits_from_preprocessed_data(data), properties)
+        self.predictor.device = self.device  # the network may have been moved since
+        labels = self.segmentation(self.predictor.predict_logits_from_preprocessed_data(data), properties)
+        if output_file is not None:
+            self.plans_manager.image_reader_writer_class().write_seg(labels, str(output_file), properties)
+        return labels
 
 
 def _tensor(values: npt.NDArray[Any]) -> Tensor:
@@ -212,20 +217,3 @@ def _tensor(values: npt.NDArray[Any]) -> Tensor:
 def _foreground(ground_truth: npt.NDArray[Any]) -> Tensor:
     """The preprocessor marks voxels outside the body with -1; to the network they are background."""
     return _tensor(ground_truth).long().clamp(min=0)
-
-
-def _usable(device: str | torch.device) -> torch.device:
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError.of("device", str(device), "a device that PyTorch can use here", str(error)) from error
-
-
-def _explained(error: RuntimeError, path: Path, trainer: str) -> InputError:
-    if "Could not find requested nnunet trainer" in str(error):
-        return InputError.of(
-            "trainer", trainer, "a trainer class that nnU-Net finds",
-            "install the package it comes from, or name its folder in nnUNet_extTrainer (see 'monai-adv doctor')",
-        )  # fmt: skip
-    text = " ".join(str(error).split())[:200]
-    return InputError.of("checkpoint", str(path), "weights that fit the plans beside them", f"PyTorch says: {text}")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from monai_adv.errors import InputError
 from nnunet_trainers.deployed import DeployedModel
-from nnunet_trainers.noise_report import LOSSES, Case, PreparedCase, dice_per_class, mean_dice, segmentation_task
+from nnunet_trainers.noise_case import LOSSES, Case, PreparedCase, segmentation_task
+from nnunet_trainers.volume_dice import dice_per_class, mean_dice
 
 Image = npt.NDArray[np.float32]
 Labels = npt.NDArray[Any]
@@ -107,6 +108,8 @@ def _strongest(prepared: PreparedCase, radius: float, steps: int, only: slice) -
     """The image on which the model does worse, of the attacks on the two losses."""
     target = prepared.target(prepared.labels[only])
     attacked = [prepared.attacked(radius, loss, steps, only)[0] for loss in LOSSES]
+    for images in attacked:
+        prepared.largest_norm(images, radius, only)
     task = segmentation_task(prepared.model, LOSSES[0])
     return min(attacked, key=lambda images: float(task.margin(prepared.logits(images), target).mean()))
 

@@ -6,42 +6,23 @@ authors' code, nothing is clamped to [0, 1]: the images are z-scored, and the cl
 What is measured is the function that is deployed: host preprocessing, sliding window, host export, and Dice in the
 original geometry. The enemy changes the preprocessed image, each network input (2D: a slice, 3D: the volume) by at most
 the radius. PGD raises the soft Dice loss and, in a second run, cross-entropy; a case counts with the worse of the two.
+
+noise_table.py makes tables of the rows, noise_example.py shows one slice.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
-from torch import Tensor
 from tqdm import tqdm
 
-from monai_adv.attacks import PGD, WhiteNoise
 from monai_adv.errors import InputError
-from monai_adv.tasks import Output, SegmentationSettings, SegmentationTask, Target
-from monai_adv.threats import Threat
 from nnunet_trainers.deployed import DeployedModel
+from nnunet_trainers.noise_case import LOSSES, Case, PreparedCase, find_cases
 
-Loss = Literal["dice", "ce"]
-LOSSES: tuple[Loss, ...] = ("dice", "ce")
-NORM_TOLERANCE = 1e-5
-
-
-@dataclass(frozen=True)
-class Case:
-    """One patient: the image files (one per channel) and the ground truth."""
-
-    name: str
-    image_files: tuple[Path, ...]
-    ground_truth_file: Path
+__all__ = ["Case", "Row", "evaluate", "find_cases"]
 
 
 @dataclass(frozen=True)
@@ -68,31 +49,6 @@ class Row:
     dice_per_loss: dict[str, float] = field(default_factory=dict)
     largest_norm: float = 0.0
     dead_gradient: float = 0.0
-
-
-def find_cases(
-    images_folder: str | Path, labels_folder: str | Path, file_ending: str, names: Sequence[str] | None = None
-) -> list[Case]:
-    """The cases of two folders in nnU-Net's raw layout (imagesTr, labelsTr).
-
-    Args:
-        file_ending: as in dataset.json, such as ".nii.gz".
-        names: which cases; default: all.
-
-    Raises:
-        InputError: no such case, or a case without ground truth.
-    """
-    images, labels = Path(images_folder), Path(labels_folder)
-    known = get_identifiers_from_splitted_dataset_folder(str(images), file_ending) if images.is_dir() else []
-    cases = []
-    for name in sorted(known) if names is None else names:
-        files = tuple(sorted(images.glob(f"{name}_[0-9][0-9][0-9][0-9]{file_ending}")))
-        truth = labels / f"{name}{file_ending}"
-        if not files or not truth.is_file():
-            missing = str(truth) if files else str(images / f"{name}_0000{file_ending}")
-            raise InputError.of("cases", name, "a case with image and ground truth", f"there is no {missing}")
-        cases.append(Case(name, files, truth))
-    return cases
 
 
 def evaluate(
@@ -156,115 +112,6 @@ def _rows(
             attacked, dead = prepared.attacked(radius, loss, steps)
             norm = prepared.largest_norm(attacked, radius)
             found.append({**prepared.score(attacked), "largest_norm": norm, "dead_gradient": dead})
-        per_loss = {loss: score["dice"] for loss, score in zip(LOSSES, found, strict=True)}
+        per_loss: dict[str, float] = {loss: score["dice"] for loss, score in zip(LOSSES, found, strict=True)}
         worst = min(found, key=lambda score: math.inf if math.isnan(score["dice"]) else score["dice"])
         yield Row(model.name, case.name, f"PGD-{steps}", radius, **worst, dice_per_loss=per_loss)
-
-
-class PreparedCase:
-    """A case in the network space of one model.
-
-    Args:
-        inputs: which of the network's inputs to keep (2D: slices); default: all, which :meth:`score` needs.
-
-    Attributes:
-        inputs: ``(B, C, *spatial)`` on the CPU.
-        labels: ``(B, 1, *spatial)`` ground truth.
-    """
-
-    def __init__(self, model: DeployedModel, case: Case, batch_size: int = 64) -> None:
-        self.model, self.case, self.batch_size = model, case, batch_size
-        self.network = model.as_network()
-        volume, labels, self.properties = model.preprocess_labelled(case.image_files, case.ground_truth_file)
-        reader = model.plans_manager.image_reader_writer_class()
-        self.truth: npt.NDArray[Any] = reader.read_seg(str(case.ground_truth_file))[0][0]
-        self.inputs = model.to_inputs(volume).contiguous()
-        self.labels = model.to_inputs(labels).contiguous()
-
-    def logits(self, inputs: Tensor) -> Tensor:
-        """``(B, K, *spatial)`` on the CPU, without gradient."""
-        with torch.no_grad():
-            return torch.cat([self.network(x.to(self.model.device)).cpu() for x in inputs.split(self.batch_size)])
-
-    def score(self, inputs: Tensor) -> dict[str, Any]:
-        """``dice`` and ``dice_per_class`` of the segmentation in the original geometry."""
-        segmentation = self.model.segmentation(self.model.to_volume(self.logits(inputs)), self.properties)
-        per_class = dice_per_class(segmentation, self.truth, self.model.dataset_json["labels"])
-        return {"dice": mean_dice(per_class), "dice_per_class": per_class}
-
-    def with_white_noise(self, radius: float, seed: int) -> Tensor:
-        """Zero-mean noise on the sphere of each input; drawn on the CPU, so that every device gets the same."""
-        generator = torch.Generator().manual_seed(seed + zlib.crc32(self.case.name.encode()))
-        return WhiteNoise(Threat("l2", radius))(self.inputs, generator)
-
-    def attacked(self, radius: float, loss: Loss, steps: int, only: slice = slice(None)) -> tuple[Tensor, float]:
-        """Inputs after PGD, and the share of them on which it met a zero gradient; ``only``: a range of the inputs."""
-        pgd = PGD(Threat("l2", radius), steps=steps, keep="strongest")
-        task = segmentation_task(self.model, loss)
-        images, dead = [], 0
-        parts = zip(self.inputs[only].split(self.batch_size), self.labels[only].split(self.batch_size), strict=True)
-        for x, labels in parts:
-            result = pgd(self.network, x.to(self.model.device), self.target(labels).to(self.model.device), task)
-            images.append(result.images.cpu())
-            dead += int(result.dead.sum())
-        return torch.cat(images), dead / sum(map(len, images))
-
-    def target(self, labels: Tensor) -> Tensor:
-        """Ground truth in the task's layout: labels, or 0/1 maps ``(B, R, *spatial)`` of the regions (and ignore)."""
-        manager = self.model.label_manager
-        if not manager.has_regions:
-            return labels
-        regions = [*manager.foreground_regions, *([manager.ignore_label] if manager.has_ignore_label else [])]
-        return torch.cat([torch.isin(labels, torch.tensor(_values(r))) for r in regions], dim=1).long()
-
-    def largest_norm(self, inputs: Tensor, radius: float) -> float:
-        """Largest L2 norm of a perturbation, in double precision; the honest budget is checked, not assumed."""
-        largest = float((inputs.double() - self.inputs.double()).flatten(1).norm(dim=1).max())
-        if not largest <= radius * (1 + NORM_TOLERANCE):
-            raise RuntimeError(f"a perturbation of norm {largest} left the ball of radius {radius}")
-        return largest
-
-
-def segmentation_task(model: DeployedModel, loss: Loss) -> SegmentationTask:
-    """What the attack raises, and how it tells its strongest image; slices without foreground are attacked."""
-    settings = SegmentationSettings(attack_loss=loss, empty_target="empty_prediction")
-    manager = model.label_manager
-    return SegmentationTask(_no_training, settings, regions=manager.has_regions, ignore_label=manager.ignore_label)
-
-
-def dice_per_class(
-    prediction: npt.NDArray[Any], truth: npt.NDArray[Any], labels: Mapping[str, int | Sequence[int]]
-) -> dict[str, float]:
-    """Hard Dice ``2 TP / (2 TP + FP + FN)`` of each class or region of dataset.json's ``labels``.
-
-    Voxels with the label "ignore" count nowhere. NaN where neither has the class.
-
-    Example:
-        >>> dice_per_class(np.array([1, 1, 0]), np.array([1, 0, 0]), {"background": 0, "organ": 1, "tumour": 2})
-        {'organ': 0.6666666666666666, 'tumour': nan}
-    """
-    counted = np.ones(truth.shape, bool)
-    if "ignore" in labels:
-        counted = ~np.isin(truth, _values(labels["ignore"]))
-    result = {}
-    for name, value in labels.items():
-        if name in ("background", "ignore") or set(_values(value)) == {0}:
-            continue
-        found, there = np.isin(prediction, _values(value)) & counted, np.isin(truth, _values(value)) & counted
-        size = int(found.sum() + there.sum())
-        result[name] = 2 * int((found & there).sum()) / size if size else math.nan
-    return result
-
-
-def mean_dice(per_class: Mapping[str, float]) -> float:
-    """Mean over the classes that are not NaN; NaN if there is none."""
-    known = [v for v in per_class.values() if not math.isnan(v)]
-    return sum(known) / len(known) if known else math.nan
-
-
-def _values(label: int | Sequence[int]) -> list[int]:
-    return [int(v) for v in label] if isinstance(label, list | tuple) else [int(label)]  # type: ignore[arg-type]
-
-
-def _no_training(output: Output, target: Target) -> Tensor:
-    raise NotImplementedError("an evaluation trains nothing")

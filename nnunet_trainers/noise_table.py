@@ -32,12 +32,12 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def table_per_class(rows: Sequence[Row]) -> str:
-    """Markdown: one table per class, under its name. A case in which neither the ground truth nor the prediction has the
-    class is left out of its mean."""
+    """Markdown: one table per class, under its name.
+
+    A case in which neither the ground truth nor the prediction has the class is left out of its mean.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row.dice_per_class))
-    return "\n\n".join(
-        f"**{n}**\n\n" + _table(rows, lambda row, n=n: row.dice_per_class.get(n, math.nan)) for n in names
-    )
+    return "\n\n".join(f"**{name}**\n\n{_table(rows, _dice_of(name))}" for name in names)
 
 
 def _table(rows: Sequence[Row], value: Callable[[Row], float]) -> str:
@@ -49,6 +49,10 @@ def _table(rows: Sequence[Row], value: Callable[[Row], float]) -> str:
         cells = [_mean_and_deviation([value(r) for r in chosen if r.model == m]) for m in models]
         lines.append(f"| {condition} | {f'{radius:g}' if radius else ''} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _dice_of(name: str) -> Callable[[Row], float]:
+    return lambda row: row.dice_per_class.get(name, math.nan)
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:

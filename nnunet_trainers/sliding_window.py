@@ -11,7 +11,7 @@ from itertools import combinations, product
 from typing import Any
 
 import torch
-from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from acvl_utils.cropping_and_padding.padding import pad_nd_image  # type: ignore[import-untyped]
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -70,7 +70,7 @@ class SlidingWindow(nn.Module):
         if images.ndim != len(self.patch_size) + 2:
             axes = f"B, C and {len(self.patch_size)} spatial axes"
             raise InputError.of("images", f"shape {tuple(images.shape)}", f"a tensor with {axes}")
-        return torch.cat([self._logits(part) for part in images.split(self.patches_per_pass)])
+        return torch.cat([self._logits(part) for part in torch.split(images, self.patches_per_pass)])
 
     def _logits(self, images: Tensor) -> Tensor:
         padded, unpad = pad_nd_image(images, self.patch_size, "constant", {"value": 0}, True)
@@ -84,11 +84,12 @@ class SlidingWindow(nn.Module):
         for first in range(0, len(windows), per_pass):
             together = windows[first : first + per_pass]
             patches = torch.cat([padded[window] for window in together])
-            logits = self._one_pass(patches, alone=len(windows) <= per_pass)
-            for window, part in zip(together, logits.split(len(padded)), strict=True):
+            parts = torch.split(self._one_pass(patches, alone=len(windows) <= per_pass), len(padded))
+            for window, part in zip(together, parts, strict=True):
                 total[window] += part * weight
                 weights[window[2:]] += weight
-        return (total / weights)[(slice(None), slice(None), *unpad[2:])]
+        logits: Tensor = (total / weights)[(slice(None), slice(None), *unpad[2:])]
+        return logits
 
     def _windows(self, size: Sequence[int]) -> Iterator[tuple[slice, ...]]:
         corners = compute_steps_for_sliding_window(tuple(size), self.patch_size, TILE_STEP)

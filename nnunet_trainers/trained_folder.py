@@ -1,20 +1,55 @@
-"""Find a checkpoint in a trained nnU-Net folder, and make sure that reading it runs no code."""
+"""Load a trained nnU-Net folder with the host's own predictor, after making sure that reading it runs no code."""
 
 from __future__ import annotations
 
+import io
+import re
+import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from monai_adv.errors import InputError
 
 # nnU-Net's own trainers leave numpy scalars in the log. They are data: allowing them keeps weights_only=True possible.
-_NUMPY_SCALARS = [
-    np.float32(0).__reduce__()[0],
+_SCALAR = np.float32(0).__reduce__()[0]
+_NUMPY_SCALARS: list[Any] = [
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # as numpy 1 calls it
     np.dtype,
     *(type(np.dtype(t)) for t in (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)),
 ]
+
+
+def load_predictor(
+    folder: Path, fold: int | str, checkpoint: str, device: str | torch.device, mirroring: bool
+) -> nnUNetPredictor:
+    """The host's predictor with the weights of one fold.
+
+    Raises:
+        InputError: something is missing, damaged, unsafe to load, or does not fit together.
+    """
+    path = checkpoint_path(folder, fold, checkpoint)
+    trainer = check_weights_only(path)
+    where = _usable(device)
+    # The host tells about each folder that it searches, and advises the authors of older trainers.
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        predictor = nnUNetPredictor(use_mirroring=mirroring, device=where, allow_tqdm=False)
+        try:
+            predictor.initialize_from_trained_model_folder(str(folder), (fold,), checkpoint)
+        except RuntimeError as error:
+            raise _explained(error, path, trainer) from error
+        except (ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
+            raise InputError.of(
+                "model_folder", str(folder), "the folder of a trained nnU-Net model",
+                f"plans.json, dataset.json and {path.name} do not fit together ({type(error).__name__}: {error})",
+            ) from error  # fmt: skip
+    return predictor
 
 
 def checkpoint_path(folder: Path, fold: int | str, checkpoint: str) -> Path:
@@ -65,8 +100,9 @@ def check_weights_only(path: Path) -> str:
         if not isinstance(trainer, str) or "network_weights" not in checkpoint:
             raise KeyError("network_weights")
     except Exception as error:  # torch and pickle raise a dozen kinds for damaged files
-        if "Unsupported global" in str(error):
-            what = str(error).split("Unsupported global: GLOBAL ")[-1].split()[0]
+        unknown = re.search(r"GLOBAL (\S+)", str(error))  # as torch calls what it refuses to make
+        if unknown:
+            what = unknown[1]
             raise InputError.of(
                 "checkpoint", f"{path} with a Python object {what}", "tensors, text and numbers only",
                 "such a file can run code when it is read; take the checkpoint as its trainer wrote it",
@@ -77,3 +113,20 @@ def check_weights_only(path: Path) -> str:
             f"{type(error).__name__}: {text}; copy or train it again",
         ) from error  # fmt: skip
     return trainer
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError.of("device", str(device), "a device that PyTorch can use here", str(error)) from error
+
+
+def _explained(error: RuntimeError, path: Path, trainer: str) -> InputError:
+    if "Could not find requested nnunet trainer" in str(error):
+        return InputError.of(
+            "trainer", trainer, "a trainer class that nnU-Net finds",
+            "install the package it comes from, or name its folder in nnUNet_extTrainer (see 'monai-adv doctor')",
+        )  # fmt: skip
+    text = " ".join(str(error).split())[:200]
+    return InputError.of("checkpoint", str(path), "weights that fit the plans beside them", f"PyTorch says: {text}")

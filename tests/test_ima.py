@@ -179,7 +179,7 @@ def test_nothing_right_means_a_clean_step() -> None:
 def test_calling_it_adds_up_the_parts() -> None:
     ima, batch = make()
     parts, _ = run(copy.deepcopy(ima), batch)
-    assert float(ima(line(), batch.images, batch.target, batch.ids)) == pytest.approx(sum(parts))
+    assert ima(line(), batch.images, batch.target, batch.ids).item() == pytest.approx(sum(parts))
 
 
 def test_passes_are_counted_as_made() -> None:

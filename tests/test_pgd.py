@@ -69,6 +69,7 @@ def test_first_wrong_brackets_the_boundary_and_saves_passes() -> None:
     # Iterate k is at 0.2 * k * radius until the sphere: first beyond the boundary at k = 3, 2, -, 5.
     moved = (result.images - images).flatten(1).norm(dim=1) / radius
     torch.testing.assert_close(moved, torch.tensor([0.6, 0.4, 1.0, 1.0], dtype=torch.float64))
+    assert result.steps.tolist() == [3, 2, 20, 5]
     assert result.passes.forward == 4 + 3 + 6 + 21  # k + 1 forwards each; the uncrossed one 20 steps and the last check
     assert result.passes.backward_input == 4 + 3 + 6 + 20
 

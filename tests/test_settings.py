@@ -58,7 +58,10 @@ def test_preset_and_explicit_values() -> None:
     [
         ({"epz": 1}, "epz: unknown setting; did you mean 'eps'?"),
         ({"zzzz": 1}, "zzzz: unknown setting; known are algorithm, amp"),
-        ({"preset": "offical"}, "preset: received 'offical', allowed is one of paper, official; did you mean 'official'"),
+        (
+            {"preset": "offical"},
+            "preset: received 'offical', allowed is one of paper, official; did you mean 'official'",
+        ),
         ({"eps": "fifteen"}, "eps: received 'fifteen', allowed is a finite number > 0"),
         ({"eps": 0}, "eps: received 0.0, allowed is a finite number > 0; set eps and delta both to 0"),
         ({"eps": -1}, "eps: received -1.0, allowed is a finite number > 0"),

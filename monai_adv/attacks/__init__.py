@@ -1,7 +1,7 @@
 """Attack: searches a threat for an input on which the task goes wrong."""
 
-from monai_adv.attacks.bisection import bisect
+from monai_adv.attacks.bisection import BoundaryPoint, bisect
 from monai_adv.attacks.pgd import PGD, AttackResult
 from monai_adv.attacks.white_noise import WhiteNoise
 
-__all__ = ["PGD", "AttackResult", "WhiteNoise", "bisect"]
+__all__ = ["PGD", "AttackResult", "BoundaryPoint", "WhiteNoise", "bisect"]

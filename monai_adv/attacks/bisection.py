@@ -5,16 +5,31 @@ Source: Ma & Liang, CMPB 2023, Algorithms 2 and 3 (N = 10 halvings; the final mi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.pgd import AttackResult
 from monai_adv.network_state import Mode, frozen
 from monai_adv.statistics import Passes
 from monai_adv.tasks.base import Target, Task
 from monai_adv.threats import per_sample
+
+
+@dataclass
+class BoundaryPoint:
+    """A point near the decision boundary.
+
+    Attributes:
+        images: ``(B, C, *spatial)``.
+        wrong: ``(B,)`` bool: the network is wrong on ``images``.
+        passes: network passes made, in samples.
+    """
+
+    images: Tensor
+    wrong: Tensor
+    passes: Passes
 
 
 @torch.no_grad()
@@ -28,7 +43,7 @@ def bisect(
     halvings: int = 10,
     keep: Literal["midpoint", "last_right"] = "midpoint",
     mode: Mode = "eval",
-) -> AttackResult:
+) -> BoundaryPoint:
     """Halve the segment between ``right`` and ``wrong`` ``halvings`` times, each sample on its own.
 
     Args:
@@ -41,9 +56,6 @@ def bisect(
         keep: ``"midpoint"``: the last midpoint tried, on either side of the boundary (paper); ``"last_right"``: the end
             of the segment on which the network is right (official code for two of its data sets).
         mode: network mode, restored afterwards.
-
-    Returns:
-        ``images``: the point found; ``wrong``: the network is wrong on it; ``previous``: the right end of the segment.
     """
     middle, middle_wrong = wrong, torch.ones(len(wrong), dtype=torch.bool, device=wrong.device)
     if keep == "last_right":
@@ -58,5 +70,4 @@ def bisect(
                 middle, middle_wrong = midpoint, is_wrong
             else:
                 middle = right
-    dead = torch.zeros_like(middle_wrong)
-    return AttackResult(middle, right, middle_wrong, dead, Passes(forward=halvings * len(middle)))
+    return BoundaryPoint(middle, middle_wrong, Passes(forward=halvings * len(middle)))

@@ -32,6 +32,7 @@ class AttackResult:
         wrong: ``(B,)`` bool: the network is wrong on ``images``.
         dead: ``(B,)`` bool: some gradient was zero or not finite, so the attack stood still: a sign of gradient
             masking.
+        steps: ``(B,)`` int: gradient steps that led to ``images``; under ``stop="first_wrong"`` the k of its crossing.
         passes: network passes made, in samples.
     """
 
@@ -39,6 +40,7 @@ class AttackResult:
     previous: Tensor
     wrong: Tensor
     dead: Tensor
+    steps: Tensor
     passes: Passes = field(default_factory=Passes)
 
 
@@ -125,7 +127,9 @@ class PGD:
         previous = torch.zeros_like(images)  # perturbations; they become images at the end
         wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         dead = torch.zeros_like(wrong)
-        best_delta, best_score = delta, torch.full_like(radius, torch.inf)
+        steps = torch.zeros(len(images), dtype=torch.long, device=images.device)
+        best_delta, best_margin = delta, torch.full_like(radius, torch.inf)
+        best_loss = -best_margin
         active = torch.arange(len(images), device=images.device)
         for k in range(self.steps + 1):
             x = (images[active] + delta[active]).requires_grad_(k < self.steps)
@@ -133,16 +137,22 @@ class PGD:
             output = network(x)
             passes.forward += len(x)
             last = k == self.steps
+            if early or last:
+                wrong[active] = ~task.correct(output, labels)
+            if last and not strongest:
+                break
             loss = task.sample_loss(output, labels)
             if strongest:
-                # The margin is a step function of the image, the loss breaks its ties.
-                score = task.margin(output, labels).to(radius) - 1e-3 * torch.tanh(loss.detach().to(radius))
-                better = score < best_score
-                best_score = torch.where(better, score, best_score)
+                # The margin is a step function of the image; the loss decides between equals.
+                margin, height = task.margin(output, labels).to(radius), loss.detach().to(radius)
+                better = (margin < best_margin) | ((margin == best_margin) & (height > best_loss))
+                best_margin, best_loss = (
+                    torch.where(better, margin, best_margin),
+                    torch.where(better, height, best_loss),
+                )
                 best_delta = torch.where(per_sample(better, delta), delta, best_delta)
                 wrong = torch.where(better, ~task.correct(output, labels), wrong)
-            elif early or last:
-                wrong[active] = ~task.correct(output, labels)
+                steps = torch.where(better, k, steps)
             if last:
                 break
             (gradient,) = torch.autograd.grad(_scaled(loss, x), x)
@@ -154,6 +164,8 @@ class PGD:
             )
             # Samples found wrong stay where they are, also while they are still in the batch.
             running = per_sample(~(wrong[active] & early), x)
+            if not strongest:
+                steps[active] = torch.where(wrong[active] & early, steps[active], k + 1)
             previous[active] = torch.where(running, delta[active], previous[active])
             delta = delta.index_copy(0, active, torch.where(running, moved, delta[active]))
             if early and k % _sync_interval(images.device) == 0:
@@ -162,7 +174,7 @@ class PGD:
                     break
         if strongest:
             delta = best_delta
-        return AttackResult(images + delta, images + previous, wrong, dead, passes)
+        return AttackResult(images + delta, images + previous, wrong, dead, steps, passes)
 
     def _start(
         self, images: Tensor, radius: Tensor, start_radius: Tensor | None, generator: torch.Generator | None

@@ -1,0 +1,257 @@
+"""What a training step costs: passes made, the least this batch needed, seconds, memory.
+
+Runs on the real trainers: nnU-Net's plans, loader, augmentation, loss and optimiser. Example::
+
+    python benchmarks/step_cost.py 4 2d -p nnUNetPlans --weights .../checkpoint_final.pth --device cpu
+
+``--weights`` matters: an untrained network gets every sample wrong, and then IMA attacks none. Settings of IMA come
+from MONAI_ADV_SETTINGS or MONAI_ADV_<NAME>, as in training.
+
+The least that a batch needs, per sample (docs/nnunet.md, "Cost"): every sample 1 F and 1 B_full; every sample trained
+on again 1 F and 1 B_full; Algorithm 2, crossed at step k: k F, k B_in and the halvings; not crossed: K - 1 F and K B_in
+(x_0 is the clean forward, the last check is the noisy forward); Algorithm 3: K - 1 F and K B_in, and 1 F and the
+halvings if it crossed. T_min prices these passes with the measured seconds of each on the whole batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch.profiler import ProfilerActivity, profile
+
+from monai_adv.attacks import PGD, AttackResult
+from monai_adv.network_state import frozen
+from monai_adv.statistics import Passes
+from nnunet_trainers import IMATrainer
+
+
+def main() -> None:
+    """Print one JSON report and the same in words."""
+    arguments = parse()
+    torch.manual_seed(0)
+    trainer = make(arguments, "IMATrainer")
+    batch = next(trainer.dataloader_train)
+    warm_up(trainer, batch)
+
+    attacks: list[AttackResult] = []
+    passes, least = passes_of(trainer, batch, attacks)
+    seconds = price(trainer, batch, arguments.repeats)
+    plain_step = plain_step_of(trainer)
+    times = alternate(
+        {"plain step": lambda: plain_step(batch), "IMA step": lambda: trainer.train_step(batch)},
+        trainer,
+        arguments.repeats,
+    )
+    off = switched_off(trainer)
+    off_times = alternate(
+        {"plain": lambda: plain_step(batch), "strength 0": lambda: off(batch)}, trainer, 4 * arguments.repeats
+    )
+    memory = {
+        "plain": peak_memory(lambda: plain_step(batch), trainer.device),
+        "IMA": peak_memory(lambda: trainer.train_step(batch), trainer.device),
+    }
+    size = len(batch["data"])
+    t_min = sum(getattr(least, n) * seconds[n] for n in seconds) / size
+    report = {
+        "configuration": f"{arguments.dataset} {arguments.configuration} {arguments.plans}",
+        "device": str(trainer.device) if trainer.device.type == "cpu" else torch.cuda.get_device_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "batch": list(batch["data"].shape),
+        "attacked": len(attacks[0].wrong) if attacks else 0,
+        "crossed": int(attacks[0].wrong.sum()) if attacks else 0,
+        "passes made (per sample)": per_sample(passes, size),
+        "least needed (per sample)": per_sample(least, size),
+        "seconds per pass (batch)": seconds,
+        "seconds per step": times,
+        "T_min": t_min,
+        "T_min / T_measured": t_min / times["IMA step"],
+        "IMA / plain": times["IMA step"] / times["plain step"],
+        "strength 0 / plain": off_times["ratio"],
+        "peak memory MiB": memory,
+        "memory IMA / plain": memory["IMA"] / memory["plain"],
+    }
+    print(json.dumps(report, indent=1))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, indent=1))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset")
+    parser.add_argument("configuration")
+    parser.add_argument("-p", "--plans", default="nnUNetPlans")
+    parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--weights", type=Path, help="nnU-Net checkpoint of the same plans")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="also write the report here")
+    return parser.parse_args()
+
+
+def make(arguments: argparse.Namespace, name: str) -> Any:
+    """A started trainer that leaves nothing in the user's results folder."""
+    os.environ["nnUNet_results"] = tempfile.mkdtemp()
+    os.environ.setdefault("nnUNet_n_proc_DA", "0")
+    trainer = get_trainer_from_args(
+        arguments.dataset, arguments.configuration, arguments.fold, name, arguments.plans, False,
+        torch.device(arguments.device),
+    )  # fmt: skip
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    if arguments.weights:
+        weights = torch.load(arguments.weights, map_location=trainer.device, weights_only=False)["network_weights"]
+        getattr(trainer.network, "_orig_mod", trainer.network).load_state_dict(weights)
+    return trainer
+
+
+def plain_step_of(trainer: IMATrainer) -> Callable[[dict[str, Any]], Any]:
+    """nnU-Net's own step on the same network, loss and optimiser."""
+    return lambda batch: nnUNetTrainer.train_step(trainer, batch)
+
+
+def switched_off(trainer: IMATrainer) -> Callable[[dict[str, Any]], Any]:
+    """Our step with eps = delta = 0."""
+    twin = copy.copy(trainer)
+    defense = type(trainer.defense)(trainer.task, type(trainer.defense.settings)(eps=0, delta=0))
+    defense.bind(trainer.sample_ids, trainer.device)
+    twin.defense = defense
+    return twin.train_step
+
+
+def warm_up(trainer: IMATrainer, batch: dict[str, Any]) -> None:
+    """Allocators, cuDNN's search, compilation. Margins as in mid-training, and no learning: every step is alike."""
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.0
+    settings = trainer.defense.settings
+    trainer.defense.margins.values.fill_((settings.eps + settings.delta) / 2)
+    for _ in range(2):
+        trainer.train_step(batch)
+        nnUNetTrainer.train_step(trainer, batch)
+    trainer.defense.margins.values.fill_((settings.eps + settings.delta) / 2)
+
+
+def passes_of(trainer: IMATrainer, batch: dict[str, Any], attacks: list[AttackResult]) -> tuple[Passes, Passes]:
+    """The passes of one step, and the least that it needed."""
+    defense, settings = trainer.defense, trainer.defense.settings
+    attack = PGD.__call__
+
+    def recording(self: PGD, *args: Any, **kwargs: Any) -> AttackResult:
+        attacks.append(attack(self, *args, **kwargs))
+        return attacks[-1]
+
+    margins = trainer.defense.margins.values.clone()
+    defense.statistics.passes = Passes()
+    PGD.__call__ = recording  # type: ignore[method-assign]
+    try:
+        trainer.train_step(batch)
+    finally:
+        PGD.__call__ = attack  # type: ignore[method-assign]
+    defense.margins.values = margins
+    size = len(batch["data"])
+    least = Passes(forward=size, backward_full=size)
+    for result in attacks:
+        least += Passes(forward=len(result.wrong), backward_full=len(result.wrong))  # trained on again
+        crossed = result.wrong
+        k = result.steps if settings.algorithm == 2 else torch.full_like(result.steps, settings.steps)
+        search = int(crossed.sum()) * settings.searches
+        checks = int(crossed.sum())  # a crossed sample's last check is not its training forward
+        least += Passes(forward=int((k - 1).clamp(min=0).sum()) + checks + search, backward_input=int(k.sum()))
+    return copy.copy(defense.statistics.passes), least
+
+
+def price(trainer: IMATrainer, batch: dict[str, Any], repeats: int) -> dict[str, float]:
+    """Seconds of each pass on the whole batch: median of ``repeats``."""
+    images = batch["data"].to(trainer.device)
+    target = [t.to(trainer.device) for t in batch["target"]]
+    network, task = trainer.network, trainer.task
+
+    def forward() -> float:
+        with frozen(network) as model, trainer._autocast():
+            begin = now(trainer.device)
+            task.correct(model(images), target)
+            return now(trainer.device) - begin
+
+    def backward_input() -> float:
+        with frozen(network) as model:
+            with trainer._autocast():
+                x = images.clone().requires_grad_()
+                loss = task.sample_loss(model(x), target).sum()
+            begin = now(trainer.device)
+            torch.autograd.grad(loss, x)
+            return now(trainer.device) - begin
+
+    def backward_full() -> float:
+        with trainer._autocast():
+            loss = trainer.loss(network(images), target)
+        begin = now(trainer.device)
+        loss.backward()
+        trainer._update_weights()
+        return now(trainer.device) - begin
+
+    passes = {"forward": forward, "backward_input": backward_input, "backward_full": backward_full}
+    with torch.enable_grad():
+        return {name: statistics.median(run() for _ in range(repeats + 1)) for name, run in passes.items()}
+
+
+def alternate(steps: dict[str, Callable[[], Any]], trainer: IMATrainer, repeats: int) -> dict[str, float]:
+    """Median seconds of each step, taken in turn so that a drifting machine hits all alike; and the median pair
+    ratio."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    margins = trainer.defense.margins.values.clone()
+    for _ in range(repeats):
+        for name, step in steps.items():
+            trainer.defense.margins.values = margins.clone()
+            begin = now(trainer.device)
+            step()
+            taken[name].append(now(trainer.device) - begin)
+    first, second = taken.values()
+    ratio = statistics.median(b / a for a, b in zip(first, second, strict=True))
+    return {**{name: statistics.median(values) for name, values in taken.items()}, "ratio": ratio}
+
+
+def peak_memory(step: Callable[[], Any], device: torch.device) -> float:
+    """MiB allocated at the highest point of a step, above what was there before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profiler.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    total = [
+        e["args"]["Total Allocated"]
+        for e in sorted(events, key=lambda e: e.get("ts", 0))
+        if e.get("name") == "[memory]"
+    ]
+    return (max(total) - total[0]) / 2**20
+
+
+def per_sample(passes: Passes, size: int) -> dict[str, float]:
+    return {n: round(getattr(passes, n) / size, 2) for n in ("forward", "backward_input", "backward_full")}
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,492 @@
+"""The nnU-Net host on real nnU-Net machinery: plans, loaders, losses, checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from monai_adv import InputError
+from nnunet_trainers import IMATrainer
+from nnunet_trainers.robustness_log import RobustnessLog
+from nnunet_trainers.slice_loader import SliceDataLoader, slices_in_batches
+from tests import nnunet_toy as toy
+
+
+@pytest.fixture(scope="session")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {kind: toy.make(tmp_path_factory.mktemp(kind), kind) for kind in ("labels", "ignore", "regions")}
+
+
+@pytest.fixture
+def host(datasets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets nnU-Net's variables; returns a function that makes a trainer and its loaders."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+
+    def make(
+        cls: Any = IMATrainer, configuration: str = "2d", kind: str = "labels", fold: Any = 0, **settings: Any
+    ) -> Any:
+        monkeypatch.setenv("nnUNet_preprocessed", str(datasets[kind]))
+        for name in [n for n in os.environ if n.startswith("MONAI_ADV_")]:
+            monkeypatch.delenv(name)
+        for name, value in {**toy.SHORT, **settings}.items():
+            monkeypatch.setenv(f"MONAI_ADV_{name.upper()}", json.dumps(value))
+        trainer = toy.trainer(cls, configuration, kind, fold)
+        if not hasattr(trainer, "run"):
+            trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 2, 2, 2
+        return trainer
+
+    return make
+
+
+def started(trainer: Any) -> Any:
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+def weights(trainer: Any) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in trainer.network.state_dict().values()]
+
+
+def same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def easy(trainer: Any) -> None:
+    """Make the network right from the start: accept any Dice, so that attacks happen in the first step."""
+    trainer.task.settings = type(trainer.task.settings)(threshold=1e-6, empty_target="skip")
+    with torch.no_grad():  # an untrained head may never predict a class at all
+        for head in trainer.network.decoder.seg_layers:
+            head.bias[1] += 0.5
+
+
+# ------------------------------------------------------------------ identities
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_strength_zero_is_nnunets_own_training_bit_for_bit(host: Any, configuration: str) -> None:
+    plain = started(host(nnUNetTrainer, configuration))
+    ours = started(host(IMATrainer, configuration, eps=0, delta=0))
+    ours.network.load_state_dict(plain.network.state_dict())
+    for _ in range(3):
+        batch = next(ours.dataloader_train)
+        one, two = plain.train_step(copy.deepcopy(batch)), ours.train_step(copy.deepcopy(batch))
+        assert one["loss"] == two["loss"]
+    assert same(weights(plain), weights(ours))
+    for key, value in plain.optimizer.state_dict()["state"].items():
+        assert torch.equal(value["momentum_buffer"], ours.optimizer.state_dict()["state"][key]["momentum_buffer"])
+    assert set(ours.validation_step(batch)) == {"loss", "tp_hard", "fp_hard", "fn_hard"}
+
+
+def test_the_constructor_is_the_hosts(host: Any) -> None:
+    assert list(inspect.signature(IMATrainer.__init__).parameters) == list(
+        inspect.signature(nnUNetTrainer.__init__).parameters
+    )
+    trainer = host()
+    assert set(trainer.my_init_kwargs) == {"plans", "configuration", "fold", "dataset_json", "device"}
+    assert Path(trainer.output_folder_base).name == "IMATrainer__nnUNetPlans__2d"
+
+
+@pytest.mark.parametrize(
+    ("configuration", "kind"),
+    [("2d", "labels"), ("3d_fullres", "labels"), ("2d", "ignore"), ("3d_fullres", "ignore"), ("2d", "regions"),
+     ("3d_fullres", "regions")],
+)  # fmt: skip
+def test_every_kind_of_data_is_attacked_within_its_margin(host: Any, configuration: str, kind: str) -> None:
+    trainer = started(host(configuration=configuration, kind=kind))
+    easy(trainer)
+    batch = next(trainer.dataloader_train)
+    seen: list[torch.Tensor] = []
+    trainer.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
+    loss = trainer.train_step(batch)["loss"]
+    assert np.isfinite(loss)
+    assert len(seen) > 2
+    moved = (seen[-1] - seen[0]).flatten(1)
+    rms = moved.square().mean(1).sqrt()
+    assert (rms <= 0.02 * (1 + 1e-5)).all()  # delta, the first margin
+    assert (rms > 0).any()
+    assert trainer.defense.statistics.passes.forward == sum(len(x) for x in seen)
+
+
+def test_a_cascades_one_hot_channels_are_not_intensities(host: Any, tmp_path: Path) -> None:
+    previous = (
+        tmp_path / "results" / toy.NAME / "IMATrainer__nnUNetPlans__3d_lowres/predicted_next_stage/3d_cascade_fullres"
+    )
+    previous.mkdir(parents=True)
+    for number in range(6):
+        nnUNetDatasetBlosc2.save_seg(toy.case(number)[1][0], str(previous / f"case_{number}"))
+    trainer = started(host(configuration="3d_cascade_fullres"))
+    easy(trainer)
+    assert trainer.defense.threat.channels == (0,)
+    batch = next(trainer.dataloader_train)
+    assert batch["data"].shape[1] == 3
+    seen: list[torch.Tensor] = []
+    trainer.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
+    trainer.train_step(batch)
+    assert not torch.equal(seen[-1][:, 0], seen[0][:, 0])
+    assert torch.equal(seen[-1][:, 1:], seen[0][:, 1:])
+
+
+def test_compiled_training_equals_eager(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, with a backend that runs anywhere: same loss, same margins, weights trained."""
+    eager = started(host())
+    compile_ = torch.compile
+    monkeypatch.setattr(IMATrainer, "_do_i_compile", lambda self: True)
+    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="aot_eager"))
+    compiled = started(host())
+    compiled.network._orig_mod.load_state_dict(eager.network.state_dict())
+    easy(eager)
+    compiled.task.settings = eager.task.settings
+    compiled.network._orig_mod.load_state_dict(eager.network.state_dict())
+    for _ in range(2):
+        batch = next(eager.dataloader_train)
+        one, two = eager.train_step(copy.deepcopy(batch))["loss"], compiled.train_step(copy.deepcopy(batch))["loss"]
+        np.testing.assert_allclose(one, two, rtol=1e-4)
+    torch.testing.assert_close(eager.defense.margins.values, compiled.defense.margins.values, atol=1e-3, rtol=0)
+    for mine, theirs in zip(weights(eager), compiled.network._orig_mod.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-3)
+
+
+# ------------------------------------------------------------------ sample ids
+
+
+def numbered_dataset(folder: Path) -> nnUNetDatasetBlosc2:
+    """Every voxel says which case and slice it is from."""
+    for number in range(4):
+        image = (number * 100 + np.arange(7, dtype=np.float32))[None, :, None, None] * np.ones(
+            (1, 7, 12, 12), np.float32
+        )
+        labels = np.ones((1, 7, 12, 12), np.int16)
+        locations = np.array([[0, z, 6, 6] for z in range(7)])
+        nnUNetDatasetBlosc2.save_case(
+            image, labels, {"class_locations": {1: locations}}, str(folder / f"case_{number}"), image.shape, image.shape
+        )
+    return nnUNetDatasetBlosc2(str(folder))
+
+
+def label_manager() -> Any:
+    return PlansManager(toy.plans()).get_label_manager(toy.dataset_json())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_slices_survive_workers_and_repeated_draws(tmp_path: Path, workers: int) -> None:
+    from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+    from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+
+    loader = SliceDataLoader(numbered_dataset(tmp_path), 16, (8, 8), (8, 8), label_manager(), 0.33)
+    batches = (
+        SingleThreadedAugmenter(loader, None) if not workers else NonDetMultiThreadedAugmenter(loader, None, workers)
+    )
+    drawn = set()
+    for _ in range(6):
+        batch = next(batches)
+        for data, key, number in zip(batch["data"], batch["keys"], batch["slices"], strict=True):
+            assert data.unique().tolist() == [int(key[-1]) * 100 + number]
+            drawn.add((key, int(number)))
+    assert len(drawn) > 20  # of 28: drawn at random, many of them repeatedly
+    if workers:
+        batches._finish()
+
+
+def test_in_3d_the_case_is_the_sample(tmp_path: Path) -> None:
+    loader = SliceDataLoader(numbered_dataset(tmp_path), 4, (4, 8, 8), (4, 8, 8), label_manager(), 0.33)
+    assert loader.generate_train_batch()["slices"].tolist() == [0] * 4
+
+
+def test_the_hosts_loader_is_put_back() -> None:
+    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
+
+    before = module.nnUNetDataLoader
+    with pytest.raises(ZeroDivisionError), slices_in_batches():
+        assert module.nnUNetDataLoader is SliceDataLoader
+        raise ZeroDivisionError
+    assert module.nnUNetDataLoader is before
+
+
+@pytest.mark.parametrize(("configuration", "samples"), [("2d", 4 * toy.SHAPE[0]), ("3d_fullres", 4)])
+def test_margins_are_per_slice_in_2d_and_per_case_in_3d(host: Any, configuration: str, samples: int) -> None:
+    trainer = started(host(configuration=configuration))
+    assert len(trainer.sample_ids) == samples
+    assert list(trainer.sample_ids.groups) == [f"case_{i}" for i in range(4)]
+
+
+def test_fold_all_uses_every_case(host: Any) -> None:
+    assert len(started(host(fold="all")).sample_ids.groups) == 6
+
+
+# ------------------------------------------------------------------ whole runs, checkpoints, resume
+
+
+def test_a_run_logs_and_keeps_the_best_robust_checkpoint(host: Any) -> None:
+    trainer = host(epochs=3)
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    rows = json.loads((folder / "robustness.json").read_text())
+    assert [r["epoch"] for r in rows] == [0, 1, 2]
+    for name in (
+        "attacked",
+        "crossed",
+        "margin_mean",
+        "margin_std",
+        "passes_per_sample",
+        "robust_dice",
+        "mean_fg_dice",
+    ):
+        assert all(name in r for r in rows)
+    names = {p.name for p in folder.iterdir()}
+    assert {"checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_best_robust.pth", "robustness.png"} <= names
+    assert not [n for n in names if n.endswith(".tmp")]
+    best = torch.load(folder / "checkpoint_best_robust.pth", weights_only=False)
+    emas = [r["robust_dice_ema"] for r in rows[: best["current_epoch"]]]
+    assert max(emas) == emas[-1]
+    log = next(folder.glob("training_log*")).read_text()
+    assert "eps = 0.1" in log
+    assert "* steps = 3" in log
+    assert "0.1 RMS per voxel (= L2 radius 1.6), no box" in log
+    assert "Margins: 20 samples in 4 cases" in log
+
+
+def test_resume_starts_from_exactly_what_was_saved(host: Any, tmp_path: Path) -> None:
+    first = host(eps=0.3, delta=0.05, random_start=True)
+    first.on_train_start()
+    easy(first)
+    for epoch in range(2):
+        first.on_epoch_start()
+        first.on_train_epoch_start()
+        first.on_train_epoch_end([first.train_step(next(first.dataloader_train)) for _ in range(3)])
+        with torch.no_grad():
+            first.on_validation_epoch_start()
+            first.on_validation_epoch_end([first.validation_step(next(first.dataloader_val))])
+        if epoch == 0:
+            first.on_epoch_end()
+    file = str(tmp_path / "saved.pth")
+    first.save_checkpoint(file)
+    assert first.defense.margins.values.unique().numel() > 1
+
+    second = host()  # no settings but the short ones: the others come back from the checkpoint
+    second.load_checkpoint(file)
+    second.on_train_start()
+    assert torch.equal(second.defense.margins.values, first.defense.margins.values)
+    assert torch.equal(second.defense._generator.get_state(), first.defense._generator.get_state())
+    assert same(weights(first), weights(second))
+    one, two = first.optimizer.state_dict(), second.optimizer.state_dict()
+    assert one["param_groups"] == two["param_groups"]
+    for key in one["state"]:
+        assert torch.equal(one["state"][key]["momentum_buffer"], two["state"][key]["momentum_buffer"])
+    assert second.current_epoch == first.current_epoch + 1
+    assert second.sections == first.sections
+    assert second.robustness.rows == first.robustness.rows
+
+
+def test_continuing_with_other_settings_says_what_differs(host: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    host(eps=0.3).run_training()
+    capsys.readouterr()
+    file = str(next(Path(os.environ["nnUNet_results"]).rglob("checkpoint_final.pth")))
+    other = host(eps=0.2, epochs=5)
+    other.load_checkpoint(file)
+    said = capsys.readouterr().out
+    assert "eps: 0.3 in the checkpoint, 0.2 now" in said
+    assert "epochs: 2 in the checkpoint, 5 now" in said
+    assert "delta" not in said
+    assert other.num_epochs == 5
+    assert other.defense.settings.eps == 0.2
+
+
+def test_checkpoints_load_without_numpy(host: Any) -> None:
+    """MONAI's converter loads with weights_only=True."""
+    host().run_training()
+    file = next(Path(os.environ["nnUNet_results"]).rglob("checkpoint_final.pth"))
+    loaded = torch.load(file, weights_only=True)
+    assert loaded["trainer_name"] == "IMATrainer"
+    assert loaded["monai_adv"]["settings"]["run"]["epochs"] == 2
+
+
+def test_validation_with_the_best_checkpoint_after_training(host: Any) -> None:
+    trainer = host()
+    trainer.run_training()
+    trainer.load_checkpoint(os.path.join(trainer.output_folder, "checkpoint_best.pth"))
+    best = torch.load(os.path.join(trainer.output_folder, "checkpoint_best.pth"), weights_only=True)
+    assert same(weights(trainer), list(best["network_weights"].values()))
+
+
+def test_fine_tuning_a_plain_model(host: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = host(nnUNetTrainer)
+    plain.run_training()
+    file = os.path.join(plain.output_folder, "checkpoint_final.pth")
+    heads = [n for n in plain.network.state_dict() if ".seg_layers." in n]
+
+    pretrained = host()
+    torch.manual_seed(1)
+    pretrained.initialize()
+    load_pretrained_weights(pretrained.network, file)  # what -pretrained_weights does: all but the output layers
+    for name, value in plain.network.state_dict().items():
+        assert torch.equal(pretrained.network.state_dict()[name], value) == (name not in heads or not value.any())
+
+    whole = host(initial_weights=file)
+    whole.on_train_start()
+    assert same(weights(whole), weights(plain))
+    assert f"Fine-tuning from {file}" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ things that go wrong
+
+
+def message(error: Any) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_voxels_name_the_case(host: Any, value: float) -> None:
+    trainer = started(host())
+    batch = next(trainer.dataloader_train)
+    batch["data"][2, 0, 3, 3] = value
+    before = weights(trainer)
+    with pytest.raises(InputError) as error:
+        trainer.train_step(batch)
+    assert f"NaN or infinite voxels in case {batch['keys'][2]}, slice {batch['slices'][2]}" in message(error)
+    assert same(before, weights(trainer))
+
+
+def test_unknown_labels_name_the_case(host: Any) -> None:
+    trainer = started(host())
+    batch = next(trainer.dataloader_train)
+    batch["target"][0][1, 0, 3, 3] = 7
+    with pytest.raises(InputError) as error:
+        trainer.train_step(batch)
+    assert f"7] in case {batch['keys'][1]}" in message(error)
+    assert "the plan's labels 0 to 2" in message(error)
+
+
+def test_bad_settings_leave_no_folder(host: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="^eps: received -1.0"):
+        host(eps=-1)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_results_folder_that_cannot_be_written(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "file" / "results"))
+    with pytest.raises(InputError, match="^nnUNet_results: received .*a folder you may write to"):
+        host()
+
+
+def test_another_trainers_checkpoint(host: Any) -> None:
+    plain = host(nnUNetTrainer)
+    plain.run_training()
+    with pytest.raises(InputError) as error:
+        host().load_checkpoint(os.path.join(plain.output_folder, "checkpoint_final.pth"))
+    assert "of nnUNetTrainer', allowed is a checkpoint of IMATrainer" in message(error)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
+def test_a_damaged_checkpoint(host: Any, damage: str) -> None:
+    trainer = host()
+    trainer.run_training()
+    file = Path(trainer.output_folder) / "checkpoint_final.pth"
+    content = {"cut": file.read_bytes()[:5000], "empty": b"", "text": b"not a checkpoint"}[damage]
+    file.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        host().load_checkpoint(str(file))
+    assert "not a readable nnU-Net checkpoint" in message(error)
+    assert "--c" in message(error)
+
+
+def test_margins_of_other_cases(host: Any, datasets: dict[str, Path]) -> None:
+    trainer = host()
+    trainer.run_training()
+    splits = datasets["labels"] / toy.NAME / "splits_final.json"
+    original = splits.read_text()
+    other = host()
+    other.load_checkpoint(os.path.join(trainer.output_folder, "checkpoint_final.pth"))
+    try:
+        splits.write_text(json.dumps([{"train": ["case_0", "case_1"], "val": ["case_5"]}]))
+        with pytest.raises(InputError, match="IMA margins: the checkpoint belongs to 20 other samples"):
+            other.on_train_start()
+    finally:
+        splits.write_text(original)
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = host()
+    trainer.run_training()
+    file = Path(trainer.output_folder) / "checkpoint_final.pth"
+    before = file.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError) as error:
+        trainer.save_checkpoint(str(file))
+    assert "No space left on device" in message(error)
+    assert "the previous checkpoint is intact" in message(error)
+    assert file.read_bytes() == before
+    assert not list(file.parent.glob("*.tmp"))
+
+
+KILLED = """
+import sys
+from tests import nnunet_toy as toy
+from nnunet_trainers import IMATrainer
+trainer = toy.trainer(IMATrainer)
+trainer.run_training()
+"""
+
+
+def test_kill_9_loses_at_most_the_epochs_since_the_last_checkpoint(host: Any) -> None:
+    """Killed at a random moment of a run that saves after every epoch: the file loads, and it is the last one saved."""
+    host(epochs=1000, iterations=1, validation_iterations=1, save_every=1, robust_validation_batches=0)
+    results = Path(os.environ["nnUNet_results"])
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    epoch = -1
+    for line in process.stdout:
+        if ": Epoch " in line and line.rstrip()[-1].isdigit():
+            epoch = int(line.split()[-1])
+        if epoch >= 4:
+            break
+    time.sleep(float(np.random.default_rng().uniform(0, 0.5)))
+    process.send_signal(signal.SIGKILL)
+    rest = process.communicate()[0]
+    started_epochs = [epoch] + [int(r.split()[-1]) for r in rest.splitlines() if ": Epoch " in r and r[-1].isdigit()]
+    trainer = host(epochs=1000)
+    trainer.load_checkpoint(str(next(results.rglob("checkpoint_latest.pth"))))
+    assert started_epochs[-1] - 1 <= trainer.current_epoch <= started_epochs[-1] + 1
+    trainer.on_train_start()
+    assert len(trainer.defense.margins.values) == 20
+
+
+def test_the_log_forgets_epochs_that_are_repeated_after_a_resume() -> None:
+    log = RobustnessLog()
+    for epoch, dice in enumerate((0.1, 0.5, 0.0)):
+        log.add(epoch, {"robust_dice": dice})
+    assert not log.last_is_best()
+    log.add(1, {"robust_dice": 0.9})
+    assert [r["epoch"] for r in log.rows] == [0, 1]
+    assert log.rows[1]["robust_dice_ema"] == pytest.approx(0.9 * 0.1 + 0.1 * 0.9)
+    assert log.last_is_best()
