@@ -1,0 +1,44 @@
+"""The docs say what the code does."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from monai_adv.defenses.ima import PRESETS, IMASettings
+from monai_adv.tasks import SegmentationSettings
+from nnunet_trainers.run_settings import RunSettings
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def rows() -> list[str]:
+    """The settings table of docs/nnunet.md, a row per setting."""
+    return [
+        f"| `{f.name}` | {str(f.default).lower() if isinstance(f.default, bool) or f.default is None else f.default} "
+        f"| {f.metadata['help']} | {f.metadata['allowed']} |"
+        for cls in (IMASettings, SegmentationSettings, RunSettings)
+        for f in dataclasses.fields(cls)
+    ]
+
+
+def test_every_setting_is_documented_as_it_is() -> None:
+    text = (ROOT / "docs" / "nnunet.md").read_text()
+    missing = [row for row in rows() if row not in text]
+    assert not missing, "put these rows into docs/nnunet.md:\n" + "\n".join(missing)
+
+
+def test_every_preset_is_documented() -> None:
+    text = (ROOT / "docs" / "nnunet.md").read_text()
+    assert all(f"`preset: {name}`" in text for name in PRESETS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
