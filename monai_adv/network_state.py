@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from monai_adv.errors import InputError
 
 Mode = Literal["eval", "train"]
 
@@ -35,8 +39,15 @@ def frozen(network: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
     Args:
         network: the model, possibly compiled, possibly wrapped in DDP.
         mode: ``"eval"`` (BatchNorm uses its running statistics, dropout is off) or ``"train"``.
+
+    Raises:
+        InputError: ``"train"`` with SyncBatchNorm on several ranks, which attack different numbers of samples and would
+            wait for each other for ever.
     """
     network = unwrap_ddp(network)
+    several = dist.is_available() and dist.is_initialized()
+    if mode == "train" and several and any(isinstance(m, nn.SyncBatchNorm) for m in network.modules()):
+        raise InputError.of("mode", "train", "'eval' for a network with SyncBatchNorm on several ranks")
     flags = [(p, p.requires_grad) for p in network.parameters()]
     modes = [(m, m.training) for m in network.modules()]
     # In eval mode no layer writes a buffer or draws a random number, so nothing has to be copied.
@@ -62,3 +73,25 @@ def frozen(network: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
 def detached(outputs: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
     """Outputs without their graph; deep supervision gives a list."""
     return [o.detach() for o in outputs] if isinstance(outputs, list | tuple) else outputs.detach()
+
+
+def padded(index: Tensor, network: nn.Module) -> Tensor:
+    """``index``, on CUDA or for a compiled network repeated up to one of a few sizes; starts with ``index`` itself.
+
+    Attacked, running and crossed samples come in every number. Each new batch size costs a search of cuDNN for its
+    algorithms, and size 1 is a graph of its own under ``torch.compile``; four sizes per octave waste at most a quarter.
+    The repeated samples get the same values twice. On the CPU, in eager mode, the exact number is best.
+    """
+    count = len(index)
+    if count == 0 or (index.device.type == "cpu" and not is_compiled(network)):
+        return index
+    step = max(2, 2 ** (count.bit_length() - 3))
+    size = math.ceil(count / step) * step
+    return index.repeat(math.ceil(size / count))[:size]
+
+
+def any_batch_size(images: Tensor, network: nn.Module) -> Tensor:
+    """Tell ``torch.compile`` that the batch size varies: one graph then serves all sizes."""
+    if is_compiled(network):
+        torch._dynamo.maybe_mark_dynamic(images, 0)
+    return images

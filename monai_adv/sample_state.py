@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from monai_adv.errors import InputError
+from monai_adv.statistics import wide_dtype
 
 
 class SampleIds:
@@ -89,6 +90,10 @@ class SampleState:
         self.values = torch.full((len(ids),), float(self.default), device=device)
 
     def __getitem__(self, index: Tensor) -> Tensor:
+        if self.ids is None:
+            raise InputError(
+                f"{self.name}: no samples are known; call the defence's bind(ids, device) before its first step."
+            )
         return self.values[index]
 
     def update(self, index: Tensor, new: Tensor) -> None:
@@ -98,11 +103,12 @@ class SampleState:
         say: the result does not depend on the order of a batch nor on the number of ranks. Under ``torch.distributed``
         every rank must call this the same number of times (an empty index is allowed).
         """
-        total = torch.zeros(2, len(self.values), dtype=torch.float64, device=self.values.device)
+        wide = wide_dtype(self.values.device)
+        total = torch.zeros(2, len(self.values), dtype=wide, device=self.values.device)
         # index_put with accumulate is deterministic on the CPU; on CUDA the order of the float64 additions is not,
         # which matters only below float32 resolution.
-        total[0].index_put_((index,), new.double(), accumulate=True)
-        total[1].index_put_((index,), torch.ones_like(new, dtype=torch.float64), accumulate=True)
+        total[0].index_put_((index,), new.to(wide), accumulate=True)
+        total[1].index_put_((index,), torch.ones_like(new, dtype=wide), accumulate=True)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(total)
         drawn = total[1] > 0

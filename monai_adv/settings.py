@@ -34,6 +34,16 @@ def setting(default: Any, help: str, allowed: str = "", check: Callable[[Any], b
     return dataclasses.field(default=default, metadata={"help": help, "allowed": allowed, "check": check})
 
 
+def positive(value: float) -> bool:
+    """A check for :func:`setting`."""
+    return value > 0
+
+
+def not_negative(value: float) -> bool:
+    """A check for :func:`setting`."""
+    return value >= 0
+
+
 @dataclass(frozen=True)
 class Settings:
     """Base of every section: types and ranges are checked when an instance is made.
@@ -74,6 +84,8 @@ class Settings:
 def _adapter(hint: Any) -> tuple[TypeAdapter[Any], str]:
     """The validator of a setting's type, and that type in words."""
     options = get_args(hint) if get_origin(hint) is Literal else ()
+    if hint is bool:
+        return TypeAdapter(hint), "true or false"
     words = f"one of {', '.join(map(repr, options))}" if options else getattr(hint, "__name__", str(hint))
     return TypeAdapter(hint), words
 
@@ -104,18 +116,31 @@ def combine(
         InputError: unknown setting or preset (with the nearest known name), or a value that is not allowed.
     """
     owner = {name: key for key, cls in sections.items() for name in cls.names()}
-    values = dict(values)
-    preset = values.pop("preset", None)
-    if preset is not None:
-        if preset not in (presets or {}):
-            raise InputError.of(
-                "preset", preset, "one of " + ", ".join(presets or {}), did_you_mean(preset, presets or {})
-            )
-        values = {**(presets or {})[preset], **values}
+    values = expand_preset(sections, values, presets or {})
     for name in values:
         if name not in owner:
             raise InputError(f"{name}: unknown setting; {did_you_mean(name, [*owner, 'preset'])}.")
     return {key: cls(**{n: values[n] for n in cls.names() if n in values}) for key, cls in sections.items()}
+
+
+def expand_preset(
+    sections: Mapping[str, type[Settings]], values: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """``values`` with ``preset`` replaced by what it stands for: a value for every setting that any preset sets.
+
+    So choosing a preset for a run that was started with another one really changes it. Values given beside it win.
+
+    Raises:
+        InputError: unknown preset.
+    """
+    if values.get("preset") is None:
+        return {k: v for k, v in values.items() if k != "preset"}
+    name = values["preset"]
+    if not isinstance(name, str) or name not in presets:
+        raise InputError.of("preset", name, "one of " + ", ".join(presets), did_you_mean(str(name), presets))
+    defaults = {f.name: f.default for cls in sections.values() for f in dataclasses.fields(cls)}
+    touched = {n: defaults[n] for preset in presets.values() for n in preset if n in defaults}
+    return {**touched, **presets[name], **{k: v for k, v in values.items() if k != "preset"}}
 
 
 def read_settings(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -125,7 +150,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> dict[str, Any
         InputError: the file is missing, unreadable, malformed, or is not a flat mapping.
     """
     environment = os.environ if environment is None else environment
-    values = read_file(Path(environment[ENV_FILE])) if environment.get(ENV_FILE) else {}
+    values = read_file(Path(environment[ENV_FILE]).expanduser()) if environment.get(ENV_FILE) else {}
     for name, value in sorted(environment.items()):
         if name.startswith(ENV_PREFIX) and name not in ENV_NOT_SETTINGS:
             values[name[len(ENV_PREFIX) :].lower()] = _none(_parse(value))
@@ -145,7 +170,7 @@ def read_file(path: Path) -> dict[str, Any]:
         raise InputError.of(ENV_FILE, str(path), "well-formed YAML or JSON", f"the parser says: {where}") from None
     if not isinstance(values, dict) or any(isinstance(v, dict | list) for v in values.values()):
         raise InputError.of(
-            ENV_FILE, str(path), "a flat mapping of settings to values, such as 'eps: 15'", "put one setting on a line"
+            ENV_FILE, str(path), "a flat mapping of settings to values, such as 'eps: 0.1'", "put one setting on a line"
         )
     return {str(k): _none(v) for k, v in values.items()}
 

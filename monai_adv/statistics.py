@@ -42,22 +42,28 @@ class Statistics:
     passes: Passes = field(default_factory=Passes)
     samples: int = 0
     _sums: dict[str, Tensor] = field(default_factory=dict)
+    _counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, values: Tensor, of: int | None = None) -> None:
         """Add per-sample values; ``of`` is the number of samples where those without a value count 0."""
-        entry = torch.stack([values.double().sum(), values.new_tensor(of or len(values), dtype=torch.float64)])
-        self._sums[name] = self._sums[name] + entry if name in self._sums else entry
+        total = values.sum(dtype=wide_dtype(values.device))
+        self._sums[name] = self._sums[name] + total if name in self._sums else total
+        self._counts[name] = self._counts.get(name, 0) + (len(values) if of is None else of)
 
     def summary(self) -> dict[str, float]:
         """Means over the whole epoch and all ranks, and passes per sample in forwards; then starts afresh."""
         names = sorted(self._sums)
-        rows = [self._sums[n].cpu() for n in names]
-        rows.append(torch.tensor([self.passes.in_forwards(), self.samples], dtype=torch.float64))
-        total = torch.stack(rows)
+        rows = [[float(self._sums[n]), float(self._counts[n])] for n in names]
+        total = torch.tensor([*rows, [self.passes.in_forwards(), float(self.samples)]], dtype=torch.float64)
         if dist.is_available() and dist.is_initialized():
             gathered: list[Tensor | None] = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, total)
             total = torch.stack([t for t in gathered if t is not None]).sum(0)
         means = (total[:, 0] / total[:, 1].clamp(min=1)).tolist()
-        self._sums, self.passes, self.samples = {}, Passes(), 0
+        self._sums, self._counts, self.passes, self.samples = {}, {}, Passes(), 0
         return dict(zip([*names, "passes_per_sample"], means, strict=True))
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The widest float that a device has: Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64

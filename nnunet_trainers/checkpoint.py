@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ def plain(value: Any) -> Any:
         return value.item()
     if isinstance(value, np.ndarray):
         return value.tolist()
-    if isinstance(value, dict):
+    if type(value) in (dict, OrderedDict):
         return type(value)((plain(k), plain(v)) for k, v in value.items())
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):
         return type(value)(plain(v) for v in value)
     return value
 
@@ -51,24 +52,34 @@ def write_checkpoint(checkpoint: dict[str, Any], filename: str | Path) -> None:
         ) from error
 
 
-def read_checkpoint(filename: str | Path, trainer: str) -> dict[str, Any]:
-    """Read a checkpoint of ``trainer``.
+def read_any(filename: str | Path) -> dict[str, Any]:
+    """Read the checkpoint of any nnU-Net trainer, onto the CPU.
 
     Raises:
-        InputError: the file is damaged, or was written by another trainer.
+        InputError: the file is missing or damaged.
     """
     try:
         checkpoint: dict[str, Any] = torch.load(filename, map_location="cpu", weights_only=False)
-        author = checkpoint["trainer_name"]
+        checkpoint["trainer_name"], checkpoint["network_weights"]
     except Exception as error:  # torch and pickle raise a dozen kinds for damaged files
         raise InputError(
             f"{filename}: not a readable nnU-Net checkpoint ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:120]}); "
             "move it away and continue with --c from the next one (final, latest, best), or train anew."
         ) from error
-    if author != trainer or SECTION not in checkpoint:
+    return checkpoint
+
+
+def read_checkpoint(filename: str | Path, trainer: str) -> dict[str, Any]:
+    """Read a checkpoint of ``trainer``.
+
+    Raises:
+        InputError: the file is damaged, or was written by another trainer.
+    """
+    checkpoint = read_any(filename)
+    if checkpoint["trainer_name"] != trainer or SECTION not in checkpoint:
         raise InputError.of(
-            "checkpoint", f"{filename} of {author}", f"a checkpoint of {trainer}",
+            "checkpoint", f"{filename} of {checkpoint['trainer_name']}", f"a checkpoint of {trainer}",
             f"start from another trainer's weights with -pretrained_weights or {SECTION.upper()}_INITIAL_WEIGHTS",
         )  # fmt: skip
     return checkpoint

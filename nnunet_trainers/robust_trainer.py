@@ -6,6 +6,7 @@ is the host's own. A method's trainer is a declaration, see ima.py.
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import os
@@ -27,10 +28,21 @@ from monai_adv.defenses.base import Batch, Defense
 from monai_adv.errors import InputError
 from monai_adv.network_state import is_compiled, unwrap_ddp
 from monai_adv.sample_state import SampleIds
-from monai_adv.settings import ENV_FILE, ENV_PREFIX, Settings, as_dict, combine, differences, flat, read_settings, table
+from monai_adv.settings import (
+    ENV_FILE,
+    ENV_PREFIX,
+    Settings,
+    as_dict,
+    combine,
+    differences,
+    expand_preset,
+    flat,
+    read_settings,
+    table,
+)
 from monai_adv.tasks import SegmentationSettings, SegmentationTask
 from monai_adv.threats import Threat
-from nnunet_trainers.checkpoint import SECTION, plain, read_checkpoint, write_checkpoint
+from nnunet_trainers.checkpoint import SECTION, plain, read_any, read_checkpoint, write_checkpoint
 from nnunet_trainers.robustness_log import RobustnessLog
 from nnunet_trainers.run_settings import RunSettings
 from nnunet_trainers.slice_loader import slices_in_batches
@@ -61,14 +73,12 @@ class RobustTrainer(nnUNetTrainer):
     ) -> None:
         given = read_settings()
         sections = combine(self._sections(), given, self.presets)  # refuse bad settings before any folder is made
+        _check_weights(cast(RunSettings, sections["run"]).initial_weights)
         _check_writable()
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.defense: Defense | None = None
         self.robustness = RobustnessLog()
-        self._given = {
-            **self.presets.get(given.get("preset", ""), {}),
-            **{k: v for k, v in given.items() if k != "preset"},
-        }
+        self._given = expand_preset(self._sections(), given, self.presets)
         self._saved_defense: dict[str, Any] | None = None
         self._attacked_validation: list[dict[str, Any]] = []
         self._host_schedule = (self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch)
@@ -92,10 +102,6 @@ class RobustTrainer(nnUNetTrainer):
         self.save_every = run.save_every
         if not run.amp:
             self.grad_scaler = None
-        if run.initial_weights is not None and not Path(run.initial_weights).is_file():
-            raise InputError.of(
-                "initial_weights", run.initial_weights, "an existing nnU-Net checkpoint", "check the path"
-            )
 
     # ---------------------------------------------------------------- set-up
 
@@ -110,7 +116,11 @@ class RobustTrainer(nnUNetTrainer):
             deep_supervision_weights=getattr(loss, "weight_factors", None),
         )
         if self.run.training_loss == "per_sample":
-            task.training_loss = lambda output, target: task.sample_loss(output, target).mean()
+            alone = copy.copy(task)  # with every resolution: DDP wants all parameters used
+            alone.settings = SegmentationSettings(
+                attack_loss="dice_ce", absent_classes="count", attack_deep_supervision=True
+            )
+            task.training_loss = lambda output, target: alone.sample_loss(output, target).mean()
         self.task = task
         self.defense = self.defense_class(task, self.sections["defense"], self._intensity_channels())
 
@@ -147,6 +157,9 @@ class RobustTrainer(nnUNetTrainer):
             self.defense.load_state_dict(self._saved_defense)
 
     def on_train_start(self) -> None:
+        if self.local_rank == 0:
+            for left_over in Path(self.output_folder).glob("*.tmp"):  # of a run that was killed while saving
+                left_over.unlink()
         super().on_train_start()
         if self.run.initial_weights is not None and self.current_epoch == 0:
             self._load_initial_weights(self.run.initial_weights)
@@ -162,7 +175,7 @@ class RobustTrainer(nnUNetTrainer):
             self.print_to_log_file("Compiling a training and an attack graph: the first epoch takes minutes longer.")
 
     def _load_initial_weights(self, filename: str) -> None:
-        weights = torch.load(filename, map_location=self.device, weights_only=False)["network_weights"]
+        weights = read_any(filename)["network_weights"]
         network: Any = unwrap_ddp(self.network)
         network = network._orig_mod if is_compiled(network) else network
         try:
@@ -190,14 +203,13 @@ class RobustTrainer(nnUNetTrainer):
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's step, with the defence's parts in place of the one loss."""
         assert self.defense is not None
-        self._check_batch(batch)
-        images = batch["data"].to(self.device, non_blocking=True)
-        target = _to(batch["target"], self.device)
+        images, target = self._to_device(batch)
         ids = self.sample_ids.index(batch["keys"], batch["slices"]).to(self.device, non_blocking=True)
 
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
         parts = self.defense.losses(self.network, Batch(images, target, ids))
+        updated = False
         while True:
             with self._autocast():  # the forwards happen inside next(); the backward stays outside, as in nnU-Net
                 part = next(parts, None)
@@ -206,10 +218,13 @@ class RobustTrainer(nnUNetTrainer):
             scaled = part.loss if self.grad_scaler is None else self.grad_scaler.scale(part.loss)
             torch.autograd.backward(scaled)
             loss += part.loss.detach()
-            if part.update:
+            updated = part.update
+            if updated:
                 self._update_weights()
                 self.optimizer.zero_grad(set_to_none=True)
-        self._update_weights()
+            del part, scaled  # the next part's attack needs the memory
+        if not updated:
+            self._update_weights()
         return {"loss": loss.cpu().numpy()}
 
     def _autocast(self) -> Any:
@@ -225,24 +240,36 @@ class RobustTrainer(nnUNetTrainer):
         else:
             self.optimizer.step()
 
-    def _check_batch(self, batch: dict[str, Any]) -> None:
-        """NaN voxels and unknown labels poison everything after them: name the case instead."""
-        finite = torch.isfinite(batch["data"]).flatten(1).all(1)
-        target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
+    def _to_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | list[Tensor]]:
+        """Images and target on the device; NaN voxels and unknown labels poison all that follows, so name their case.
+
+        Raises:
+            InputError: case and slice, and what is wrong with them.
+        """
+        images = batch["data"].to(self.device, non_blocking=True)
+        target = batch["target"]
+        if isinstance(target, list):
+            target = [t.to(self.device, non_blocking=True) for t in target]
+        else:
+            target = target.to(self.device, non_blocking=True)
+        full = target[0] if isinstance(target, list) else target
+        finite = torch.isfinite(images).flatten(1).all(1)
         # With regions the labels are gone: nnU-Net has made a 0/1 map of each region.
+        highest = max(*self.label_manager.all_labels, self.label_manager.ignore_label or 0)
         known = torch.ones_like(finite)
         if not self.label_manager.has_regions:
-            highest = max(*self.label_manager.all_labels, self.label_manager.ignore_label or 0)
-            known = ((target >= 0) & (target <= highest)).flatten(1).all(1)
+            known = ((full >= 0) & (full <= highest)).flatten(1).all(1)
         for position in (~(finite & known)).nonzero()[:, 0].tolist():
-            case = f"case {batch['keys'][position]}, slice {batch['slices'][position]}"
+            case = f"case {batch['keys'][position]}"
+            case += f", slice {batch['slices'][position]}" if images.ndim == 4 else ""
             if not finite[position]:
                 raise InputError.of("images", f"NaN or infinite voxels in {case}", "finite intensities",
                                     "mend the image and preprocess again")  # fmt: skip
             raise InputError.of(
-                "target", f"labels {sorted(set(target[position].unique().tolist()))} in {case}",
+                "target", f"labels {full[position].unique().tolist()} in {case}",
                 f"the plan's labels 0 to {highest}", "mend the segmentation or dataset.json and preprocess again",
             )  # fmt: skip
+        return images, target
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         super().on_train_epoch_end(train_outputs)
@@ -257,6 +284,8 @@ class RobustTrainer(nnUNetTrainer):
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's validation step; the first batches of an epoch are also attacked."""
+        images, target = self._to_device(batch)
+        batch = {**batch, "data": images, "target": target}
         if (
             len(self._attacked_validation) < self.run.robust_validation_batches
             and self._validation_threat() is not None
@@ -273,7 +302,7 @@ class RobustTrainer(nnUNetTrainer):
     def _attack_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         threat = self._validation_threat()
         assert threat is not None
-        images, target = batch["data"].to(self.device), _to(batch["target"], self.device)
+        images, target = batch["data"], batch["target"]
         pgd = PGD(threat, steps=self.run.robust_validation_steps, keep="strongest")
         with self._autocast():
             attacked = pgd(self.network, images, target, self.task).images
@@ -308,12 +337,14 @@ class RobustTrainer(nnUNetTrainer):
         row = self.robustness.rows[-1]
         shown = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("epoch", "passes_clean"))
         self.print_to_log_file(f"Robustness: {shown}")
+        super().on_epoch_end()
         if self.robustness.last_is_best():
             self.print_to_log_file(f"New best pseudo Dice under attack (moving average): {row['robust_dice_ema']:.4f}")
+            self.current_epoch -= 1  # save_checkpoint counts on from the current epoch, as in on_train_end
             self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best_robust.pth"))
+            self.current_epoch += 1
         if self.local_rank == 0:
             self.robustness.write(self.output_folder)
-        super().on_epoch_end()
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -326,7 +357,7 @@ class RobustTrainer(nnUNetTrainer):
         buffer = io.BytesIO()  # nnU-Net has no hook to add to its dict
         super().save_checkpoint(buffer)
         buffer.seek(0)
-        checkpoint = torch.load(buffer, weights_only=False)
+        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
         checkpoint[SECTION] = {
             "settings": as_dict(self.sections),
             "defense": self.defense.state_dict(),
@@ -359,10 +390,10 @@ class RobustTrainer(nnUNetTrainer):
             self.defense.load_state_dict(self._saved_defense)
 
 
-def _to(target: Tensor | list[Tensor], device: torch.device) -> Tensor | list[Tensor]:
-    if isinstance(target, list):
-        return [t.to(device, non_blocking=True) for t in target]
-    return target.to(device, non_blocking=True)
+def _check_weights(file: str | None) -> None:
+    """Only what is given now: a checkpoint remembers the file that it once started from, which may be gone."""
+    if file is not None:
+        read_any(file)
 
 
 def _check_writable() -> None:

@@ -27,13 +27,16 @@ class RobustnessLog:
         self.rows = [r for r in self.rows if r["epoch"] < epoch]
         robust = figures.get("robust_dice", math.nan)
         before = self.rows[-1]["robust_dice_ema"] if self.rows else math.nan
-        ema = robust if math.isnan(before) else SMOOTHING * before + (1 - SMOOTHING) * robust
+        if math.isnan(robust):
+            ema = before  # an epoch without a value neither moves nor restarts the average
+        else:
+            ema = robust if math.isnan(before) else SMOOTHING * before + (1 - SMOOTHING) * robust
         self.rows.append({"epoch": epoch, **figures, "robust_dice_ema": ema})
 
     def last_is_best(self) -> bool:
         """Whether the last epoch has the highest moving average of the robust pseudo Dice so far."""
         values = [r["robust_dice_ema"] for r in self.rows]
-        return not math.isnan(values[-1]) and all(not values[-1] <= v for v in values[:-1])
+        return not math.isnan(values[-1]) and all(math.isnan(v) or values[-1] > v for v in values[:-1])
 
     def write(self, folder: str | Path) -> None:
         """Write ``robustness.json`` and ``robustness.png``."""

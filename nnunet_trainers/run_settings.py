@@ -5,41 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from monai_adv.settings import Settings, setting
-
-
-def _positive(value: float) -> bool:
-    return value > 0
+from monai_adv.settings import Settings, not_negative, positive, setting
 
 
 @dataclass(frozen=True)
 class RunSettings(Settings):
     """Schedule, precision, robust validation. ``None`` leaves nnU-Net's own value."""
 
-    epochs: int | None = setting(None, "epochs; none: nnU-Net's 1000", "a whole number >= 1 or none", _positive)
+    epochs: int | None = setting(None, "epochs; none: nnU-Net's 1000", "a whole number >= 1 or none", positive)
     iterations: int | None = setting(
-        None, "steps per epoch; none: nnU-Net's 250", "a whole number >= 1 or none", _positive
+        None, "steps per epoch; none: nnU-Net's 250", "a whole number >= 1 or none", positive
     )
     validation_iterations: int | None = setting(
-        None, "validation batches per epoch; none: nnU-Net's 50", "a whole number >= 1 or none", _positive
+        None, "validation batches per epoch; none: nnU-Net's 50", "a whole number >= 1 or none", positive
     )
-    save_every: int = setting(10, "epochs between two checkpoint_latest", "a whole number >= 1", _positive)
+    save_every: int = setting(10, "epochs between two checkpoint_latest", "a whole number >= 1", positive)
     initial_lr: float | None = setting(
-        None, "first learning rate; none: nnU-Net's 0.01", "a number > 0 or none", _positive
+        None, "first learning rate; none: nnU-Net's 0.01", "a number > 0 or none", positive
     )
     lr_schedule: Literal["poly", "constant"] = setting("poly", "nnU-Net's decay, or none (official IMA code)")
     amp: bool = setting(True, "mixed precision on CUDA, as nnU-Net (official IMA code: false)")
     training_loss: Literal["host", "per_sample"] = setting(
-        "host", "nnU-Net's own loss, or the mean of the attack's per-sample loss (official IMA code)"
+        "host", "nnU-Net's own loss, or Dice + cross-entropy of each sample alone (per_sample: official IMA code)"
     )
     initial_weights: str | None = setting(
         None, "checkpoint to fine-tune, output layers included (-pretrained_weights leaves those out)", "a file or none"
     )
     robust_validation_batches: int = setting(
         5, "validation batches per epoch that are also attacked; 0 switches the robust pseudo Dice off",
-        "a whole number >= 0", lambda v: v >= 0,
+        "a whole number >= 0", not_negative,
     )  # fmt: skip
-    robust_validation_steps: int = setting(5, "gradient steps of that attack", "a whole number >= 1", _positive)
+    robust_validation_steps: int = setting(5, "gradient steps of that attack", "a whole number >= 1", positive)
     robust_validation_eps: float | None = setting(
-        None, "its radius in the unit of eps; none: eps", "a number > 0 or none", _positive
+        None, "its radius in the unit of eps; none: eps", "a number > 0 or none", positive
     )

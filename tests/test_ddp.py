@@ -56,25 +56,28 @@ def steps(network: nn.Module, ima: IMA, images: Tensor, target: Tensor, ids: Ten
     return ima.on_epoch_end()
 
 
-def worker(rank: int, port: int, folder: str, repeated: bool) -> None:
+def worker(rank: int, port: int, folder: str, repeated: bool, settings: dict[str, object]) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     network, images, target = problem()
     ids = torch.arange(8)[rank * 4 : rank * 4 + 4]
     if repeated:  # both ranks draw sample 0
         ids = ids.clone()
         ids[0] = 0
-    ima = defense()
+    ima = defense(**settings)
     figures = steps(DistributedDataParallel(network), ima, images[ids], target[ids], ids)
     torch.save((ima.margins.values, list(network.parameters()), figures), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("repeated", [False, True])
-def test_two_ranks_equal_one_process(tmp_path: Path, repeated: bool) -> None:
+@pytest.mark.parametrize(
+    ("repeated", "settings"),
+    [(False, {}), (True, {}), (False, {"algorithm": 2, "margin_update": "epoch", "margin_rule": "always_shrink"})],
+)
+def test_two_ranks_equal_one_process(tmp_path: Path, repeated: bool, settings: dict[str, object]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(worker, args=(port, str(tmp_path), repeated), nprocs=2, join=True)
+    mp.spawn(worker, args=(port, str(tmp_path), repeated, settings), nprocs=2, join=True)
     (margins, weights, figures), (other_margins, other_weights, other_figures) = (
         torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1)
     )
@@ -84,7 +87,7 @@ def test_two_ranks_equal_one_process(tmp_path: Path, repeated: bool) -> None:
 
     network, images, target = problem()
     ids = torch.tensor([0, 1, 2, 3, 0, 5, 6, 7]) if repeated else torch.arange(8)
-    ima = defense()
+    ima = defense(**settings)
     alone = steps(network, ima, images[ids], target[ids], ids)
     torch.testing.assert_close(margins, ima.margins.values)
     for mine, theirs in zip(network.parameters(), weights, strict=True):

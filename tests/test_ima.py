@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -211,15 +212,68 @@ def test_order_and_split_of_the_batch_do_not_change_the_margins() -> None:
     assert torch.equal(whole.margins.values, parts.margins.values)
 
 
-def test_the_random_start_is_on_its_sphere_and_replays() -> None:
-    images = torch.full((3, 1, 4, 5), 5.0, dtype=torch.float64)
-    results = []
+@pytest.mark.parametrize(("margin", "radius"), [(0.5, 0.5), (0.7, 0.5), (2.0, 1.5)])
+def test_the_random_start_is_on_its_sphere_and_replays(margin: float, radius: float) -> None:
+    """Radius max(E - delta, delta), with delta 0.5, read from the first image that the attack tries."""
+    starts = []
     for _ in range(2):
-        ima, batch = make(images, random_start=True, steps=1, eps=2.0, delta=0.5)
-        run(ima, batch, LinearNetwork((1, 4, 5), bias=1e3))
-        results.append(ima._generator.get_state())  # type: ignore[union-attr]
-    assert torch.equal(results[0], results[1])
-    assert not torch.equal(results[0], torch.Generator().manual_seed(0).get_state())
+        images = torch.full((3, 1, 4, 5), 5.0, dtype=torch.float64)
+        ima, batch = make(images, random_start=True, eps=2.0, delta=0.5)
+        ima.margins.values.fill_(margin)
+        network = LinearNetwork((1, 4, 5), bias=1e3)
+        seen: list[Tensor] = []
+        network.register_forward_pre_hook(lambda m, i, seen=seen: seen.append(i[0].detach()))
+        run(ima, batch, network)
+        starts.append(seen[1] - images)  # seen[0] is the clean forward
+    torch.testing.assert_close(starts[0].flatten(1).norm(dim=1), torch.full((3,), radius, dtype=torch.float64))
+    assert torch.equal(starts[0], starts[1])
+
+
+@pytest.mark.parametrize("algorithm", [2, 3])
+@pytest.mark.parametrize("random_start", [False, True])
+@pytest.mark.parametrize(("norm", "eps_unit"), [("l2", "rms"), ("l2", "norm"), ("linf", "norm")])
+@pytest.mark.parametrize("search_result", ["midpoint", "last_right"])
+def test_no_option_leaves_the_margin(
+    algorithm: int, random_start: bool, norm: str, eps_unit: str, search_result: str
+) -> None:
+    images, target = blobs(2)
+    images = torch.cat([images, target.float()], 1)  # a second channel that is no intensity
+    torch.manual_seed(0)
+    network = nn.Conv2d(2, 2, 3, padding=1)
+    task = SegmentationTask(lambda o, t: o.mean(), SegmentationSettings(threshold=1e-6))
+    settings: dict[str, Any] = {
+        "eps": 0.4, "delta": 0.2, "algorithm": algorithm, "random_start": random_start, "norm": norm,
+        "eps_unit": eps_unit, "search_result": search_result, "clean_gate": False, "steps": 4, "searches": 3,
+        "relative_step": 1.3,
+    }  # fmt: skip
+    ima = IMA(task, IMASettings(**settings), channels=(0,))
+    ima.bind(SampleIds({"train": 4}), "cpu")
+    seen: list[Tensor] = []
+    network.register_forward_pre_hook(lambda m, i: seen.append(i[0].detach()))
+    list(ima.losses(network, Batch(images, target, torch.arange(4))))
+    for attacked in seen:
+        if len(attacked) == len(images):
+            delta = attacked - images
+            size = ima.threat.size(delta) / ima.threat.scale(images)
+            assert (size <= 0.2 * (1 + 1e-5)).all()
+            assert (delta[:, 1] == 0).all()
+    assert (seen[-1] != images).any()
+
+
+def test_points_are_not_searched() -> None:
+    """Wrong without an attack, and no gate: nothing lies between x and x, so no pass is spent on it."""
+    ima, batch = make(torch.tensor([[-1.0], [-2.0]], dtype=torch.float64), clean_gate=False)
+    run(ima, batch)
+    assert ima.statistics.passes.forward == 2 + 2 + 2  # clean, one check each, noisy
+
+
+def test_a_blind_attack_does_not_make_a_margin_grow() -> None:
+    ima, batch = make(torch.tensor([[2.0]], dtype=torch.float64))
+    network = line()
+    network.forward = lambda x: x.detach() * network.weight + 0.0 * x  # type: ignore[method-assign]
+    run(ima, batch, network)
+    assert ima.margins.values.tolist() == [0.5]
+    assert ima.on_epoch_end()["dead_gradient"] == 1.0
 
 
 class Small(nn.Module):
@@ -347,6 +401,35 @@ def test_margins_of_other_samples_are_refused() -> None:
     with pytest.raises(InputError, match="IMA margins: the checkpoint belongs to 4 other samples"):
         ima.load_state_dict(other.state_dict())
     assert ima.margins.values.tolist() == [0.5] * 3
+
+
+def test_margins_above_a_smaller_eps_are_cut() -> None:
+    ima, _ = make()
+    ima.margins.values = torch.tensor([0.25, 1.0, 2.0])
+    smaller, _ = make(eps=1.2)
+    smaller.load_state_dict(ima.state_dict())
+    torch.testing.assert_close(smaller.margins.values, torch.tensor([0.25, 1.0, 1.2]))
+
+
+def test_margins_in_another_unit_are_refused() -> None:
+    ima, _ = make(torch.ones(3, 1, dtype=torch.float64))
+    other, _ = make(eps=0.5, delta=0.1, eps_unit="rms")
+    with pytest.raises(InputError, match="norm and eps_unit: received 'l2, rms', allowed is those of the checkpoint"):
+        other.load_state_dict(ima.state_dict())
+    assert other.margins.values.tolist() == pytest.approx([0.1] * 3)
+
+
+def test_a_stream_of_another_device_begins_anew() -> None:
+    ima, _ = make()
+    saved = {**ima.state_dict(), "generator": torch.zeros(16, dtype=torch.uint8)}
+    ima.load_state_dict(saved)
+    assert torch.equal(ima._generator.get_state(), torch.Generator().manual_seed(0).get_state())  # type: ignore[union-attr]
+
+
+def test_use_before_bind_says_so() -> None:
+    ima = IMA(LinearTask(), IMASettings())
+    with pytest.raises(InputError, match="IMA margins: no samples are known; call the defence's bind"):
+        list(ima.losses(line(), Batch(X, torch.ones(3), torch.arange(3))))
 
 
 def test_rms_margins_mean_the_same_on_every_size() -> None:

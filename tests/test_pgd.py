@@ -11,7 +11,8 @@ from torch import nn
 from monai_adv import InputError, Threat
 from monai_adv.attacks import PGD, WhiteNoise, bisect
 from monai_adv.attacks import pgd as pgd_module
-from monai_adv.network_state import frozen
+from monai_adv.network_state import frozen, padded
+from monai_adv.tasks import SegmentationTask
 from tests.conftest import LinearNetwork, LinearTask
 
 SHAPES = [(8,), (2, 4, 6), (1, 3, 4, 5)]
@@ -87,19 +88,23 @@ def test_when_finished_samples_leave_does_not_change_the_result(interval: int, m
 
 
 def test_batches_for_compiled_networks_come_in_few_sizes() -> None:
+    compiled = torch.compile(nn.Identity())
     sizes = set()
-    for running in range(1, 367):
-        wrong = torch.ones(366, dtype=torch.bool)
-        wrong[:running] = False
-        active = pgd_module._still_running(wrong, compiled=True)
-        assert set(active.tolist()) == set(range(running))
-        sizes.add(len(active))
-    assert len(sizes) == 10  # 366, 183, 92, ..., 1
+    for count in range(1, 367):
+        index = torch.randperm(400)[:count]
+        longer = padded(index, compiled)
+        assert torch.equal(longer[:count], index)
+        assert set(longer.tolist()) == set(index.tolist())
+        assert len(longer) <= max(2, 1.5 * count if count < 8 else 1.25 * count)
+        sizes.add(len(longer))
+        assert torch.equal(padded(index, nn.Identity()), index)  # exact on the CPU
+    assert len(sizes) <= 26
+    assert min(sizes) == 2  # size 1 would be a graph of its own
 
 
-def test_compiled_network_gives_the_same_attack_with_two_graphs() -> None:
+def test_compiled_network_gives_the_same_attack_with_few_graphs() -> None:
     network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 1)).double()
-    images = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images = torch.randn(12, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     target = network(images)[:, 0].sign().detach()
     graphs = []
 
@@ -110,16 +115,13 @@ def test_compiled_network_gives_the_same_attack_with_two_graphs() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(network, backend=count)
     attack = PGD(Threat("l2", 0.5), steps=6, stop="first_wrong")
-    expected = attack(network, images, target, LinearTask())
-    for _ in range(3):
+    for size in (12, 7, 1, 5, 12, 3):  # as the number of attacked samples changes
+        some, labels = images[:size], target[:size]
         compiled(images).sum().backward()
-        result = attack(compiled, images, target, LinearTask())
-        torch.testing.assert_close(result.images, expected.images)
-    assert len(graphs) <= 2 + 3  # training, attack, and the smaller batch sizes B/2, B/4, B/8 that occur
-    first = len(graphs)
-    attack(compiled, images, target, LinearTask())
-    compiled(images).sum().backward()
-    assert len(graphs) == first  # alternating recompiles nothing
+        result = attack(compiled, some, labels, LinearTask())
+        torch.testing.assert_close(result.images, attack(network, some, labels, LinearTask()).images)
+        bisect(compiled, some, result.images, labels, LinearTask())
+    assert len(graphs) == 3  # training, attack, and search with last check
 
 
 def test_keep_strongest_is_never_weaker_than_the_last() -> None:
@@ -249,6 +251,32 @@ def test_white_noise_has_exactly_the_stated_size_and_is_replayable() -> None:
 def test_bad_settings_are_refused(settings: dict) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(settings))}: received"):
         PGD(Threat("l2", 1.0), **settings)
+
+
+def test_first_wrong_and_strongest_exclude_each_other() -> None:
+    with pytest.raises(InputError, match="^keep: received 'strongest'"):
+        PGD(Threat("l2", 1.0), stop="first_wrong", keep="strongest")
+
+
+@pytest.mark.parametrize("lesion", [1, 8, 512])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_does_not_blind_the_attack(lesion: int, kind: torch.dtype) -> None:
+    """Neither a large volume (gradients of order 1 / voxels) nor a small lesion (of order 1 / lesion) stops it."""
+    torch.manual_seed(0)
+    network = nn.Conv3d(1, 2, 1)
+    with torch.no_grad():
+        network.weight.mul_(20)
+    images = 0.1 * torch.randn(1, 1, 64, 64, 64)
+    target = torch.zeros(1, 1, 64, 64, 64, dtype=torch.long)
+    target.flatten()[:lesion] = 1
+    task = SegmentationTask(lambda o, t: o.mean())
+    attack = PGD(Threat("l2", 5.0), steps=3)
+    exact = attack(network, images, target, task)
+    with torch.autocast("cpu", dtype=kind):
+        half = attack(network, images, target, task)
+    assert not half.dead.any()
+    one, two = (half.images - images).flatten(), (exact.images - images).flatten()
+    assert float(torch.nn.functional.cosine_similarity(one, two, dim=0)) > 0.99
 
 
 def test_a_random_start_needs_a_generator() -> None:

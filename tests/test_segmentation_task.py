@@ -77,6 +77,21 @@ def test_dice_ce_equals_nnunets_loss_of_one_sample(spatial: tuple[int, ...]) -> 
     torch.testing.assert_close(ours, theirs)
 
 
+def test_absent_classes_can_count_as_in_nnunets_loss() -> None:
+    host = DC_and_CE_loss(
+        {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, dice_class=MemoryEfficientSoftDiceLoss
+    )
+    logits = torch.randn(3, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    target = torch.zeros(3, 1, 6, 6, dtype=torch.long)
+    target[0, :, :3] = 1  # class 2 absent
+    target[1, :, :3] = 2  # class 1 absent; the third sample has neither
+    ours = make(attack_loss="dice_ce", absent_classes="count").sample_loss(logits, target)
+    theirs = torch.stack([host(logits[i : i + 1], target[i : i + 1].float()) for i in range(3)])
+    torch.testing.assert_close(ours, theirs)
+    left_out = make(attack_loss="dice_ce").sample_loss(logits, target)
+    assert (left_out < theirs).all()  # an absent class costs nothing there
+
+
 def test_deep_supervision_uses_the_training_weights() -> None:
     host = DC_and_CE_loss(
         {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, dice_class=MemoryEfficientSoftDiceLoss

@@ -9,7 +9,7 @@ import pytest
 
 from monai_adv import InputError
 from monai_adv.defenses.ima import PRESETS, IMASettings
-from monai_adv.settings import as_dict, combine, differences, flat, read_settings, table
+from monai_adv.settings import as_dict, combine, differences, expand_preset, flat, read_settings, table
 from monai_adv.tasks import SegmentationSettings
 from nnunet_trainers.run_settings import RunSettings
 
@@ -53,11 +53,22 @@ def test_preset_and_explicit_values() -> None:
     assert ima({"preset": "paper"}) == ima({})
 
 
+def test_choosing_a_preset_replaces_all_of_another_one() -> None:
+    """As on --c: the values of the checkpoint, overridden by what is given now."""
+    given = expand_preset(SECTIONS, {"preset": "paper", "eps": 0.2}, PRESETS)
+    assert ima({**ima({"preset": "official"}), **given}) == ima({"eps": 0.2})
+
+
+def test_delta_is_a_fifth_of_eps_unless_given() -> None:
+    assert IMASettings(eps=0.5).growth == 0.1
+    assert IMASettings(eps=0.5, delta=0.2).growth == 0.2
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
         ({"epz": 1}, "epz: unknown setting; did you mean 'eps'?"),
-        ({"zzzz": 1}, "zzzz: unknown setting; known are algorithm, amp"),
+        ({"zzzz": 1}, "zzzz: unknown setting; known are absent_classes, algorithm, amp"),
         (
             {"preset": "offical"},
             "preset: received 'offical', allowed is one of paper, official; did you mean 'official'",
@@ -69,12 +80,18 @@ def test_preset_and_explicit_values() -> None:
         ({"eps": "nan"}, "eps: received nan"),
         ({"eps": 1, "delta": 2}, "delta: received 2.0, allowed is at most eps, here 1.0"),
         ({"delta": 0}, "delta: received 0.0, allowed is a number > 0"),
+        (
+            {"eps": 15},
+            "eps: received 15.0, allowed is at most 1 in the unit rms, one standard deviation in every voxel",
+        ),
+        ({"preset": 1}, "preset: received 1, allowed is one of paper, official"),
+        ({"preset": ["paper"]}, "preset: received ['paper'], allowed is one of paper, official"),
         ({"threshold": 1.0}, "threshold: received 1.0, allowed is a number in (0, 1)"),
         ({"threshold": 0}, "threshold: received 0.0, allowed is a number in (0, 1)"),
         ({"steps": 2.5}, "steps: received 2.5, allowed is a whole number >= 1"),
         ({"steps": True}, "steps: received True, allowed is a whole number >= 1"),
         ({"steps": 0}, "steps: received 0, allowed is a whole number >= 1"),
-        ({"amp": 1}, "amp: received 1, allowed is bool"),
+        ({"amp": 1}, "amp: received 1, allowed is true or false"),
         ({"algorithm": 1}, "algorithm: received 1, allowed is one of 2, 3"),
         ({"eps_unit": "hu"}, "eps_unit: received 'hu', allowed is one of 'norm', 'rms'"),
         ({"norm": "linf"}, "eps_unit: received 'rms', allowed is 'norm'"),
@@ -129,4 +146,4 @@ def test_differences_say_what_and_how() -> None:
 def test_table_marks_what_differs_from_the_default() -> None:
     text = table({"defense": IMASettings(eps=0.2)})
     assert " * eps = 0.2 " in text
-    assert "   delta = 0.02 " in text
+    assert "   steps = 20 " in text

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from monai_adv.network_state import Mode, frozen
+from monai_adv.network_state import Mode, any_batch_size, frozen, padded
 from monai_adv.statistics import Passes
-from monai_adv.tasks.base import Target, Task
+from monai_adv.tasks.base import Target, Task, take
 from monai_adv.threats import per_sample
 
 
@@ -57,17 +57,17 @@ def bisect(
             of the segment on which the network is right (official code for two of its data sets).
         mode: network mode, restored afterwards.
     """
-    middle, middle_wrong = wrong, torch.ones(len(wrong), dtype=torch.bool, device=wrong.device)
-    if keep == "last_right":
-        middle, middle_wrong = right, ~middle_wrong
+    count = len(wrong)
+    index = padded(torch.arange(count, device=wrong.device), network)
+    right, wrong, target = right[index], wrong[index], take(target, index)
+    found, found_wrong = wrong, torch.ones(len(wrong), dtype=torch.bool, device=wrong.device)
     with frozen(network, mode) as model:
         for _ in range(halvings):
             midpoint = (right + wrong) / 2
-            is_wrong = ~task.correct(model(midpoint), target)
-            side = per_sample(is_wrong, midpoint)
+            found_wrong = ~task.correct(model(any_batch_size(midpoint, model)), target)
+            side = per_sample(found_wrong, midpoint)
             right, wrong = torch.where(side, right, midpoint), torch.where(side, midpoint, wrong)
-            if keep == "midpoint":
-                middle, middle_wrong = midpoint, is_wrong
-            else:
-                middle = right
-    return BoundaryPoint(middle, middle_wrong, Passes(forward=halvings * len(middle)))
+            found = midpoint
+    if keep == "last_right":
+        found, found_wrong = right, torch.zeros_like(found_wrong)
+    return BoundaryPoint(found[:count], found_wrong[:count], Passes(forward=halvings * len(index)))

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.errors import InputError
-from monai_adv.network_state import Mode, frozen, is_compiled
+from monai_adv.network_state import Mode, any_batch_size, frozen, padded
 from monai_adv.statistics import Passes
-from monai_adv.tasks.base import Target, Task, take
+from monai_adv.tasks.base import Output, Target, Task, take
 from monai_adv.threats import Threat, per_sample
 
 
@@ -28,7 +28,7 @@ class AttackResult:
     Attributes:
         images: ``(B, C, *spatial)`` attacked images, detached.
         previous: the iterate before ``images`` (the clean image if there was none): with ``stop="first_wrong"`` the
-            last one on which the network was still right.
+            last one on which the network was still right. Not meaningful with ``keep="strongest"``.
         wrong: ``(B,)`` bool: the network is wrong on ``images``.
         dead: ``(B,)`` bool: some gradient was zero or not finite, so the attack stood still: a sign of gradient
             masking.
@@ -86,6 +86,8 @@ class PGD:
         ):
             if value not in allowed:
                 raise InputError.of(name, value, "one of " + ", ".join(allowed))
+        if self.stop == "first_wrong" and self.keep == "strongest":
+            raise InputError.of("keep", "strongest", "'last' when stop is 'first_wrong'", "or let stop be 'never'")
 
     def __call__(
         self,
@@ -130,34 +132,33 @@ class PGD:
         steps = torch.zeros(len(images), dtype=torch.long, device=images.device)
         best_delta, best_margin = delta, torch.full_like(radius, torch.inf)
         best_loss = -best_margin
-        active = torch.arange(len(images), device=images.device)
+        active = padded(torch.arange(len(images), device=images.device), network)
         for k in range(self.steps + 1):
-            x = (images[active] + delta[active]).requires_grad_(k < self.steps)
-            labels = take(target, active)
-            output = network(x)
-            passes.forward += len(x)
             last = k == self.steps
-            if early or last:
-                wrong[active] = ~task.correct(output, labels)
+            x = any_batch_size(images[active] + delta[active], network).requires_grad_(not last)
+            labels = take(target, active)
+            with torch.set_grad_enabled(not last):  # the last check is a pass like those of a bisection
+                output = network(x)
+            passes.forward += len(x)
+            if (early or last) and not strongest:
+                wrong[active] |= ~task.correct(output, labels)
             if last and not strongest:
                 break
-            loss = task.sample_loss(output, labels)
             if strongest:
                 # The margin is a step function of the image; the loss decides between equals.
-                margin, height = task.margin(output, labels).to(radius), loss.detach().to(radius)
-                better = (margin < best_margin) | ((margin == best_margin) & (height > best_loss))
-                best_margin, best_loss = (
-                    torch.where(better, margin, best_margin),
-                    torch.where(better, height, best_loss),
-                )
+                with torch.no_grad():
+                    loss = task.sample_loss(output, labels).to(radius)
+                margin = task.margin(output, labels).to(radius)
+                better = (margin < best_margin) | ((margin == best_margin) & (loss > best_loss))
+                best_margin, best_loss = torch.where(better, margin, best_margin), torch.where(better, loss, best_loss)
                 best_delta = torch.where(per_sample(better, delta), delta, best_delta)
                 wrong = torch.where(better, ~task.correct(output, labels), wrong)
                 steps = torch.where(better, k, steps)
             if last:
                 break
-            (gradient,) = torch.autograd.grad(_scaled(loss, x), x)
+            direction = self.threat.direction(_input_gradient(output, x, labels, task))
             passes.backward_input += len(x)
-            direction = self.threat.direction(gradient.to(images.dtype))
+            del output  # its graph, before the next forward
             dead[active] |= direction.flatten(1).eq(0).all(1)
             moved = self.threat.project(
                 delta[active] + per_sample(step[active], x) * direction, images[active], radius[active]
@@ -169,7 +170,7 @@ class PGD:
             previous[active] = torch.where(running, delta[active], previous[active])
             delta = delta.index_copy(0, active, torch.where(running, moved, delta[active]))
             if early and k % _sync_interval(images.device) == 0:
-                active = _still_running(wrong, is_compiled(network))
+                active = padded((~wrong).nonzero()[:, 0], network)
                 if len(active) == 0:
                     break
         if strongest:
@@ -187,32 +188,27 @@ class PGD:
         return self.threat.random(images, start_radius, generator, surface=self.start == "sphere")
 
 
-def _scaled(loss: Tensor, images: Tensor) -> Tensor:
-    """Sum over the batch; under autocast scaled so that half-precision gradients do not underflow.
+def _input_gradient(output: Output, x: Tensor, target: Target, task: Task) -> Tensor:
+    """Gradient of the per-sample losses for the images; its length per sample is arbitrary, its direction exact.
 
-    A mean over N voxels has gradients of order 1/N, which fp16 flushes to zero on large patches: a gradient masking of
-    our own making. The direction does not depend on the factor, and a power of two does not round.
+    The loss is differentiated in single precision down to the logits and scaled there, each sample by a power of two,
+    so that the largest entry is about 1. Under autocast the gradient of a mean over N voxels would otherwise underflow
+    in the half-precision layers, and that of a small lesion's Dice, scaled by a common factor, overflow: gradient
+    masking of our own making.
     """
-    if torch.is_autocast_enabled(images.device.type):
-        loss = loss * 2.0 ** round(math.log2(images[0].numel()))
-    return loss.sum()
+    outputs = [output] if isinstance(output, Tensor) else list(output)
+    leaves = [(o.detach() if o.dtype == torch.float64 else o.detach().float()).requires_grad_() for o in outputs]
+    loss = task.sample_loss(leaves[0] if isinstance(output, Tensor) else leaves, target)
+    gradients = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
+    used = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]
+    largest = torch.stack([g.flatten(1).abs().amax(1) for _, g in used]).amax(0)
+    scale = torch.where(largest > 0, torch.exp2(-largest.log2().ceil()), torch.ones_like(largest))
+    (gradient,) = torch.autograd.grad(
+        [o for o, _ in used], x, [(g * per_sample(scale, g)).to(o.dtype) for o, g in used]
+    )
+    return gradient
 
 
 def _sync_interval(device: torch.device) -> int:
     """How often finished samples leave the batch: counting them makes the host wait, which costs nothing on a CPU."""
     return 1 if device.type == "cpu" else 4
-
-
-def _still_running(wrong: Tensor, compiled: bool) -> Tensor:
-    """Indices of the samples that go on, padded for compiled networks."""
-    active = (~wrong).nonzero()[:, 0]
-    if not compiled or len(active) == 0:
-        return active
-    # Every batch size is a graph of its own: only B, B/2, B/4, ... occur. The padding repeats running samples, which
-    # get the same values twice.
-    size = len(wrong)
-    while (size + 1) // 2 >= len(active):
-        size = (size + 1) // 2
-        if size == 1:
-            break
-    return active.repeat(math.ceil(size / len(active)))[:size]

@@ -24,25 +24,22 @@ from monai_adv.defenses.base import Batch, Defense, LossPart, on_any_rank
 from monai_adv.errors import InputError
 from monai_adv.network_state import detached
 from monai_adv.sample_state import SampleIds, SampleState
-from monai_adv.settings import Settings, setting
+from monai_adv.settings import Settings, not_negative, positive, setting
 from monai_adv.tasks.base import Output, Task, take
 from monai_adv.threats import Norm, Threat, Unit
-
-
-def _not_negative(value: float) -> bool:
-    return value >= 0
-
-
-def _positive(value: float) -> bool:
-    return value > 0
 
 
 @dataclass(frozen=True)
 class IMASettings(Settings):
     """Hyper-parameters of IMA."""
 
-    eps: float = setting(0.1, "largest margin", "a finite number > 0 (0 together with delta 0: off)", _not_negative)
-    delta: float = setting(0.02, "first margin and its growth per visit", "0 < delta <= eps", _not_negative)
+    eps: float = setting(0.1, "largest margin", "a finite number > 0 (0 together with delta 0: off)", not_negative)
+    delta: float | None = setting(
+        None,
+        "first margin and its growth per visit, in the unit of eps; none: eps / 5",
+        "0 < delta <= eps",
+        not_negative,
+    )
     eps_unit: Unit = setting("rms", "unit of eps and delta: RMS change per voxel (rms), or the norm itself (norm)")
     norm: Norm = setting("l2", "norm of the perturbation")
     algorithm: Literal[2, 3] = setting(
@@ -50,11 +47,11 @@ class IMASettings(Settings):
         "3: all steps, then search between the clean and the last image (paper, for training with augmentation); "
         "2: stop at the first wrong image and search before it (official)",
     )
-    steps: int = setting(20, "gradient steps K", "a whole number >= 1", _positive)
+    steps: int = setting(20, "gradient steps K", "a whole number >= 1", positive)
     relative_step: float | None = setting(
-        None, "step as a fraction of the margin; none: 4 / steps", "a number > 0 or none", _positive
+        None, "step as a fraction of the margin; none: 4 / steps", "a number > 0 or none", positive
     )
-    searches: int = setting(10, "halvings of the boundary search", "a whole number >= 0", _not_negative)
+    searches: int = setting(10, "halvings of the boundary search", "a whole number >= 0", not_negative)
     search_result: Literal["midpoint", "last_right"] = setting("midpoint", "which end of the search is trained on")
     clean_gate: bool = setting(True, "attack only samples that are right without an attack (official: false)")
     random_start: bool = setting(False, "start on a sphere of radius max(E - delta, delta) (official: true)")
@@ -68,19 +65,29 @@ class IMASettings(Settings):
         0.5, "weight of the noisy loss, the clean loss has the rest", "a number in [0, 1]", lambda v: 0 <= v <= 1
     )
     attack_mode: Literal["eval", "train"] = setting("eval", "network mode during the attack (official: train)")
-    seed: int = setting(0, "seed of the random start", "a whole number >= 0", _not_negative)
+    seed: int = setting(0, "seed of the random start", "a whole number >= 0", not_negative)
 
     def check(self) -> None:
         if self.norm == "linf" and self.eps_unit == "rms":
             raise InputError.of("eps_unit", "rms", "'norm' when norm is 'linf'", "an L-inf radius is per voxel already")
-        if self.eps == 0 and self.delta > 0:
+        if self.eps_unit == "rms" and self.eps > 1:
+            raise InputError.of(
+                "eps", self.eps, "at most 1 in the unit rms, one standard deviation in every voxel",
+                "set eps_unit to norm if you mean an L2 radius",
+            )  # fmt: skip
+        if self.eps == 0 and self.delta != 0:
             raise InputError.of("eps", self.eps, "a finite number > 0", "set eps and delta both to 0 to switch IMA off")
-        if self.delta > self.eps:
+        if self.growth > self.eps:
             raise InputError.of("delta", self.delta, f"at most eps, here {self.eps}", "delta is the step, eps the cap")
-        if self.delta == 0 and self.eps > 0:
+        if self.growth == 0 and self.eps > 0:
             raise InputError.of(
                 "delta", self.delta, "a number > 0", "with delta 0 no margin ever grows; set eps to 0 too"
             )
+
+    @property
+    def growth(self) -> float:
+        """The margin's step: ``delta``, or a fifth of ``eps``."""
+        return self.eps / 5 if self.delta is None else self.delta
 
     def threat(self, channels: tuple[int, ...] | None = None) -> Threat:
         """The enemy that is trained against: radius eps."""
@@ -101,6 +108,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "threshold_included": True,
         "empty_target": "wrong",
         "attack_loss": "dice_ce",
+        "absent_classes": "count",
         "attack_deep_supervision": True,
         "training_loss": "per_sample",
         "lr_schedule": "constant",
@@ -130,9 +138,9 @@ class IMA(Defense):
         self.task = task
         self.settings = settings or IMASettings()
         self.threat = self.settings.threat(channels)
-        self.margins = SampleState(self.settings.delta, "IMA margins")
+        self.margins = SampleState(self.settings.growth, "IMA margins")
         # Only the once-per-epoch rule needs these: the shrunk margin so far, and whether any draw stayed right.
-        self._shrunk = SampleState(self.settings.delta, "IMA shrunk margins")
+        self._shrunk = SampleState(self.settings.growth, "IMA shrunk margins")
         self._grown = SampleState(0.0, "IMA grown flags")
         self._generator: torch.Generator | None = None
 
@@ -153,7 +161,7 @@ class IMA(Defense):
         clean_loss = self.task.training_loss(output, batch.target)
         attacked = self._attacked(output, batch)
         seen = detached(output)
-        if not on_any_rank(len(attacked) > 0, batch.images.device):
+        if self.settings.eps == 0 or not on_any_rank(len(attacked) > 0, batch.images.device):
             self._log(batch, attacked, None)
             yield LossPart(clean_loss, seen)
             return
@@ -176,11 +184,11 @@ class IMA(Defense):
         settings = self.settings
         if settings.margin_update == "epoch":
             grow = self._grown.values > 0
-            margins = torch.where(grow, self.margins.values + settings.delta, self._shrunk.values)
+            margins = torch.where(grow, self.margins.values + settings.growth, self._shrunk.values)
             self.margins.values = margins.clamp(0, settings.eps)
             self._shrunk.values = self.margins.values.clone()
             self._grown.values = torch.zeros_like(margins)
-        spread = self.margins.values.double()
+        spread = self.margins.values.cpu().double()
         return {
             **super().on_epoch_end(),
             "margin_mean": float(spread.mean()),
@@ -189,9 +197,10 @@ class IMA(Defense):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Margins with their sample ids, the once-per-epoch helpers, and the stream of random starts."""
+        """Margins with their sample ids and unit, the once-per-epoch helpers, and the stream of random starts."""
         assert self._generator is not None, "bind the sample ids before saving"
         return {
+            "unit": f"{self.settings.norm}, {self.settings.eps_unit}",
             "margins": self.margins.state_dict(),
             "shrunk": self._shrunk.state_dict(),
             "grown": self._grown.state_dict(),
@@ -199,16 +208,28 @@ class IMA(Defense):
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore bit for bit.
+        """Restore bit for bit; margins above a smaller eps than before are cut.
+
+        On another kind of device (CPU instead of CUDA) the stream of random starts begins anew.
 
         Raises:
-            InputError: the margins belong to other samples; nothing is changed then.
+            InputError: the margins belong to other samples or are in another unit; nothing is changed then.
         """
         assert self._generator is not None, "bind the sample ids before loading"
+        unit = f"{self.settings.norm}, {self.settings.eps_unit}"
+        if saved["unit"] != unit:
+            raise InputError.of(
+                "norm and eps_unit", unit, f"those of the checkpoint's margins ({saved['unit']})",
+                "keep them, or start a new training from the checkpoint's weights with initial_weights",
+            )  # fmt: skip
         self.margins.load_state_dict(saved["margins"])  # checks the ids, which the others share
         self._shrunk.load_state_dict(saved["shrunk"])
         self._grown.load_state_dict(saved["grown"])
-        self._generator.set_state(saved["generator"].cpu())
+        for state in (self.margins, self._shrunk):
+            state.values = state.values.clamp(max=self.settings.eps)
+        stream = saved["generator"].cpu()
+        if len(stream) == len(self._generator.get_state()):
+            self._generator.set_state(stream)
 
     @torch.no_grad()
     def _attacked(self, output: Output, batch: Batch) -> Tensor:
@@ -240,13 +261,16 @@ class IMA(Defense):
             target,
             self.task,
             radius=margin * scale,
-            start_radius=(margin - settings.delta).clamp(min=settings.delta) * scale,
+            start_radius=(margin - settings.growth).clamp(min=settings.growth) * scale,
             generator=self._generator,
         )
         self.statistics.passes += result.passes
         found = _Found(result.images, result.wrong, result.wrong.clone(), result.dead)
-        crossed = result.wrong.nonzero()[:, 0]
-        if len(crossed) > 0 and settings.searches > 0:
+        to_search = result.wrong
+        if settings.algorithm == 2 and not settings.random_start:
+            to_search = to_search & (result.steps > 0)  # wrong without an attack: the segment is a point
+        crossed = to_search.nonzero()[:, 0]
+        if len(crossed) > 0:
             right = result.previous if settings.algorithm == 2 else images
             boundary = bisect(
                 network,
@@ -272,20 +296,22 @@ class IMA(Defense):
         """
         settings = self.settings
         ids = batch.ids[attacked]
-        if found is None:
-            distance = crossed = shrinks = torch.empty(0, device=batch.images.device)
-            crossed = shrinks = crossed.bool()
+        if found is None:  # other ranks attacked
+            distance = torch.empty(0, device=batch.images.device)
+            grows = shrinks = distance.bool()
         else:
             distance = self.threat.size(found.images - batch.images[attacked]) / self.threat.scale(batch.images)
-            crossed = found.crossed
-            shrinks = crossed if settings.margin_rule == "always_shrink" else crossed & found.wrong
+            grows = ~(found.crossed | found.dead)  # a blind attack proves nothing
+            shrinks = found.crossed
+            if settings.margin_rule == "paper":
+                shrinks = shrinks & found.wrong
         if settings.margin_update == "epoch":
             shrunk = self._shrunk[ids]
             self._shrunk.update(ids, torch.where(shrinks, (shrunk + distance) / 2, shrunk))
-            self._grown.update(ids, torch.maximum(self._grown[ids], (~crossed).float()))
+            self._grown.update(ids, torch.maximum(self._grown[ids], grows.float()))
             return
         margin = self.margins[ids]
-        grown = torch.where(crossed, margin, margin + settings.delta)
+        grown = torch.where(grows, margin + settings.growth, margin)
         self.margins.update(ids, torch.where(shrinks, (margin + distance) / 2, grown).clamp(0, settings.eps))
 
     def _count(self, batch: Batch, forward: int, full: int) -> None:

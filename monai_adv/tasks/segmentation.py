@@ -40,6 +40,9 @@ class SegmentationSettings(Settings):
         "dice",
         "per-sample loss that the attack raises: soft Dice (paper), Dice + cross-entropy (official), or the latter",
     )
+    absent_classes: Literal["skip", "count"] = setting(
+        "skip", "soft Dice of the attack: classes that the sample lacks are left out, or count as in nnU-Net (official)"
+    )
     attack_deep_supervision: bool = setting(
         False, "the attack also sees the lower resolutions, with the training loss's weights (official: true)"
     )
@@ -152,22 +155,26 @@ class SegmentationTask:
         return loss
 
     def _soft_dice(self, logits: Tensor, target: Tensor) -> Tensor:
-        """``(B,)`` mean soft Dice over the foreground classes that the sample has.
+        """``(B,)`` mean soft Dice over the foreground classes that the sample has (or over all, as nnU-Net's loss).
 
-        An absent class is left out, as in the hard Dice: with nnU-Net's smoothing of 1e-5 its gradient would explode as
-        its probability vanishes. A sample without any foreground gets 1 minus the mean foreground probability instead.
+        An absent class is left out by default, as in the hard Dice: with nnU-Net's smoothing of 1e-5 its gradient would
+        explode as its probability vanishes. A sample without any foreground then gets 1 minus the mean foreground
+        probability instead.
         """
         probability = logits.sigmoid() if self.regions else logits.softmax(1)[:, 1:]
         labels, valid = self._foreground(target, logits.shape[1])
-        probability, labels = probability * valid, (labels & valid).to(probability)
+        labels = labels & valid
+        if self.ignore_label is not None:
+            probability = probability * valid
         voxels = labels.flatten(2).sum(-1)
         predicted = probability.flatten(2).sum(-1)
         dice = (2 * (probability * labels).flatten(2).sum(-1) + SMOOTH) / (predicted + voxels + SMOOTH)
+        if self.settings.absent_classes == "count":
+            return dice.mean(1)
         present = voxels > 0
         mean_dice = (dice * present).sum(1) / present.sum(1).clamp(min=1)
-        without = 1 - predicted.sum(1) / (
-            valid.flatten(1).sum(1).clamp(min=1) * (labels.shape[1] if self.regions else 1)
-        )
+        share = predicted.sum(1) / valid.flatten(1).sum(1).clamp(min=1)
+        without = 1 - (share / labels.shape[1] if self.regions else share)
         return torch.where(present.any(1), mean_dice, without)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
