@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import inspect
+import io
 import json
 import os
 import signal
@@ -19,8 +20,10 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch._dynamo.backends.registry import lookup_backend
 
 from monai_adv import InputError
 from nnunet_trainers import IMATrainer
@@ -41,6 +44,8 @@ def host(datasets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    # nnU-Net's own figure takes a second per epoch; test_end_to_end.py draws it.
+    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
 
     def make(
         cls: Any = IMATrainer, configuration: str = "2d", kind: str = "labels", fold: Any = 0, **settings: Any
@@ -153,7 +158,16 @@ def test_compiled_training_equals_eager(host: Any, monkeypatch: pytest.MonkeyPat
     eager = started(host())
     compile_ = torch.compile
     monkeypatch.setattr(IMATrainer, "_do_i_compile", lambda self: True)
-    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="aot_eager"))
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(
+        torch, "compile", lambda model: compile_(model, backend=backend if hasattr(model, "decoder") else "eager")
+    )
+    torch._dynamo.reset()
     compiled = started(host())
     compiled.network._orig_mod.load_state_dict(eager.network.state_dict())
     easy(eager)
@@ -166,6 +180,13 @@ def test_compiled_training_equals_eager(host: Any, monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(eager.defense.margins.values, compiled.defense.margins.values, atol=1e-3, rtol=0)
     for mine, theirs in zip(weights(eager), compiled.network._orig_mod.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-3)
+    for _ in range(4):  # other numbers of attacked and crossed samples
+        compiled.train_step(next(eager.dataloader_train))
+    with torch.no_grad():
+        compiled.on_validation_epoch_start()
+        for _ in range(3):
+            compiled.validation_step(next(eager.dataloader_val))
+    assert len(graphs) <= 4  # training, attack, search, validation: dynamo gives up at 8
 
 
 # ------------------------------------------------------------------ sample ids
@@ -218,9 +239,11 @@ def test_the_hosts_loader_is_put_back() -> None:
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
 
     before = module.nnUNetDataLoader
-    with pytest.raises(ZeroDivisionError), slices_in_batches():
+    with slices_in_batches():
         assert module.nnUNetDataLoader is SliceDataLoader
-        raise ZeroDivisionError
+    assert module.nnUNetDataLoader is before
+    with pytest.raises(ZeroDivisionError), slices_in_batches():
+        _ = 1 / 0
     assert module.nnUNetDataLoader is before
 
 
@@ -313,6 +336,30 @@ def test_continuing_with_other_settings_says_what_differs(host: Any, capsys: pyt
     assert other.defense.settings.eps == 0.2
 
 
+def test_the_official_preset_runs_as_a_whole(host: Any) -> None:
+    trainer = started(host(preset="official", eps=15, delta=2, eps_unit="norm"))
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.01
+    trainer.lr_scheduler.step(1)
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.01  # constant
+    batch = next(trainer.dataloader_train)
+    assert np.isfinite(trainer.train_step(batch)["loss"])
+    trainer.on_train_epoch_end([{"loss": np.array(1.0)}])
+    assert trainer._figures["attacked"] == 1.0  # no gate, empty slices included
+    output, target = trainer.network(batch["data"]), batch["target"]
+    halves = [slice(0, 2), slice(2, 4)]
+    parts = [trainer.task.training_loss([o[h] for o in output], [t[h] for t in target]) for h in halves]
+    torch.testing.assert_close(sum(parts) / 2, trainer.task.training_loss(output, target))  # per sample, not batch Dice
+
+
+def test_continuing_in_another_unit_is_refused(host: Any) -> None:
+    trainer = host()
+    trainer.run_training()
+    other = host(eps=5, delta=1, eps_unit="norm")
+    other.load_checkpoint(os.path.join(trainer.output_folder, "checkpoint_final.pth"))
+    with pytest.raises(InputError, match="^norm and eps_unit: received 'l2, norm'"):
+        other.on_train_start()
+
+
 def test_checkpoints_load_without_numpy(host: Any) -> None:
     """MONAI's converter loads with weights_only=True."""
     host().run_training()
@@ -347,6 +394,12 @@ def test_fine_tuning_a_plain_model(host: Any, capsys: pytest.CaptureFixture[str]
     whole.on_train_start()
     assert same(weights(whole), weights(plain))
     assert f"Fine-tuning from {file}" in capsys.readouterr().out
+    whole.run_training()
+
+    os.rename(file, file + ".moved")  # a fine-tuned run does not need it any more
+    again = host()
+    again.load_checkpoint(os.path.join(whole.output_folder, "checkpoint_final.pth"))
+    assert again.run.initial_weights == file
 
 
 # ------------------------------------------------------------------ things that go wrong
@@ -383,6 +436,17 @@ def test_unknown_labels_name_the_case(host: Any) -> None:
 def test_bad_settings_leave_no_folder(host: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="^eps: received -1.0"):
         host(eps=-1)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"text"])
+def test_initial_weights_that_cannot_be_read(host: Any, tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "weights.pth"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        host(initial_weights=str(file))
+    assert f"{file}: not a readable nnU-Net checkpoint" in message(error)
     assert not (tmp_path / "results").exists()
 
 
@@ -429,16 +493,26 @@ def test_margins_of_other_cases(host: Any, datasets: dict[str, Path]) -> None:
         splits.write_text(original)
 
 
-def test_a_full_disk_keeps_the_previous_checkpoint(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["in the middle", "at the end"])
+def test_a_full_disk_keeps_the_previous_checkpoint(host: Any, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     trainer = host()
     trainer.run_training()
     file = Path(trainer.output_folder) / "checkpoint_final.pth"
     before = file.read_bytes()
 
-    def full(descriptor: int) -> None:
+    def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    def short(checkpoint: Any, target: Any) -> None:
+        if not isinstance(target, io.BytesIO):  # nnU-Net's dict goes through memory
+            target.write(b"half a file")
+            raise RuntimeError("No space left on device: unexpected pos 64 vs 0")  # torch's own report
+        save(checkpoint, target)
+
+    save = torch.save
     monkeypatch.setattr(os, "fsync", full)
+    if where == "in the middle":
+        monkeypatch.setattr(torch, "save", short)
     with pytest.raises(InputError) as error:
         trainer.save_checkpoint(str(file))
     assert "No space left on device" in message(error)
@@ -476,9 +550,38 @@ def test_kill_9_loses_at_most_the_epochs_since_the_last_checkpoint(host: Any) ->
     started_epochs = [epoch] + [int(r.split()[-1]) for r in rest.splitlines() if ": Epoch " in r and r[-1].isdigit()]
     trainer = host(epochs=1000)
     trainer.load_checkpoint(str(next(results.rglob("checkpoint_latest.pth"))))
-    assert started_epochs[-1] - 1 <= trainer.current_epoch <= started_epochs[-1] + 1
+    # Epoch n starts after epoch n - 1 is saved: n epochs are done, or n + 1 if it ended unseen.
+    assert started_epochs[-1] <= trainer.current_epoch <= started_epochs[-1] + 1
     trainer.on_train_start()
     assert len(trainer.defense.margins.values) == 20
+
+
+KILLED_WHILE_SAVING = """
+import os, signal
+from tests import nnunet_toy as toy
+from nnunet_trainers import IMATrainer
+trainer = toy.trainer(IMATrainer)
+fsync = os.fsync
+def kill(descriptor):
+    if trainer.current_epoch == 2:  # the third epoch: earlier ones are saved
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(descriptor)
+os.fsync = kill
+trainer.run_training()
+"""
+
+
+def test_kill_9_while_saving_keeps_the_previous_checkpoint(host: Any) -> None:
+    host(epochs=1000, iterations=1, validation_iterations=1, save_every=1, robust_validation_batches=0)
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING], cwd=Path(__file__).parents[1], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    file = next(Path(os.environ["nnUNet_results"]).rglob("checkpoint_latest.pth"))
+    assert list(file.parent.glob("*.tmp"))
+    trainer = host(epochs=1000)
+    trainer.load_checkpoint(str(file))
+    assert trainer.current_epoch == 2  # two epochs done, the third was being saved
+    trainer.on_train_start()
+    assert not list(file.parent.glob("*.tmp"))
 
 
 def test_the_log_forgets_epochs_that_are_repeated_after_a_resume() -> None:
