@@ -1,4 +1,4 @@
-"""Train any nnU-Net trainer with a short schedule, without nnU-Net's final validation.
+"""Train any nnU-Net trainer with a short schedule and a small plan, without nnU-Net's final validation.
 
 Plain ``nnUNetTrainer`` takes its schedule from nowhere but its attributes; comparing it with another trainer at the
 same cost needs this Python way in. Trainers with settings of their own (IMATrainer) give the same attributes the
@@ -71,6 +71,31 @@ def short_training(
         before(run)
     run.run_training()
     return run
+
+
+def smaller_plans(
+    plans: dict[str, Any], name: str, batch_sizes: dict[str, int], features: tuple[int, ...]
+) -> dict[str, Any]:
+    """nnU-Net's plans with smaller batches and a smaller U-Net; spacing, normalisation and data stay what they are.
+
+    Args:
+        plans: nnU-Net's.
+        name: of the new plans, the ``-p`` of nnU-Net's commands.
+        batch_sizes: configuration -> samples; other configurations are left out.
+        features: per stage of the network, instead of nnU-Net's 32 to 512.
+    """
+    configurations = {}
+    for configuration, batch_size in batch_sizes.items():
+        old = plans["configurations"][configuration]
+        network = dict(old["architecture"]["arch_kwargs"])
+        stages = len(features)
+        for key in ("kernel_sizes", "strides", "n_conv_per_stage"):
+            network[key] = network[key][:stages]
+        network["n_conv_per_stage_decoder"] = network["n_conv_per_stage_decoder"][: stages - 1]
+        network.update(n_stages=stages, features_per_stage=list(features))
+        architecture = {**old["architecture"], "arch_kwargs": network}
+        configurations[configuration] = {**old, "batch_size": batch_size, "architecture": architecture}
+    return {**plans, "plans_name": name, "configurations": configurations}
 
 
 def _call_after_each_epoch(run: Any, call: Callable[[Any], None]) -> None:

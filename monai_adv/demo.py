@@ -1,0 +1,48 @@
+"""``monai-adv demo``: from nothing to two models under attack, on a CPU, in minutes.
+
+The demo itself is nnunet_trainers.demo. It runs in a Python of its own: OpenMP reads its settings when that starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+from monai_adv.errors import InputError
+
+MODULE = "nnunet_trainers.demo"
+# On few cores threads that spin while they wait take the time of those that work.
+OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``demo`` to the command line."""
+    parser = subparsers.add_parser("demo", help="train nnU-Net with and without IMA on a phantom and attack both")
+    parser.add_argument(
+        "--output", default="demo", metavar="FOLDER",
+        help="new or empty folder for everything that is made (default: ./demo); a second run reuses finished stages",
+    )  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start the demo.
+
+    Returns:
+        its exit code.
+
+    Raises:
+        InputError: nnU-Net or our part of it is not installed.
+    """
+    for package, name in (("nnunetv2", "nnunetv2>=2.8"), ("nnunet_trainers", "monai-adv")):
+        if find_spec(package) is None:
+            raise InputError(f"demo: the package {package} is missing; run 'pip install \"{name}\"'.")
+    process = subprocess.Popen([sys.executable, "-m", MODULE, args.output], env={**os.environ, **OPENMP})
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the demo gets the same signal and says what it keeps
+            continue
