@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.apps.nnunet import nnUNetV2Runner
 
 from nnunet_trainers import NNUNetModel
 from nnunet_trainers.discovery import discovery_folder
@@ -152,3 +153,15 @@ def test_a_mistake_ends_with_one_sentence(user: User) -> None:
         user.run("nnUNetv2_train 778 2d 0 -tr IMATrainer -device cpu", MONAI_ADV_EPS="-3")
     last = str(error.value).strip().splitlines()
     assert any("InputError: eps: received -3.0, allowed is a finite number > 0" in line for line in last)
+
+
+def test_monais_runner_starts_our_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs nnUNetv2_train as a child with our variables; that command finds the trainer, see above."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # the runner overwrites them
+    monkeypatch.setenv("nnUNet_extTrainer", discovery_folder())
+    monkeypatch.chdir(tmp_path)
+    runner = nnUNetV2Runner({"dataset_name_or_id": 778}, trainer_class_name="IMATrainer", work_dir=str(tmp_path))
+    command, variables = runner.train_single_model_command("2d", 0, 0, {})
+    assert " ".join(command).startswith("nnUNetv2_train 778 2d 0 -tr IMATrainer")
+    assert variables["nnUNet_extTrainer"] == discovery_folder()
