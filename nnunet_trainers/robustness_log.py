@@ -45,7 +45,8 @@ class RobustnessLog:
         rows = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in r.items()} for r in self.rows]
         temporary.write_text(json.dumps(rows, indent=1))
         os.replace(temporary, path)
-        self._draw(Path(folder) / "robustness.png")
+        with plt.style.context("default"):  # nnU-Net's figure leaves its large fonts behind
+            self._draw(Path(folder) / "robustness.png")
 
     def _draw(self, path: Path) -> None:
         figure, axes = plt.subplots(2, 2, figsize=(13, 9), constrained_layout=True)
