@@ -12,6 +12,8 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from tests.tiny_nnunet import configuration
+
 NAME = "Dataset777_Toy"
 SHAPE = (5, 20, 18)  # slices, rows, columns of a case
 SHORT = {
@@ -25,41 +27,10 @@ SHORT = {
 
 
 def _configuration(rank: int, identifier: str) -> dict[str, Any]:
-    patch = [16, 16] if rank == 2 else [8, 16, 16]
     return {
+        **configuration((16, 16) if rank == 2 else (8, 16, 16), (1.0,) * rank),
         "data_identifier": identifier,
-        "preprocessor_name": "DefaultPreprocessor",
         "batch_size": 4 if rank == 2 else 2,
-        "patch_size": patch,
-        "median_image_size_in_voxels": [float(n) for n in SHAPE[-rank:]],
-        "spacing": [1.0] * rank,
-        "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
-        **{f"resampling_fn_{k}": "resample_data_or_seg_to_shape" for k in ("data", "seg", "probabilities")},
-        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None},
-        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
-        "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None},
-        "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": {
-                "n_stages": 3,
-                "features_per_stage": [4, 8, 8],
-                "conv_op": f"torch.nn.modules.conv.Conv{rank}d",
-                "kernel_sizes": [[3] * rank] * 3,
-                "strides": [[1] * rank, [2] * rank, [2] * rank],
-                "n_conv_per_stage": [1, 1, 1],
-                "n_conv_per_stage_decoder": [1, 1],
-                "conv_bias": True,
-                "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{rank}d",
-                "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True},
-            },
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
-        "batch_dice": rank == 2,
     }
 
 
