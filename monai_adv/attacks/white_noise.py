@@ -21,8 +21,9 @@ class WhiteNoise:
     Example:
         >>> noise = WhiteNoise(Threat("l2", 3.0))
         >>> images = torch.zeros(2, 1, 8, 8)
-        >>> noise(images, torch.Generator().manual_seed(0)).flatten(1).norm(dim=1)
-        tensor([3., 3.])
+        >>> noisy = noise(images, torch.Generator().manual_seed(0))
+        >>> [round(float(size), 4) for size in (noisy - images).flatten(1).norm(dim=1)]
+        [3.0, 3.0]
     """
 
     threat: Threat

@@ -126,9 +126,16 @@ class IMA(Defense):
         channels: input channels that are intensities; ``None`` means all.
 
     Example:
-        With ``eps`` and ``delta`` 0 the only part is the clean loss, bit for bit:
+        Switched off, its loss is the clean loss, bit for bit:
 
-        >>> off = IMA(task, IMASettings(eps=0, delta=0))  # doctest: +SKIP
+        >>> from monai_adv.tasks import SegmentationTask
+        >>> network, images = nn.Conv2d(1, 2, 1), torch.randn(2, 1, 4, 4)
+        >>> target = torch.ones(2, 1, 4, 4, dtype=torch.long)
+        >>> task = SegmentationTask(lambda output, target: nn.functional.cross_entropy(output, target[:, 0]))
+        >>> ima = IMA(task, IMASettings(eps=0, delta=0))
+        >>> ima.bind(SampleIds({"train": 2}), "cpu")
+        >>> bool(ima(network, images, target, torch.arange(2)) == task.training_loss(network(images), target))
+        True
     """
 
     def __init__(
