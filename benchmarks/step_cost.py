@@ -4,7 +4,8 @@ Runs on the real trainers: nnU-Net's plans, loader, augmentation, loss and optim
 
     python benchmarks/step_cost.py 4 2d -p nnUNetPlans --weights .../checkpoint_final.pth --device cpu
 
-``--weights`` matters: an untrained network gets every sample wrong, and then IMA attacks none. Settings of IMA come
+``--weights`` matters: an untrained network gets every sample wrong, and then IMA attacks none. From an IMA checkpoint
+the margins are taken as well, otherwise all lie midway between delta and eps. Settings of IMA come
 from MONAI_ADV_SETTINGS or MONAI_ADV_<NAME>, as in training.
 
 The least that a batch needs, per sample (docs/nnunet.md, "Cost"): every sample 1 F and 1 B_full; every sample trained
@@ -35,6 +36,7 @@ from monai_adv.attacks import PGD, AttackResult
 from monai_adv.network_state import frozen
 from monai_adv.statistics import Passes
 from nnunet_trainers import IMATrainer
+from nnunet_trainers.checkpoint import SECTION, read_any
 
 
 def main() -> None:
@@ -113,8 +115,15 @@ def make(arguments: argparse.Namespace, name: str) -> Any:
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()
     if arguments.weights:
-        weights = torch.load(arguments.weights, map_location=trainer.device, weights_only=False)["network_weights"]
-        getattr(trainer.network, "_orig_mod", trainer.network).load_state_dict(weights)
+        checkpoint = read_any(arguments.weights)
+        getattr(trainer.network, "_orig_mod", trainer.network).load_state_dict(checkpoint["network_weights"])
+        if SECTION in checkpoint:  # of an IMA run: its margins too
+            saved = checkpoint[SECTION]["defense"]["margins"]
+            trainer.defense.margins.check(saved)
+            trainer.defense.margins.values = saved["values"].to(trainer.device)
+        else:
+            settings = trainer.defense.settings
+            trainer.defense.margins.values.fill_((settings.eps + settings.growth) / 2)
     return trainer
 
 
@@ -133,15 +142,14 @@ def switched_off(trainer: IMATrainer) -> Callable[[dict[str, Any]], Any]:
 
 
 def warm_up(trainer: IMATrainer, batch: dict[str, Any]) -> None:
-    """Allocators, cuDNN's search, compilation. Margins as in mid-training, and no learning: every step is alike."""
+    """Allocators, cuDNN's search, compilation. No learning: every step is alike."""
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.0
-    settings = trainer.defense.settings
-    trainer.defense.margins.values.fill_((settings.eps + settings.delta) / 2)
+    margins = trainer.defense.margins.values.clone()
     for _ in range(2):
         trainer.train_step(batch)
         nnUNetTrainer.train_step(trainer, batch)
-    trainer.defense.margins.values.fill_((settings.eps + settings.delta) / 2)
+    trainer.defense.margins.values = margins
 
 
 def passes_of(trainer: IMATrainer, batch: dict[str, Any], attacks: list[AttackResult]) -> tuple[Passes, Passes]:
