@@ -210,6 +210,8 @@ def label_manager() -> Any:
     return PlansManager(toy.plans()).get_label_manager(toy.dataset_json())
 
 
+# Stopping the host's augmenter, one of its threads may still be reading from a worker that is gone.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_slices_survive_workers_and_repeated_draws(tmp_path: Path, workers: int) -> None:
     from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
