@@ -44,6 +44,7 @@ def main() -> None:
     training.add_argument("--epochs", type=int, required=True)
     training.add_argument("--iterations", type=int, required=True)
     training.add_argument("--lr", type=float, default=0.01)
+    training.add_argument("--weights", help="checkpoint to fine-tune, output layers included")
     training.set_defaults(run=train)
     measuring = commands.add_parser("evaluate")
     measuring.add_argument("configuration")
@@ -68,9 +69,18 @@ def prepare(arguments: argparse.Namespace) -> None:
 def train(arguments: argparse.Namespace) -> None:
     """Plain trainers have no settings file for their schedule."""
     short_training(
-        DATASET, arguments.configuration, 0, arguments.trainer, arguments.plans, epochs=arguments.epochs,
-        iterations=arguments.iterations, validation_iterations=5, initial_lr=arguments.lr, device=arguments.device,
-    )  # fmt: skip
+        DATASET,
+        arguments.configuration,
+        0,
+        arguments.trainer,
+        arguments.plans,
+        epochs=arguments.epochs,
+        iterations=arguments.iterations,
+        validation_iterations=5,
+        initial_lr=arguments.lr,
+        weights=arguments.weights,
+        device=arguments.device,
+    )
 
 
 def measure(arguments: argparse.Namespace) -> None:

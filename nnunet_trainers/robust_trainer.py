@@ -71,14 +71,14 @@ class RobustTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature, to the letter)
     ) -> None:
-        given = read_settings()
-        sections = combine(self._sections(), given, self.presets)  # refuse bad settings before any folder is made
+        given = expand_preset(self._sections(), read_settings(), self.presets)
+        sections = combine(self._sections(), given)  # refuse bad settings before any folder is made
         _check_weights(cast(RunSettings, sections["run"]).initial_weights)
         _check_writable()
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.defense: Defense | None = None
         self.robustness = RobustnessLog()
-        self._given = expand_preset(self._sections(), given, self.presets)
+        self._given = given
         self._saved_defense: dict[str, Any] | None = None
         self._attacked_validation: list[dict[str, Any]] = []
         self._host_schedule = (self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch)
@@ -172,7 +172,9 @@ class RobustTrainer(nnUNetTrainer):
             add_timestamp=False,
         )
         if is_compiled(self.network):
-            self.print_to_log_file("Compiling a training and an attack graph: the first epoch takes minutes longer.")
+            self.print_to_log_file(
+                "Compiling graphs for training, attack and search: the first epoch takes minutes longer."
+            )
 
     def _load_initial_weights(self, filename: str) -> None:
         weights = read_any(filename)["network_weights"]
@@ -286,11 +288,10 @@ class RobustTrainer(nnUNetTrainer):
         """nnU-Net's validation step; the first batches of an epoch are also attacked."""
         images, target = self._to_device(batch)
         batch = {**batch, "data": images, "target": target}
-        if (
-            len(self._attacked_validation) < self.run.robust_validation_batches
-            and self._validation_threat() is not None
-        ):
-            self._attacked_validation.append(super().validation_step(self._attack_batch(batch)))
+        if len(self._attacked_validation) < self.run.robust_validation_batches:
+            threat = self._validation_threat()
+            if threat is not None:
+                self._attacked_validation.append(super().validation_step(self._attack_batch(batch, threat)))
         result: dict[str, Any] = super().validation_step(batch)
         return result
 
@@ -299,9 +300,7 @@ class RobustTrainer(nnUNetTrainer):
         eps = self.run.robust_validation_eps or threat.eps
         return Threat(threat.norm, eps, unit=threat.unit, channels=threat.channels) if eps else None
 
-    def _attack_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        threat = self._validation_threat()
-        assert threat is not None
+    def _attack_batch(self, batch: dict[str, Any], threat: Threat) -> dict[str, Any]:
         images, target = batch["data"], batch["target"]
         pgd = PGD(threat, steps=self.run.robust_validation_steps, keep="strongest")
         with self._autocast():
@@ -376,7 +375,7 @@ class RobustTrainer(nnUNetTrainer):
         saved = read_checkpoint(filename_or_checkpoint, self.__class__.__name__)[SECTION]
         known = {n for cls in self._sections().values() for n in cls.names()}
         before = {k: v for k, v in flat(saved["settings"]).items() if k in known}
-        sections = combine(self._sections(), {**before, **self._given}, {})
+        sections = combine(self._sections(), {**before, **self._given})
         changed = differences(before, flat(as_dict(sections)))
         if changed:
             self.print_to_log_file("Settings that differ from the checkpoint:\n  " + "\n  ".join(changed))

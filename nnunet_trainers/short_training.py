@@ -30,7 +30,6 @@ def short_training(
     weights: str | None = None,
     seed: int | None = None,
     device: str = "cpu",
-    before: Callable[[Any], None] | None = None,
     after_epoch: Callable[[Any], None] | None = None,
 ) -> Any:
     """Train and write ``checkpoint_final.pth`` where ``nnUNetv2_train`` would.
@@ -42,7 +41,6 @@ def short_training(
         weights: checkpoint of the same architecture to start from, output layers included.
         seed: seeds Python, numpy and torch. The data are in the same order again only with ``nnUNet_n_proc_DA=0``.
         device: "cpu" or "cuda".
-        before: called with the trainer before it starts.
         after_epoch: called with the trainer after each epoch; ``trainer.current_epoch`` counts finished epochs.
 
     Returns:
@@ -67,8 +65,6 @@ def short_training(
         run.network.load_state_dict(torch.load(weights, map_location=run.device, weights_only=False)["network_weights"])
     if after_epoch is not None:
         _call_after_each_epoch(run, after_epoch)
-    if before is not None:
-        before(run)
     run.run_training()
     return run
 
