@@ -32,7 +32,7 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.profiler import ProfilerActivity, profile
 
-from monai_adv.attacks import PGD, AttackResult
+from monai_adv.attacks import PGD, PGDResult
 from monai_adv.network_state import frozen
 from monai_adv.statistics import Passes
 from nnunet_trainers import IMATrainer
@@ -47,7 +47,7 @@ def main() -> None:
     batch = next(trainer.dataloader_train)
     warm_up(trainer, batch)
 
-    attacks: list[AttackResult] = []
+    attacks: list[PGDResult] = []
     passes, least = passes_of(trainer, batch, attacks)
     seconds = price(trainer, batch, arguments.repeats)
     plain_step = plain_step_of(trainer)
@@ -152,12 +152,12 @@ def warm_up(trainer: IMATrainer, batch: dict[str, Any]) -> None:
     trainer.defense.margins.values = margins
 
 
-def passes_of(trainer: IMATrainer, batch: dict[str, Any], attacks: list[AttackResult]) -> tuple[Passes, Passes]:
+def passes_of(trainer: IMATrainer, batch: dict[str, Any], attacks: list[PGDResult]) -> tuple[Passes, Passes]:
     """The passes of one step, and the least that it needed."""
     defense, settings = trainer.defense, trainer.defense.settings
     attack = PGD.__call__
 
-    def recording(self: PGD, *args: Any, **kwargs: Any) -> AttackResult:
+    def recording(self: PGD, *args: Any, **kwargs: Any) -> PGDResult:
         attacks.append(attack(self, *args, **kwargs))
         return attacks[-1]
 

@@ -9,6 +9,8 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+from monai_adv.tasks import Points
+
 # A shared machine makes single examples slow; how long one takes says nothing about whether it is right.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -16,6 +18,8 @@ settings.load_profile("untimed")
 
 class LinearTask:
     """A task on scalar scores: the network gives ``(B, 1)``; a sample is right while its score is above 0."""
+
+    lowest_margin = -torch.inf
 
     def training_loss(self, output: Tensor, target: Tensor) -> Tensor:
         return -(output[:, 0] * target).mean()
@@ -28,6 +32,12 @@ class LinearTask:
 
     def correct(self, output: Tensor, target: Tensor) -> Tensor:
         return self.margin(output, target) > 0
+
+    def points(self, output: Tensor, target: Tensor) -> Points:
+        """Class 1 wins while the score has the target's sign."""
+        logits = torch.cat([torch.zeros_like(output), output * target[:, None]], 1)[:, :, None]
+        labels = torch.ones_like(target, dtype=torch.long)[:, None]
+        return Points(logits, labels, torch.ones_like(labels, dtype=torch.bool))
 
     def scorable(self, target: Tensor) -> Tensor:
         return torch.ones_like(target, dtype=torch.bool)

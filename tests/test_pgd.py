@@ -81,7 +81,7 @@ def test_when_finished_samples_leave_does_not_change_the_result(interval: int, m
     radius = distance * torch.linspace(0.5, 4, 8, dtype=torch.float64)
     attack = PGD(Threat("l2", 1.0), steps=12, stop="first_wrong")
     expected = attack(network, images, target, LinearTask(), radius=radius)
-    monkeypatch.setattr(pgd_module, "_sync_interval", lambda device: interval)
+    monkeypatch.setattr(pgd_module, "sync_interval", lambda device: interval)
     result = attack(network, images, target, LinearTask(), radius=radius)
     for name in ("images", "previous", "wrong"):
         assert torch.equal(getattr(result, name), getattr(expected, name))
@@ -253,9 +253,9 @@ def test_bad_settings_are_refused(settings: dict) -> None:
         PGD(Threat("l2", 1.0), **settings)
 
 
-def test_first_wrong_and_strongest_exclude_each_other() -> None:
-    with pytest.raises(InputError, match="^keep: received 'strongest'"):
-        PGD(Threat("l2", 1.0), stop="first_wrong", keep="strongest")
+def test_lowest_needs_the_margins_that_only_strongest_computes() -> None:
+    with pytest.raises(InputError, match="^keep: received 'last'"):
+        PGD(Threat("l2", 1.0), stop="lowest")
 
 
 @pytest.mark.parametrize("lesion", [1, 8, 512])

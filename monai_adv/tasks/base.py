@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -15,8 +16,34 @@ Target = Tensor | list[Tensor] | tuple[Tensor, ...]
 T = TypeVar("T", Tensor, Output)
 
 
+@dataclass(frozen=True)
+class Points:
+    """An output as the N classification problems that a sample consists of: 1 (its label), or one per voxel and region.
+
+    Losses of attacks are written on points, and so hold for every task and any number of axes.
+
+    Attributes:
+        logits: ``(B, K, N)`` in single precision or better; differentiable.
+        labels: ``(B, N)`` int64 in ``[0, K)``, also where ``valid`` is false.
+        valid: ``(B, N)`` bool: the points that count.
+        rivals: ``(B, N)`` classes that a targeted attack aims at; None otherwise.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    valid: Tensor
+    rivals: Tensor | None = None
+
+    def mean(self, values: Tensor) -> Tensor:
+        """``(B,)`` mean of ``(B, N)`` values over the points that count."""
+        return (values * self.valid).sum(1) / self.valid.sum(1).clamp(min=1)
+
+
 class Task(Protocol):
     """What *right* means: classification, segmentation, ... Every method is per sample except ``training_loss``."""
+
+    lowest_margin: float
+    """No margin is below it; a sample that reached it cannot be attacked further. ``-inf`` if there is none."""
 
     def training_loss(self, output: Output, target: Target) -> Tensor:
         """Scalar: the loss that the host trains with, unchanged (it may couple the samples of a batch)."""
@@ -32,6 +59,9 @@ class Task(Protocol):
 
     def scorable(self, target: Target) -> Tensor:
         """``(B,)`` bool: can right and wrong be told for this target at all?"""
+
+    def points(self, output: Output, target: Target) -> Points:
+        """The full-resolution output as classification problems, for losses that attacks raise."""
 
 
 def take(values: T, index: Tensor) -> T:

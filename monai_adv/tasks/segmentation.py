@@ -17,7 +17,7 @@ from torch import Tensor
 
 from monai_adv.errors import InputError
 from monai_adv.settings import Settings, setting
-from monai_adv.tasks.base import Output, Target
+from monai_adv.tasks.base import Output, Points, Target
 
 SMOOTH = 1e-5  # nnU-Net's own smoothing of the soft Dice
 
@@ -85,6 +85,7 @@ class SegmentationTask:
         self.regions = regions
         self.ignore_label = ignore_label
         self.deep_supervision_weights = deep_supervision_weights
+        self.lowest_margin = -self.settings.threshold
 
     def sample_loss(self, output: Output, target: Target) -> Tensor:
         """``(B,)``; soft Dice enters as ``-Dice``, so the loss of a perfect prediction is -1 (Dice) or about 0 (CE)."""
@@ -134,6 +135,17 @@ class SegmentationTask:
             labels, valid = self._foreground(full, full.shape[1])
             return (labels & valid).flatten(1).any(1)
         return ((full > 0) & self._valid(full)).flatten(1).any(1)
+
+    def points(self, output: Output, target: Target) -> Points:
+        """A point per voxel; with regions one per voxel and region, between the logits 0 and z."""
+        logits, labels = _full_resolution(output), _full_resolution(target)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        valid = self._valid(labels)
+        if self.regions:
+            there, _ = self._foreground(labels, logits.shape[1])
+            pairs = torch.stack([torch.zeros_like(logits), logits], 1)
+            return Points(pairs.flatten(2), there.long().flatten(1), valid.expand_as(there).flatten(1))
+        return Points(logits.flatten(2), torch.where(valid, labels, 0).long().flatten(1), valid.flatten(1))
 
     @torch.no_grad()
     def _empty_score(self, output: Output, target: Target) -> Tensor:

@@ -1,0 +1,179 @@
+"""What all attacks share: the call, its result, the strongest image so far, and the gradient for the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from monai_adv.statistics import Passes
+from monai_adv.tasks.base import Output, Points, Target, Task
+from monai_adv.threats import Threat, per_sample
+
+Until = Literal["wrong", "lowest"]
+"""When a sample is finished: at the first image that the network gets ``wrong``, or at the ``lowest`` score there is
+(for segmentation Dice 0; for classification never)."""
+
+Loss = Callable[[Points, float], Tensor]
+"""``(B,)`` loss that an attack raises, of the points and of the share of its steps already made (0 to 1)."""
+
+
+@dataclass
+class AttackResult:
+    """What an attack found, in the order of the batch.
+
+    Attributes:
+        images: ``(B, C, *spatial)`` attacked images, detached, each within its radius and the box.
+        wrong: ``(B,)`` bool: the network is wrong on ``images``.
+        margin: ``(B,)`` the task's margin of ``images``; ``+inf`` where the network never saw them.
+        dead: ``(B,)`` bool: some gradient was zero or not finite, so the attack stood still: a sign of gradient
+            masking.
+        broken: ``(B,)`` bool: the network gave NaN or infinity on some image of the search. Such an image counts as
+            wrong, with the lowest margin.
+        passes: network passes made, in samples.
+    """
+
+    images: Tensor
+    wrong: Tensor
+    margin: Tensor
+    dead: Tensor
+    broken: Tensor
+    passes: Passes = field(default_factory=Passes)
+
+
+class Attack(Protocol):
+    """An attack is a frozen dataclass of its settings; calling it attacks a batch."""
+
+    threat: Threat
+
+    def __call__(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        target: Target,
+        task: Task,
+        *,
+        radius: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AttackResult:
+        """Attack a batch, each sample for itself; the network is left exactly as found.
+
+        Args:
+            network: any module, also compiled or wrapped in DDP.
+            images: ``(B, C, *spatial)``.
+            target: in the layout the task expects.
+            task: loss, correctness, margin, points.
+            radius: ``(B,)`` radius of each sample in the norm's unit; default: the threat's.
+            generator: on the images' device; required by attacks that draw random numbers.
+        """
+
+    def most_passes(self) -> Passes:
+        """The passes that a sample needs which never finishes; for predicting what an evaluation costs."""
+
+
+class Strongest:
+    """The strongest image of each sample so far: smallest margin, then largest loss.
+
+    The margin of a segmentation is a step function of the image, so the loss decides between equals.
+
+    Attributes:
+        images, wrong, margin, broken: see :class:`AttackResult`.
+    """
+
+    def __init__(self, images: Tensor, task: Task, until: Until) -> None:
+        self.task = task
+        self.until = until
+        self.images = images.clone()
+        dtype = images.dtype if images.dtype == torch.float64 else torch.float32
+        self.margin = torch.full((len(images),), torch.inf, dtype=dtype, device=images.device)
+        self.loss = -self.margin
+        self.wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.broken = torch.zeros_like(self.wrong)
+
+    @torch.no_grad()
+    def update(
+        self, index: Tensor, images: Tensor, output: Output, target: Target, loss: Tensor | None = None
+    ) -> Tensor:
+        """Keep those of ``images`` that are stronger than what was found before.
+
+        Args:
+            index: ``(b,)`` which samples these are; repeated ones must be equal.
+            images: ``(b, C, *spatial)``, each within its radius.
+            output, target: of these images.
+            loss: ``(b,)`` what the attack raises, to decide between equal margins; ``None``: the first one stays.
+
+        Returns:
+            ``(b,)`` bool: the network is wrong on these images.
+        """
+        margin = self.task.margin(output, target).to(self.margin)
+        broken = _not_finite(output)
+        margin = torch.where(broken, self.task.lowest_margin, margin)
+        wrong = broken | ~self.task.correct(output, target)
+        loss = torch.full_like(margin, -torch.inf) if loss is None else loss.detach().to(margin)
+        best_margin, best_loss, best_wrong = self.margin[index], self.loss[index], self.wrong[index]
+        # An image that is wrong always beats one that is right: at margin 0 both can be.
+        better = (wrong & ~best_wrong) | (
+            (wrong == best_wrong) & ((margin < best_margin) | ((margin == best_margin) & (loss > best_loss)))
+        )
+        self.margin[index] = torch.where(better, margin, best_margin)
+        self.loss[index] = torch.where(better, loss, best_loss)
+        self.wrong[index] = best_wrong | wrong
+        self.broken[index] |= broken
+        self.images[index] = torch.where(per_sample(better, images), images.detach(), self.images[index])
+        return wrong
+
+    def finished(self) -> Tensor:
+        """``(B,)`` bool: nothing more to be found."""
+        return self.wrong if self.until == "wrong" else self.wrong & (self.margin <= self.task.lowest_margin)
+
+    def running(self) -> Tensor:
+        """Indices of the samples that are not finished. Costs a host sync."""
+        return (~self.finished()).nonzero()[:, 0]
+
+
+def sample_loss(task: Task, loss: Loss | None, output: Output, target: Target, progress: float = 0.0) -> Tensor:
+    """``(B,)`` what an attack raises: ``loss`` of the points, or the task's own loss (Dice, cross-entropy)."""
+    return task.sample_loss(output, target) if loss is None else loss(task.points(output, target), progress)
+
+
+def input_gradient(output: Output, x: Tensor, loss: Callable[[Output], Tensor]) -> tuple[Tensor, Tensor]:
+    """``(B,)`` per-sample losses, and their gradient for the images ``x``.
+
+    The gradient's length is arbitrary for each sample, its direction exact.
+
+    The loss is differentiated in single precision down to the logits and scaled there, each sample by a power of two,
+    so that the largest entry is about 1. Under autocast the gradient of a mean over N voxels would otherwise underflow
+    in the half-precision layers, and that of a small lesion's Dice, scaled by a common factor, overflow: gradient
+    masking of our own making.
+
+    Args:
+        output: of the network on ``x``, with its graph.
+        x: the images, requiring a gradient.
+        loss: of the output.
+    """
+    outputs = [output] if isinstance(output, Tensor) else list(output)
+    leaves = [(o.detach() if o.dtype == torch.float64 else o.detach().float()).requires_grad_() for o in outputs]
+    losses = loss(leaves[0] if isinstance(output, Tensor) else leaves)
+    gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
+    used = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]
+    largest = torch.stack([g.flatten(1).abs().amax(1) for _, g in used]).amax(0)
+    usable = (largest > 0) & largest.isfinite()
+    scale = torch.where(usable, torch.exp2(-largest.log2().ceil()), torch.ones_like(largest))
+    (gradient,) = torch.autograd.grad(
+        [o for o, _ in used], x, [(g * per_sample(scale, g)).to(o.dtype) for o, g in used]
+    )
+    return losses.detach(), gradient
+
+
+def sync_interval(device: torch.device) -> int:
+    """How often finished samples leave the batch: counting them makes the host wait, which costs nothing on a CPU."""
+    return 1 if device.type == "cpu" else 4
+
+
+def _not_finite(output: Output) -> Tensor:
+    """``(B,)`` bool: NaN or infinity in the full-resolution output."""
+    values = output if isinstance(output, Tensor) else output[0]
+    return ~values.detach().reshape(len(values), -1).isfinite().all(1)

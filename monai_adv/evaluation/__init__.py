@@ -1,0 +1,1 @@
+"""Evaluation: how robust is a model, honestly?"""
