@@ -3,6 +3,7 @@
 from monai_adv.tasks.base import Output, Points, Target, Task, take
 from monai_adv.tasks.classification import ClassificationTask
 from monai_adv.tasks.segmentation import SegmentationSettings, SegmentationTask
+from monai_adv.tasks.slices import SlicesTask
 
 __all__ = [
     "ClassificationTask",
@@ -10,6 +11,7 @@ __all__ = [
     "Points",
     "SegmentationSettings",
     "SegmentationTask",
+    "SlicesTask",
     "Target",
     "Task",
     "take",

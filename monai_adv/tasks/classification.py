@@ -31,7 +31,7 @@ class ClassificationTask:
         >>> task.margin(logits, target)
         tensor([3.])
         >>> (gradient,) = torch.autograd.grad(task.sample_loss(logits, target).sum(), logits)
-        >>> bool(gradient[0, 0] < 0) and bool(gradient[0, 0] == -gradient[0, 1])
+        >>> bool(gradient[0, 0] < 0) and torch.allclose(gradient[0, 0], -gradient[0, 1])
         True
     """
 
