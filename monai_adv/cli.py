@@ -9,9 +9,10 @@ from importlib import metadata
 
 from monai_adv import demo, doctor
 from monai_adv.errors import InputError
+from monai_adv.evaluation import command as evaluate
 
 # Parsers are built at every start: these modules import torch and the like only inside what they run.
-COMMANDS = (demo, doctor)
+COMMANDS = (demo, doctor, evaluate)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: for ``--help``, ``--version`` and words that argparse rejects.
     """
     args = build_parser().parse_args(argv)
+    args.words = list(sys.argv[1:] if argv is None else argv)
     try:
         code: int = args.run(args)
     except InputError as error:

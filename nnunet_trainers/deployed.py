@@ -6,7 +6,10 @@ taken after the host's own export to the original image geometry.
 
 from __future__ import annotations
 
+import gzip
+import math
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +19,39 @@ import torch
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_adv.errors import InputError
+from nnunet_trainers.raw_units import note_raw_units, plan_raw_unit
 from nnunet_trainers.sliding_window import SlidingWindow
 from nnunet_trainers.trained_folder import load_predictor
 
+VOXELS_PER_PASS = 2**21
 Files = Sequence[str | Path]
 Labels = npt.NDArray[np.integer[Any]]
 
 
+class MeanOfFolds(nn.Module):
+    """Mean logits of several folds, as ``nnUNetv2_predict -f 0 1 2`` has them: patches or volumes, the mean is linear.
+
+    Args:
+        network: the architecture.
+        weights: one state dict per fold.
+    """
+
+    def __init__(self, network: nn.Module, weights: Sequence[dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.folds = nn.ModuleList(deepcopy(network) for _ in weights)
+        for fold, parameters in zip(self.folds, weights, strict=True):
+            fold.load_state_dict(parameters)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(N, C, *spatial)`` to ``(N, K, *spatial)``."""
+        return torch.stack([fold(images) for fold in self.folds]).mean(0)
+
+
 class DeployedModel:
-    """One fold of a trained nnU-Net, ready to predict and to be attacked.
+    """One fold of a trained nnU-Net, or the mean of several, ready to predict and to be attacked.
 
     Use :meth:`from_folder`. "Network space" below is what the network sees: transposed, cropped, resampled and
     normalised by the host's preprocessor; the unit is standard deviations of the normalised image. A 2D network takes
@@ -49,7 +73,9 @@ class DeployedModel:
     def __init__(self, predictor: nnUNetPredictor, name: str) -> None:
         self.predictor = predictor
         self.name = name
-        self.network: torch.nn.Module = predictor.network.to(predictor.device).eval()
+        self.network: nn.Module = predictor.network.to(predictor.device).eval()
+        if len(predictor.list_of_parameters) > 1:
+            self.network = MeanOfFolds(predictor.network, predictor.list_of_parameters).eval()
         self.plans_manager = predictor.plans_manager
         self.configuration_manager = predictor.configuration_manager
         self.dataset_json: dict[str, Any] = predictor.dataset_json
@@ -64,7 +90,7 @@ class DeployedModel:
     def from_folder(
         cls,
         model_folder: str | Path,
-        fold: int | str = 0,
+        fold: int | str | Sequence[int | str] = 0,
         checkpoint: str = "checkpoint_final.pth",
         device: str | torch.device = "cpu",
         mirroring: bool = False,
@@ -75,7 +101,7 @@ class DeployedModel:
 
         Args:
             model_folder: holds plans.json, dataset.json and the folds.
-            fold: number of the fold, or "all".
+            fold: number of the fold, or "all"; several: the mean of their logits, as ``nnUNetv2_predict`` takes it.
             checkpoint: file in the fold's folder.
             device: "cpu", "cuda", ...
             mirroring: average over mirrored images, as ``nnUNetv2_predict`` does unless given ``--disable_tta``.
@@ -84,8 +110,13 @@ class DeployedModel:
         Raises:
             InputError: something is missing, damaged, unsafe to load, or does not fit together.
         """
-        predictor = load_predictor(Path(model_folder), fold, checkpoint, device, mirroring)
-        return cls(predictor, name or Path(model_folder).resolve().name)
+        folds = [fold] if isinstance(fold, int | str) else list(fold)
+        predictor = load_predictor(Path(model_folder), folds, checkpoint, device, mirroring)
+        try:
+            return cls(predictor, name or Path(model_folder).resolve().name)
+        except RuntimeError as error:
+            text = " ".join(str(error).split())[:200]
+            raise InputError.of("fold", folds, "folds of one architecture", f"PyTorch says: {text}") from error
 
     @property
     def device(self) -> torch.device:
@@ -101,7 +132,8 @@ class DeployedModel:
             image_files: one file per channel, in the order of dataset.json.
 
         Returns:
-            ``(C, X, Y, Z)`` float image in network space on the CPU, and what :meth:`segmentation` needs to go back.
+            ``(C, X, Y, Z)`` float image in network space on the CPU, and what :meth:`segmentation` needs to go back,
+            with the ``raw_units`` of the channels (see raw_units.py).
 
         Raises:
             InputError: wrong number of files, a missing or unreadable file, or a cascade (it needs the previous
@@ -137,32 +169,77 @@ class DeployedModel:
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         files = [str(f) for f in ([image_files] if isinstance(image_files, str | Path) else image_files)]
         labels = None if ground_truth_file is None else str(ground_truth_file)
+        used = files if labels is None else [*files, labels]
         if self.configuration_manager.previous_stage_name is not None:
             raise InputError.of("model", self.name, "a model that needs images only, not the second stage of a cascade")
         if len(files) != len(self.channel_names):
             raise InputError.of("image_files", files, f"one file per channel, here {self.channel_names}")
-        for file in filter(None, [*files, labels]):
+        for file in used:
             if not Path(file).is_file():
                 raise InputError.of("image_files", file, "an existing image", "check the path")
         preprocessor = self.configuration_manager.preprocessor_class(verbose=False)
+        raw_units = note_raw_units(preprocessor)
         try:
+            for file in used:
+                _check_complete(file)
             data, ground_truth, properties = preprocessor.run_case(
                 files, labels, self.plans_manager, self.configuration_manager, self.dataset_json
             )
-        except (RuntimeError, AssertionError) as error:  # unreadable, or shapes that do not fit together
+        except Exception as error:  # unreadable, or shapes that do not fit; every reader raises kinds of its own
+            text = str(error) or type(error).__name__
+            raise InputError.of("image_files", used, "readable images of one shape", f"nnU-Net says: {text}") from error
+        if not np.isfinite(data).all():
+            raise InputError.of("image_files", files, "finite intensities", "there is NaN or infinity in them")
+        return _tensor(data), _foreground(ground_truth), {**properties, "raw_units": raw_units}
+
+    def read_labels(self, file: str | Path) -> tuple[Labels, tuple[float, ...]]:
+        """A ground truth in its original geometry, and the spacing of its axes in mm.
+
+        Raises:
+            InputError: it cannot be read, or holds values that the model's dataset.json does not know.
+        """
+        try:
+            _check_complete(file)
+            labels, properties = self.plans_manager.image_reader_writer_class().read_seg(str(file))
+        except Exception as error:  # every reader raises kinds of its own
+            text = str(error) or type(error).__name__
             raise InputError.of(
-                "image_files", files, "readable images of one shape", f"nnU-Net says: {error}"
+                "ground_truth_file", str(file), "a readable label map", f"nnU-Net says: {text}"
             ) from error
-        return _tensor(data), _foreground(ground_truth), properties
+        ignored = [self.label_manager.ignore_label] if self.label_manager.has_ignore_label else []
+        known = {int(v) for v in [*self.label_manager.all_labels, *ignored]}
+        unknown = [f"{value:g}" for value in sorted(set(np.unique(labels).tolist()) - known)]
+        if unknown:
+            raise InputError.of(
+                "ground_truth_file",
+                f"{file} with the values {', '.join(unknown[:10])}",
+                f"the model's labels {sorted(known)}",
+            )
+        return labels[0], tuple(float(s) for s in properties["spacing"])
+
+    @property
+    def raw_unit_of_all(self) -> float | None:
+        """Raw intensity per network unit (HU for CT) if the plan fixes the same for all cases and channels."""
+        intensities = self.plans_manager.foreground_intensity_properties_per_channel
+        schemes = enumerate(self.configuration_manager.normalization_schemes)
+        units = {plan_raw_unit(scheme, intensities.get(str(c), {})) for c, scheme in schemes}
+        return units.pop() if len(units) == 1 else None
 
     # ---------------------------------------------------------------- the function
 
-    def as_network(self, patches_per_pass: int = 64) -> SlidingWindow:
+    def as_network(self, patches_per_pass: int | None = None) -> SlidingWindow:
         """The whole prediction in network space as a module, differentiable with respect to its input.
 
         2D: ``(B, C, H, W)`` with the slices as batch; 3D: ``(B, C, X, Y, Z)``. Any size; returns ``(B, K, *spatial)``
         logits in single precision (the host's are in half precision, from autocast too on a GPU).
+
+        Args:
+            patches_per_pass: see :class:`SlidingWindow`; default: two million voxels, folds and mirrored views
+                counted: about 5 GB with gradients for a network with 32 features at full resolution.
         """
+        if patches_per_pass is None:
+            views = 2 ** len(self.mirror_axes) * len(self.predictor.list_of_parameters)
+            patches_per_pass = max(1, VOXELS_PER_PASS // (math.prod(self.patch_size) * views))
         heads = int(self.label_manager.num_segmentation_heads)
         window = SlidingWindow(
             self.network, self.patch_size, heads, mirror_axes=self.mirror_axes, patches_per_pass=patches_per_pass
@@ -208,6 +285,14 @@ class DeployedModel:
         if output_file is not None:
             self.plans_manager.image_reader_writer_class().write_seg(labels, str(output_file), properties)
         return labels
+
+
+def _check_complete(file: str | Path) -> None:
+    """Read a compressed file to its end: some readers fill up what a broken copy lacks, without a word."""
+    if str(file).endswith(".gz"):
+        with gzip.open(file) as opened:
+            while opened.read(2**24):
+                pass
 
 
 def _tensor(values: npt.NDArray[Any]) -> Tensor:

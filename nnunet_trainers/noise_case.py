@@ -100,7 +100,7 @@ class PreparedCase:
     def with_white_noise(self, radius: float, seed: int) -> Tensor:
         """Zero-mean noise on the sphere of each input; drawn on the CPU, so that every device gets the same."""
         generator = torch.Generator().manual_seed(seed + zlib.crc32(self.case.name.encode()))
-        return WhiteNoise(Threat("l2", radius))(self.inputs, generator)
+        return WhiteNoise(Threat("l2", radius)).draw(self.inputs, generator)
 
     def attacked(self, radius: float, loss: Loss, steps: int, only: slice = slice(None)) -> tuple[Tensor, float]:
         """Inputs after PGD, and the share of them on which it met a zero gradient; ``only``: a range of the inputs."""

@@ -70,9 +70,10 @@ class SlidingWindow(nn.Module):
         if images.ndim != len(self.patch_size) + 2:
             axes = f"B, C and {len(self.patch_size)} spatial axes"
             raise InputError.of("images", f"shape {tuple(images.shape)}", f"a tensor with {axes}")
-        return torch.cat([self._logits(part) for part in torch.split(images, self.patches_per_pass)])
+        return torch.cat([self._logits(part, len(images)) for part in torch.split(images, self.patches_per_pass)])
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _logits(self, images: Tensor, of: int) -> Tensor:
+        """Of the images of one pass, out of ``of`` images whose activations would be in memory together."""
         padded, unpad = pad_nd_image(images, self.patch_size, "constant", {"value": 0}, True)
         windows = list(self._windows(padded.shape[2:]))
         # The host's weights are in half precision, the smallest of them rounded up to its smallest number.
@@ -81,10 +82,11 @@ class SlidingWindow(nn.Module):
         total = padded.new_zeros(len(padded), self.heads, *padded.shape[2:])
         weights = padded.new_zeros(padded.shape[2:])
         per_pass = max(1, self.patches_per_pass // len(padded))
+        alone = of * len(windows) <= self.patches_per_pass
         for first in range(0, len(windows), per_pass):
             together = windows[first : first + per_pass]
             patches = torch.cat([padded[window] for window in together])
-            parts = torch.split(self._one_pass(patches, alone=len(windows) <= per_pass), len(padded))
+            parts = torch.split(self._one_pass(patches, alone=alone), len(padded))
             for window, part in zip(together, parts, strict=True):
                 total[window] += part * weight
                 weights[window[2:]] += weight

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -26,22 +27,23 @@ _NUMPY_SCALARS: list[Any] = [
 
 
 def load_predictor(
-    folder: Path, fold: int | str, checkpoint: str, device: str | torch.device, mirroring: bool
+    folder: Path, folds: Sequence[int | str], checkpoint: str, device: str | torch.device, mirroring: bool
 ) -> nnUNetPredictor:
-    """The host's predictor with the weights of one fold.
+    """The host's predictor with the weights of some folds, of which the first is loaded into its network.
 
     Raises:
         InputError: something is missing, damaged, unsafe to load, or does not fit together.
     """
-    path = checkpoint_path(folder, fold, checkpoint)
-    trainer = check_weights_only(path)
+    paths = [checkpoint_path(folder, fold, checkpoint) for fold in folds]
+    trainers = [check_weights_only(path) for path in paths]
+    path, trainer = paths[0], trainers[0]
     where = _usable(device)
     # The host tells about each folder that it searches, and advises the authors of older trainers.
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         predictor = nnUNetPredictor(use_mirroring=mirroring, device=where, allow_tqdm=False)
         try:
-            predictor.initialize_from_trained_model_folder(str(folder), (fold,), checkpoint)
+            predictor.initialize_from_trained_model_folder(str(folder), tuple(folds), checkpoint)
         except RuntimeError as error:
             raise _explained(error, path, trainer) from error
         except (ValueError, KeyError, AttributeError, TypeError, ImportError) as error:

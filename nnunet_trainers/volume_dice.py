@@ -1,43 +1,53 @@
-"""Dice on whole label maps, as nnU-Net's own evaluation defines it."""
+"""Classes and regions of label maps, as nnU-Net's own evaluation has them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from monai_adv.evaluation.volume_scores import Mask, dice, mean_known
 
-def dice_per_class(
-    prediction: npt.NDArray[Any], truth: npt.NDArray[Any], labels: Mapping[str, int | Sequence[int]]
-) -> dict[str, float]:
-    """Hard Dice ``2 TP / (2 TP + FP + FN)`` of each class or region of dataset.json's ``labels``.
+Labels = Mapping[str, int | Sequence[int]]
 
-    Voxels with the label "ignore" count nowhere. NaN where neither has the class.
+
+def class_masks(prediction: npt.NDArray[Any], truth: npt.NDArray[Any], labels: Labels) -> dict[str, tuple[Mask, Mask]]:
+    """What was found and what is there of each class or region of dataset.json's ``labels``.
+
+    Voxels with the label "ignore" count nowhere.
+    """
+    counted = np.ones(truth.shape, bool)
+    if "ignore" in labels:
+        counted = ~np.isin(truth, label_values(labels["ignore"]))
+    values = {name: label_values(labels[name]) for name in class_names(labels)}
+    return {n: (np.isin(prediction, v) & counted, np.isin(truth, v) & counted) for n, v in values.items()}
+
+
+def class_names(labels: Labels) -> tuple[str, ...]:
+    """The foreground classes or regions.
+
+    Example:
+        >>> class_names({"background": 0, "organ": [1, 2], "tumour": 2, "ignore": 3})
+        ('organ', 'tumour')
+    """
+    return tuple(n for n, v in labels.items() if n not in ("background", "ignore") and set(label_values(v)) != {0})
+
+
+def dice_per_class(prediction: npt.NDArray[Any], truth: npt.NDArray[Any], labels: Labels) -> dict[str, float]:
+    """Hard Dice of each class or region; NaN where neither has it, 0 where only one has.
 
     Example:
         >>> dice_per_class(np.array([1, 1, 0]), np.array([1, 0, 0]), {"background": 0, "organ": 1, "tumour": 2})
         {'organ': 0.6666666666666666, 'tumour': nan}
     """
-    counted = np.ones(truth.shape, bool)
-    if "ignore" in labels:
-        counted = ~np.isin(truth, label_values(labels["ignore"]))
-    result = {}
-    for name, value in labels.items():
-        if name in ("background", "ignore") or set(label_values(value)) == {0}:
-            continue
-        found, there = np.isin(prediction, label_values(value)) & counted, np.isin(truth, label_values(value)) & counted
-        size = int(found.sum() + there.sum())
-        result[name] = 2 * int((found & there).sum()) / size if size else math.nan
-    return result
+    return {name: dice(*masks) for name, masks in class_masks(prediction, truth, labels).items()}
 
 
 def mean_dice(per_class: Mapping[str, float]) -> float:
     """Mean over the classes that are not NaN; NaN if there is none."""
-    known = [v for v in per_class.values() if not math.isnan(v)]
-    return sum(known) / len(known) if known else math.nan
+    return mean_known(per_class.values())
 
 
 def label_values(label: int | Sequence[int]) -> list[int]:

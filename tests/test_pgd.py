@@ -1,4 +1,4 @@
-"""PGD, bisection and white noise: closed forms, early finish, side effects."""
+"""PGD and bisection: closed forms, early finish, side effects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from monai_adv import InputError, Threat
-from monai_adv.attacks import PGD, WhiteNoise, bisect
+from monai_adv.attacks import PGD, bisect
 from monai_adv.attacks import pgd as pgd_module
 from monai_adv.network_state import frozen, padded
 from monai_adv.tasks import SegmentationTask
@@ -231,17 +231,6 @@ def test_bisection_finds_the_boundary(keep: str) -> None:
     assert result.passes.forward == 12 * 5
     if keep == "last_right":
         assert not result.wrong.any()
-
-
-def test_white_noise_has_exactly_the_stated_size_and_is_replayable() -> None:
-    images = torch.randn(3, 1, 9, 8, generator=torch.Generator().manual_seed(0))
-    noise = WhiteNoise(Threat("l2", 2.0))
-    first = noise(images, torch.Generator().manual_seed(5))
-    torch.testing.assert_close((first - images).flatten(1).norm(dim=1), torch.full((3,), 2.0))
-    assert torch.equal(first, noise(images, torch.Generator().manual_seed(5)))
-    linf = WhiteNoise(Threat("linf", 0.1))(images, torch.Generator().manual_seed(5)) - images
-    assert linf.abs().max() <= 0.1 * (1 + 1e-5)
-    assert linf.std() == pytest.approx(0.1 / 3**0.5, rel=0.1)  # uniform in [-0.1, 0.1]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_trainers.noise_report import Case
+from nnunet_trainers.evaluation.case_files import CaseFiles
 
 CLASSES: dict[str, Any] = {"background": 0, "front": 1, "back": 2}
 REGIONS: dict[str, Any] = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
@@ -123,7 +123,7 @@ def write_model(
     return folder
 
 
-def write_case(folder: Path, shape: tuple[int, int, int] = (14, 11, 9), name: str = "case", rim: int = 1) -> Case:
+def write_case(folder: Path, shape: tuple[int, int, int] = (14, 11, 9), name: str = "case", rim: int = 1) -> CaseFiles:
     """A noisy image with cubes of labels 1 and 2.
 
     A dark rim, so that it is cropped; voxels that are not cubes, so that it is resampled.
@@ -141,4 +141,4 @@ def write_case(folder: Path, shape: tuple[int, int, int] = (14, 11, 9), name: st
         volume = SimpleITK.GetImageFromArray(values)
         volume.SetSpacing((0.8, 1.0, 1.25))
         SimpleITK.WriteImage(volume, str(file))
-    return Case(name, files[:1], files[1])
+    return CaseFiles(name, files[:1], files[1])

@@ -47,7 +47,9 @@ class AttackResult:
 class Attack(Protocol):
     """An attack is a frozen dataclass of its settings; calling it attacks a batch."""
 
-    threat: Threat
+    @property
+    def threat(self) -> Threat:
+        """What the attack may do."""
 
     def __call__(
         self,
@@ -95,15 +97,22 @@ class Strongest:
 
     @torch.no_grad()
     def update(
-        self, index: Tensor, images: Tensor, output: Output, target: Target, loss: Tensor | None = None
+        self,
+        index: Tensor,
+        images: Tensor,
+        output: Output,
+        target: Target,
+        loss: Tensor | None = None,
+        allowed: Tensor | None = None,
     ) -> Tensor:
         """Keep those of ``images`` that are stronger than what was found before.
 
         Args:
             index: ``(b,)`` which samples these are; repeated ones must be equal.
-            images: ``(b, C, *spatial)``, each within its radius.
+            images: ``(b, C, *spatial)``, each within its radius unless ``allowed`` says otherwise.
             output, target: of these images.
             loss: ``(b,)`` what the attack raises, to decide between equal margins; ``None``: the first one stays.
+            allowed: ``(b,)`` bool: the images that may be kept, for searches that leave the radius; default: all.
 
         Returns:
             ``(b,)`` bool: the network is wrong on these images.
@@ -118,9 +127,11 @@ class Strongest:
         better = (wrong & ~best_wrong) | (
             (wrong == best_wrong) & ((margin < best_margin) | ((margin == best_margin) & (loss > best_loss)))
         )
+        if allowed is not None:
+            better = better & allowed
         self.margin[index] = torch.where(better, margin, best_margin)
         self.loss[index] = torch.where(better, loss, best_loss)
-        self.wrong[index] = best_wrong | wrong
+        self.wrong[index] = best_wrong | (better & wrong)
         self.broken[index] |= broken
         self.images[index] = torch.where(per_sample(better, images), images.detach(), self.images[index])
         return wrong

@@ -3,7 +3,6 @@
 from monai_adv.tasks.base import Output, Points, Target, Task, take
 from monai_adv.tasks.classification import ClassificationTask
 from monai_adv.tasks.segmentation import SegmentationSettings, SegmentationTask
-from monai_adv.tasks.slices import SlicesTask
 
 __all__ = [
     "ClassificationTask",
@@ -11,7 +10,6 @@ __all__ = [
     "Points",
     "SegmentationSettings",
     "SegmentationTask",
-    "SlicesTask",
     "Target",
     "Task",
     "take",

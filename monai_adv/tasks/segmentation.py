@@ -99,17 +99,25 @@ class SegmentationTask:
     @torch.no_grad()
     def dice(self, output: Output, target: Target) -> Tensor:
         """``(B, K)`` hard Dice of each foreground class or region; NaN where it is absent from the target."""
-        logits = _full_resolution(output)
-        labels, valid = self._foreground(_full_resolution(target), logits.shape[1])
-        if self.regions:
-            predicted = logits > 0  # sigmoid > 0.5
-        else:
-            predicted = logits.argmax(1, keepdim=True) == _foreground_classes(logits)
-        predicted, labels = predicted & valid, labels & valid
-        true_positive = (predicted & labels).flatten(2).sum(-1)
-        size = predicted.flatten(2).sum(-1) + labels.flatten(2).sum(-1)
-        present = labels.flatten(2).any(-1)
+        found, there = self.masks(output, target)
+        true_positive = (found & there).flatten(2).sum(-1)
+        size = found.flatten(2).sum(-1) + there.flatten(2).sum(-1)
+        present = there.flatten(2).any(-1)
         return torch.where(present, 2 * true_positive / size.clamp(min=1), torch.nan)
+
+    @torch.no_grad()
+    def masks(self, output: Output, target: Target) -> tuple[Tensor, Tensor]:
+        """``(B, K, *spatial)`` bool: voxels found as each foreground class or region, and voxels that are it.
+
+        Ignored voxels are in neither.
+        """
+        logits = _full_resolution(output)
+        there, valid = self._foreground(_full_resolution(target), logits.shape[1])
+        if self.regions:
+            found = logits > 0  # sigmoid > 0.5
+        else:
+            found = logits.argmax(1, keepdim=True) == _foreground_classes(logits)
+        return found & valid, there & valid
 
     def margin(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` Dice minus threshold; a sample without foreground follows ``empty_target``."""

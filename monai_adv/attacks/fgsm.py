@@ -1,0 +1,101 @@
+"""The fast gradient method: one step of full size along the gradient.
+
+Sources: Goodfellow, Shlens, Szegedy, "Explaining and harnessing adversarial examples", ICLR 2015, section 4 (the step
+eps * sign(g); in L2 eps * g / ||g||); Wong, Rice, Kolter, "Fast is better than free", ICLR 2020, Algorithm 3 (the
+random start, with a step of 1.25 eps that is projected).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from monai_adv.attacks.base import AttackResult, Loss, Strongest, input_gradient, sample_loss
+from monai_adv.errors import InputError
+from monai_adv.network_state import Mode, any_batch_size, frozen
+from monai_adv.statistics import Passes
+from monai_adv.tasks.base import Target, Task
+from monai_adv.threats import Threat, per_sample
+
+
+@dataclass(frozen=True)
+class FGSM:
+    """One step: ``project(start + alpha * radius * direction)``, where direction is ``sign(g)`` or ``g / ||g||_2``.
+
+    The image after the step is returned as it is, also where the clean one was already wrong. It is not a strong
+    attack: far more steps win against a defence that only bends the loss near the image.
+
+    Args:
+        threat: norm, radius, box, channels.
+        alpha: step size as a share of the radius.
+        start: ``"clean"``, or ``"ball"``: a random point of the ball, for which 1.25 is the usual ``alpha``.
+        mode: network mode during the attack, restored afterwards.
+        loss: what is raised, of the task's points; ``None``: ``task.sample_loss``.
+
+    Example:
+        >>> from monai_adv.tasks import ClassificationTask
+        >>> network = nn.Linear(3, 2, bias=False)
+        >>> network.weight.data = torch.tensor([[0.5, -2.0, 0.0], [0.0, 0.0, 0.0]])
+        >>> FGSM(Threat("linf", 0.25))(network, torch.ones(1, 3), torch.tensor([0]), ClassificationTask()).images
+        tensor([[0.7500, 1.2500, 1.0000]])
+    """
+
+    threat: Threat
+    alpha: float = 1.0
+    start: Literal["clean", "ball"] = "clean"
+    mode: Mode = "eval"
+    loss: Loss | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise InputError.of("alpha", self.alpha, "a finite number > 0", "it is a share of the radius")
+        if self.start not in ("clean", "ball"):
+            raise InputError.of("start", self.start, "'clean' or 'ball'")
+        if self.mode not in ("eval", "train"):
+            raise InputError.of("mode", self.mode, "'eval' or 'train'")
+
+    def __call__(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        target: Target,
+        task: Task,
+        *,
+        radius: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AttackResult:
+        """Attack a batch; see :class:`~monai_adv.attacks.base.Attack`.
+
+        Raises:
+            InputError: images that the threat cannot be applied to, or a random start without a generator.
+        """
+        self.threat.check(images)
+        radius = self.threat.radius(images) if radius is None else radius.to(images.dtype)
+        images = images.detach()
+        delta = torch.zeros_like(images)
+        if self.start == "ball":
+            if generator is None:
+                raise InputError.of("generator", None, "a torch.Generator on the images' device for a random start")
+            delta = self.threat.random(images, radius, generator)
+        best = Strongest(images, task, "wrong")
+        with frozen(network, self.mode) as model:
+            with torch.enable_grad():
+                x = any_batch_size(images + delta, model).requires_grad_()
+                _, gradient = input_gradient(model(x), x, lambda output: sample_loss(task, self.loss, output, target))
+            direction = self.threat.direction(gradient)
+            step = per_sample(self.alpha * radius, direction) * direction
+            attacked = images + self.threat.project(delta + step, images, radius)
+            with torch.no_grad():
+                output = model(any_batch_size(attacked, model))
+        best.update(torch.arange(len(images), device=images.device), attacked, output, target)
+        dead = direction.flatten(1).eq(0).all(1)
+        passes = Passes(forward=2 * len(images), backward_input=len(images))
+        return AttackResult(best.images, best.wrong, best.margin, dead, best.broken, passes)
+
+    def most_passes(self) -> Passes:
+        """A forward and a backward for the step, a forward to judge it."""
+        return Passes(forward=2, backward_input=1)

@@ -1,0 +1,83 @@
+"""Transfer: images that fool a surrogate, shown to the network under test, whose gradient is never asked for.
+
+Source: Papernot et al., "Practical black-box attacks against machine learning", AsiaCCS 2017. Beating the white-box
+attacks this way is a sign of gradient masking (Athalye, Carlini, Wagner, ICML 2018, section 3.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from monai_adv.attacks.base import Attack, AttackResult, Strongest
+from monai_adv.network_state import Mode, any_batch_size, frozen
+from monai_adv.statistics import Passes
+from monai_adv.tasks.base import Target, Task
+from monai_adv.threats import Threat
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Attack a surrogate, and judge what comes out on the network.
+
+    An attack that goes on after the surrogate is wrong (``stop="never"``, ``until="lowest"``, a confident :class:`CW`)
+    transfers better than one that stops at its boundary.
+
+    Args:
+        surrogate: a model of the same task, on the device of the images.
+        attack: runs on the surrogate; its threat is the threat of this attack.
+        task: how the surrogate's output is judged; ``None``: as that of the network.
+        mode: mode of the network while it judges, restored afterwards. The surrogate's is a setting of ``attack``.
+
+    Example:
+        With the network itself as its surrogate it is the attack itself:
+
+        >>> from monai_adv.attacks import PGD
+        >>> from monai_adv.tasks import ClassificationTask
+        >>> network, attack = nn.Linear(4, 3), PGD(Threat("l2", 0.5))
+        >>> arguments = network, torch.ones(2, 4), torch.tensor([0, 1]), ClassificationTask()
+        >>> torch.equal(Transfer(network, attack)(*arguments).images, attack(*arguments).images)
+        True
+    """
+
+    surrogate: nn.Module
+    attack: Attack
+    task: Task | None = None
+    mode: Mode = "eval"
+
+    @property
+    def threat(self) -> Threat:
+        return self.attack.threat
+
+    def __call__(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        target: Target,
+        task: Task,
+        *,
+        radius: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AttackResult:
+        """Attack a batch; see :class:`~monai_adv.attacks.base.Attack`.
+
+        Returns:
+            ``wrong``, ``margin`` and ``broken`` are of the network; ``dead`` is false, because a surrogate without a
+            gradient says nothing about it; ``passes`` are those of the surrogate, and one forward.
+        """
+        found = self.attack(
+            self.surrogate, images, target, self.task or task, radius=radius, generator=generator
+        )  # fmt: skip
+        best = Strongest(images.detach(), task, "wrong")
+        with frozen(network, self.mode) as model, torch.no_grad():
+            output = model(any_batch_size(found.images, model))
+        best.update(torch.arange(len(images), device=images.device), found.images, output, target)
+        dead = torch.zeros_like(best.wrong)
+        passes = found.passes + Passes(forward=len(images))
+        return AttackResult(best.images, best.wrong, best.margin, dead, best.broken, passes)
+
+    def most_passes(self) -> Passes:
+        """Those of the attack (on the surrogate), and a forward of the network."""
+        return self.attack.most_passes() + Passes(forward=1)

@@ -1,0 +1,107 @@
+"""The host for any Python code: a function that makes a subject."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monai_adv.errors import InputError
+
+if TYPE_CHECKING:
+    from monai_adv.evaluation.subject import Subject
+
+NEEDED = ("name", "kind", "classes", "fingerprint", "space", "unit", "cases", "problems", "load")
+
+
+@dataclass(frozen=True)
+class FactorySource:
+    """A function without arguments that returns a subject; see :class:`Source`.
+
+    Args:
+        function: ``"package.module:function"`` or ``"path/to/file.py:function"``.
+        device: the subject is moved there by its method ``to``, if it has one.
+        box: sets the subject's, unless that has one.
+    """
+
+    function: str
+    device: str = "cpu"
+    box: tuple[float, float] | None = None
+
+    def open(self) -> Subject:
+        """Call the function.
+
+        Raises:
+            InputError: it is not found, fails, or returns something else.
+        """
+        try:
+            subject: Any = self._find()()
+        except InputError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError.of("factory", self.function, f"a function that makes a subject ({reason})") from error
+        missing = [name for name in NEEDED if not hasattr(subject, name)]
+        if missing:
+            raise InputError.of(
+                "factory", self.function, f"a function that returns a subject; this one's lacks {', '.join(missing)}",
+                "return a ClassificationSubject or a SegmentationSubject",
+            )  # fmt: skip
+        if hasattr(subject, "to"):
+            subject.to(self.device)
+        if self.box is not None:
+            own = getattr(subject, "box", None)
+            if own is not None and tuple(own) != self.box:
+                raise InputError.of("box", self.box, f"the box {own} of {subject.name}, or none")
+            subject.box = self.box
+        found: Subject = subject
+        return found
+
+    def _find(self) -> Any:
+        place, colon, name = self.function.rpartition(":")
+        allowed = "package.module:function or path/to/file.py:function"
+        if not colon or not place or not name:
+            raise InputError.of("factory", self.function, allowed)
+        try:
+            module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+            return getattr(module, name)
+        except (ImportError, FileNotFoundError, AttributeError) as error:
+            raise InputError.of("factory", self.function, f"{allowed} ({error})") from error
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The option of this host."""
+    group = parser.add_argument_group("model from any Python code")
+    group.add_argument(
+        "--factory", action="append", default=[], metavar="MODULE:FUNCTION",
+        help="a function that returns a ClassificationSubject or a SegmentationSubject, as package.module:function or "
+        "file.py:function; may be given several times",
+    )  # fmt: skip
+
+
+def sources(args: argparse.Namespace) -> list[FactorySource]:
+    """One source per ``--factory``."""
+    return [FactorySource(_absolute(f), args.device, args.box) for f in args.factory]
+
+
+def _absolute(function: str) -> str:
+    """A worker may have another current folder."""
+    place, _, name = function.rpartition(":")
+    return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else function
+
+
+def _from_file(path: Path) -> Any:
+    # A name that depends on the path: two files of one name are two modules.
+    name = f"monai_adv_factory_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

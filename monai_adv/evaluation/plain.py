@@ -1,0 +1,67 @@
+"""What plain PyTorch subjects share: arrays of any make, fingerprints of what lies in memory, slices to draw."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from monai_adv.errors import InputError
+
+Box = tuple[float, float]
+
+
+def images_of(values: Any, name: str) -> Tensor:
+    """A finite float tensor on the CPU.
+
+    Raises:
+        InputError: another kind of array, or NaN or infinity in it.
+    """
+    images = torch.as_tensor(values).detach().cpu()
+    if images.dtype not in (torch.float32, torch.float64):
+        raise InputError.of(name, str(images.dtype), "float32 or float64", "give images as the network gets them")
+    if not bool(images.isfinite().all()):
+        raise InputError.of(name, "NaN or infinity", "finite numbers")
+    return images
+
+
+def check_box(box: Box | None) -> None:
+    """Refuse an empty box."""
+    if box is not None and not box[0] < box[1]:
+        raise InputError.of("box", box, "(lowest, highest) with lowest < highest, or None")
+
+
+def fingerprint(network: nn.Module, *values: object) -> str:
+    """SHA-256 of the weights, the layers and their source where Python knows it, and of tensors and plain values."""
+    digest = hashlib.sha256(repr(network).encode())
+    for kind in sorted({type(m) for m in network.modules()}, key=lambda k: (k.__module__, k.__qualname__)):
+        if not kind.__module__.startswith("torch."):
+            try:
+                digest.update(inspect.getsource(kind).encode())
+            except (OSError, TypeError):
+                digest.update(kind.__qualname__.encode())
+    for name, tensor in network.state_dict().items():
+        _update(digest, name)
+        _update(digest, tensor)
+    for value in values:
+        _update(digest, value)
+    return digest.hexdigest()
+
+
+def slice_2d(array: Tensor) -> np.ndarray[Any, Any]:
+    """``(H, W)`` of ``(*spatial)``: the middle of all axes before the last two; a line becomes an image of one row."""
+    while array.ndim > 2:
+        array = array[array.shape[0] // 2]
+    return np.asarray(array[None] if array.ndim == 1 else array)
+
+
+def _update(digest: Any, value: object) -> None:
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    else:
+        digest.update(repr(value).encode())

@@ -1,0 +1,286 @@
+"""Probes: cheap experiments on the model itself, whose results :mod:`monai_adv.evaluation.flags` judges.
+
+Sources: Athalye et al., "Obfuscated gradients give a false sense of security", ICML 2018, section 3.1 (unbounded
+attacks, gradients); Carlini et al., "On evaluating adversarial robustness", 2019, section 4 (more steps, the
+checklist); Croce et al., "RobustBench", 2021, and the checks of AutoAttack (randomness, probabilities as outputs).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from monai_adv.attacks.apgd import APGD
+from monai_adv.attacks.base import Attack, Until, input_gradient
+from monai_adv.attacks.losses import cross_entropy, margin
+from monai_adv.attacks.pgd import PGD
+from monai_adv.errors import InputError
+from monai_adv.evaluation.subject import Case, Level, Subject
+from monai_adv.network_state import frozen
+from monai_adv.tasks import ClassificationTask, Output, Target, take
+from monai_adv.threats import Threat
+
+CASES = 3
+IMAGES = 64
+STEPS = 200
+UNBOUNDED_STEPS = 50
+LADDER = (1.0, 4.0, 16.0, 0.25)
+"""Unbounded radii, as multiples of the intensity range of the images."""
+
+
+def probe(
+    subject: Subject, levels: Sequence[Level], seed: int = 0, cases: Sequence[str] | None = None, steps: int = STEPS
+) -> dict[str, Any]:
+    """Try a model on a few cases.
+
+    Args:
+        subject: the model with its data.
+        levels: of the evaluation.
+        seed: of the random starts.
+        cases: names of the cases; default: three, spread over the subject's. Of a
+            classification case at most 64 images are used.
+        steps: of the long attack; more than any attack of the evaluation makes.
+
+    Returns:
+        plain values for JSON, each over all probed cases:
+
+        - ``cases``, ``steps``, ``images`` (how many were tried), ``unit``;
+        - ``threats``: level -> in words, both units, for the first case;
+        - ``low``, ``high``, ``sd``, ``outside`` (share of the images outside the box), ``box``;
+        - ``relative``: level -> radius per voxel (RMS for L2) as a share of the intensity range (of the box, if any);
+        - ``repeat``, ``batch``: largest change of an output from call to call, and from a batch to the image alone,
+          in standard deviations of the outputs;
+        - ``training``: number of submodules in training mode;
+        - ``probabilities``: whether the outputs of a classifier are probabilities rather than logits;
+        - ``zero_samples``, ``zero_voxels``: share of zero or not finite gradients;
+        - ``unbounded``: norm -> score that is left at the most harmful of several radii as large as the images;
+        - ``longer``: level -> {case: {patient or image: score under the long attack}}.
+
+        The last three are missing when images lie outside the box.
+
+    Raises:
+        InputError: a case that cannot be read, or a unit that it cannot convert.
+    """
+    found: list[dict[str, Any]] = []
+    names = list(cases) if cases is not None else _spread(subject.cases, CASES)
+    if not names:
+        raise InputError("cases: the model has no case to probe.")
+    for name in names:
+        case = subject.load(name)
+        with _untouched(case.network):
+            found.append(_probe_case(subject, case, levels, seed, steps))
+    result: dict[str, Any] = {
+        "cases": names,
+        "steps": steps,
+        "unit": subject.unit,
+        "images": sum(f["images"] for f in found),
+        "threats": found[0]["threats"],
+        "box": found[0]["box"],
+        "low": min(f["low"] for f in found),
+        "high": max(f["high"] for f in found),
+        "sd": sum(f["sd"] for f in found) / len(found),
+        "outside": _mean(found, "outside"),
+        "relative": {key: min(f["relative"][key] for f in found) for key in found[0]["relative"]},
+        "probabilities": all(f["probabilities"] for f in found),
+        **{name: max(f[name] for f in found) for name in ("repeat", "batch", "training")},
+    }
+    if all("unbounded" in f for f in found):
+        result |= {name: _mean(found, name) for name in ("zero_samples", "zero_voxels")}
+        result["unbounded"] = {
+            norm: _mean_score([s for f in found for s in f["unbounded"][norm]]) for norm in found[0]["unbounded"]
+        }
+        result["longer"] = {
+            level.key: {name: f["longer"][level.key] for name, f in zip(names, found, strict=True)} for level in levels
+        }
+    return result
+
+
+def _probe_case(subject: Subject, case: Case, levels: Sequence[Level], seed: int, steps: int) -> dict[str, Any]:
+    device = _device(case.network)
+    classification = subject.kind == "classification"
+    # A patient's score needs all slices; of independent images some will do.
+    count = len(case.images)
+    chosen = torch.tensor(_spread(range(count), IMAGES) if classification else list(range(count)))
+    images, target = case.images[chosen].to(device), _to(take(case.target, chosen), device)
+    threats = {level.key: case.threat(level) for level in levels}
+    any_threat = next(iter(threats.values()), Threat("l2", 0.0))
+    values = images if any_threat.channels is None else images[:, list(any_threat.channels)]
+    low, high = (float(v) for v in values.aminmax())
+    result: dict[str, Any] = {
+        "images": len(images),
+        "threats": {key: threat.describe(images) for key, threat in threats.items()},
+        "box": any_threat.box,
+        "low": low,
+        "high": high,
+        "sd": float(values.double().std()),
+        "outside": _outside(values, any_threat.box),
+        "relative": {key: _relative(threat, images, low, high) for key, threat in threats.items()},
+        **_consistency(case, images),
+    }
+    if result["outside"]:
+        return result
+    generator = torch.Generator(device).manual_seed(_stream(seed, subject.name, case.name))
+    result |= _gradients(case, images, target, list(threats.values()), generator)
+    stop: Literal["first_wrong", "lowest"] = "first_wrong" if classification else "lowest"
+    until: Until = "wrong" if classification else "lowest"
+    losses = (None, margin if classification else cross_entropy)
+    result["unbounded"] = {}
+    for norm in dict.fromkeys(level.norm for level in levels):
+        width = any_threat.box[1] - any_threat.box[0] if any_threat.box is not None else max(high - low, 1e-6)
+        ladder = [1.0] if any_threat.box is not None else LADDER
+        scale = math.sqrt(values[0].numel()) if norm == "l2" else 1.0
+        wide = [Threat(norm, m * width * scale, any_threat.box, "norm", any_threat.channels) for m in ladder]
+        plain = [
+            PGD(t, UNBOUNDED_STEPS, start="ball", stop=stop, keep="strongest", loss=loss)
+            for t in wide
+            for loss in losses
+        ]
+        result["unbounded"][norm] = list(_left_by(plain, case, chosen, generator).values())
+    result["longer"] = {}
+    for key, threat in threats.items():
+        long = [APGD(threat, steps, loss, until=until) for loss in losses]
+        result["longer"][key] = _left_by(long, case, chosen, generator)
+    return result
+
+
+@torch.no_grad()
+def _consistency(case: Case, images: Tensor) -> dict[str, Any]:
+    """The network exactly as it is deployed, in whatever mode it was left: call, call again, and one image alone."""
+    # A single volume gets its own mirror image for company, paler: of another mean and spread.
+    batch = images[:8] if len(images) > 1 else torch.cat([images, images.flip(-1) / 2])
+    first = _full(case.network(batch))
+    spread = first.double().std().clamp(min=1e-12)
+    again = _full(case.network(batch))
+    alone = torch.cat([_full(case.network(batch[i : i + 1])) for i in range(len(batch))])
+    repeated = torch.cat([_full(case.network(batch[i : i + 1])) for i in range(len(batch))])
+
+    def change(a: Tensor, b: Tensor) -> float:
+        return float((a - b).double().abs().max() / spread)
+
+    rows = first.flatten(1).double()
+    is_classifier = isinstance(case.task, ClassificationTask) and rows.shape[1] > 1
+    return {
+        "repeat": max(change(first, again), change(alone, repeated)),
+        "batch": change(first, alone),
+        "training": sum(m.training for m in case.network.modules()),
+        "probabilities": is_classifier and bool((rows >= 0).all() and ((rows.sum(1) - 1).abs() < 1e-3).all()),
+    }
+
+
+def _gradients(
+    case: Case, images: Tensor, target: Target, threats: list[Threat], generator: torch.Generator
+) -> dict[str, float]:
+    """Gradients of the task's loss at the clean images and at random points of each level."""
+    points = [images, *(images + t.random(images, t.radius(images), generator) for t in threats)]
+    zero_samples = zero_voxels = total = 0.0
+    with frozen(case.network) as network:
+        scorable = case.task.scorable(target)
+        for point in points:
+            x = point[scorable].detach().requires_grad_()
+            if not len(x):
+                continue
+            labels = take(target, scorable)
+            _, gradient = input_gradient(network(x), x, lambda output: case.task.sample_loss(output, labels))  # noqa: B023
+            usable = (gradient != 0) & gradient.isfinite()
+            if threats and threats[0].channels is not None:
+                usable = usable[:, list(threats[0].channels)]
+            rows = usable.flatten(1)
+            zero_samples += float((~rows.any(1)).sum())
+            zero_voxels += float((~rows).double().mean(1).sum())
+            total += len(x)
+    return {"zero_samples": zero_samples / max(total, 1), "zero_voxels": zero_voxels / max(total, 1)}
+
+
+def _left_by(attacks: Sequence[Attack], case: Case, chosen: Tensor, generator: torch.Generator) -> dict[str, float]:
+    """Scores of the worst mixture that some attacks on the chosen inputs leave; ends as soon as all are zero."""
+    device = _device(case.network)
+    worst = case.images
+    scores = _scores(case, worst, chosen)
+    for attack in attacks:
+        found = case.images.clone()
+        for part in torch.split(chosen, IMAGES):
+            images, target = case.images[part].to(device), _to(take(case.target, part), device)
+            result = attack(case.network, images, target, case.task, generator=generator)
+            found[part] = result.images.to(found)
+        worst = case.combine(worst, found)
+        scores = _scores(case, worst, chosen)
+        if not any(score > 0 for score in scores.values()):
+            break
+    return scores
+
+
+def _scores(case: Case, images: Tensor, chosen: Tensor) -> dict[str, float]:
+    """Scores by patient or image; images that were not chosen are left out."""
+    scores = case.scores(images)
+    if len(scores) == len(images):
+        scores = [scores[i] for i in chosen.tolist()]
+    return {s.case: s.score for s in scores}
+
+
+@contextmanager
+def _untouched(network: nn.Module) -> Iterator[None]:
+    """Buffers and random streams as before; a deployed model may well draw numbers or sit in training mode."""
+    buffers = [(b, b.clone()) for b in network.buffers()]
+    devices = {p.device for p in network.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        try:
+            yield
+        finally:
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def _relative(threat: Threat, images: Tensor, low: float, high: float) -> float:
+    """Radius per voxel over the width of the intensities."""
+    width = threat.box[1] - threat.box[0] if threat.box is not None else high - low
+    entries = images[0].numel() if threat.channels is None else images[0, 0].numel() * len(threat.channels)
+    radius = float(threat.radius(images).max())
+    return radius / (math.sqrt(entries) if threat.norm == "l2" else 1.0) / max(width, 1e-12)
+
+
+def _outside(values: Tensor, box: tuple[float, float] | None) -> float:
+    if box is None:
+        return 0.0
+    rows = values.flatten(1)
+    return float(((rows < box[0]) | (rows > box[1])).any(1).double().mean())
+
+
+def _full(output: Output) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _spread(names: Sequence[Any], count: int) -> list[Any]:
+    """At most ``count`` of the names, evenly spread."""
+    if len(names) <= count:
+        return list(names)
+    return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)]
+
+
+def _stream(seed: int, *names: str) -> int:
+    return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:7], "big")
+
+
+def _mean(found: list[dict[str, Any]], name: str) -> float:
+    """Over the images of all cases."""
+    return float(sum(f[name] * f["images"] for f in found) / sum(f["images"] for f in found))
+
+
+def _mean_score(scores: list[float]) -> float:
+    defined = [s for s in scores if not math.isnan(s)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def _device(network: nn.Module) -> torch.device:
+    for value in (*network.parameters(), *network.buffers()):
+        return value.device
+    return torch.device("cpu")
+
+
+def _to(target: Target, device: torch.device) -> Target:
+    return target.to(device) if isinstance(target, Tensor) else [t.to(device) for t in target]

@@ -1,0 +1,320 @@
+"""The report of an evaluation: one page that a clinician can read, and the same numbers for machines."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, StrictUndefined
+
+from monai_adv.attacks.autoattack import AutoAttack
+from monai_adv.errors import InputError
+from monai_adv.evaluation import statistics
+from monai_adv.evaluation.curves import Curve, chains, per_attack_curve, repetitions, worst_case_curve
+from monai_adv.evaluation.pictures import draw, largest_change
+from monai_adv.evaluation.results import ModelResults, Results, as_csv, as_json, gather
+from monai_adv.evaluation.settings import Version
+from monai_adv.evaluation.statistics import Comparison, Interval, Test, level_name
+from monai_adv.evaluation.store import read_pictures
+from monai_adv.evaluation.subject import Level, Picture, Score
+from monai_adv.threats import Threat
+
+PICTURES = 3
+"""Worst cases per model; fewer with many models."""
+MOST_PICTURES = 9
+SIGNIFICANT = 0.05
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write ``report.html``, ``results.json``, ``results.csv`` and the curves into the folder of an evaluation.
+
+    The page needs no other file, no network and no JavaScript. An evaluation that has not finished gets a page as well,
+    which says so.
+
+    Returns:
+        the page.
+
+    Raises:
+        InputError: not the folder of an evaluation, or one that cannot be written.
+    """
+    folder = Path(folder)
+    results = gather(folder)
+    main, per_model = _curves(results)
+    page = render(results, main, per_model, _worst_cases(folder, results))
+    try:
+        for curve in (*main, *(c for curves in per_model.values() for c in curves)):
+            (folder / f"{curve.name}.png").write_bytes(curve.png)
+        (folder / "results.json").write_text(as_json(results), encoding="utf-8")
+        (folder / "results.csv").write_text(as_csv(results), encoding="utf-8", newline="")
+        (folder / "report.html").write_text(page, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError.of("-o", str(folder), f"a folder that can be written ({error.strerror})") from error
+    return folder / "report.html"
+
+
+def render(
+    results: Results,
+    curves: Sequence[Curve],
+    per_model: Mapping[str, Sequence[Curve]],
+    worst_cases: Mapping[str, Sequence[dict[str, Any]]],
+) -> str:
+    """The page as text.
+
+    Args:
+        results: the numbers.
+        curves: the main figures, one per norm and unit.
+        per_model: name -> its figures, one line per attack.
+        worst_cases: name -> pictures with captions, see ``_worst_cases``.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(
+        percent=percent,
+        points=points,
+        p=p_value,
+        interval=interval,
+        seconds=duration,
+        data_uri=_data_uri,
+        number=number,
+    )
+    template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
+    segmentation = results.kind == "segmentation"
+    return template.render(
+        results=results,
+        evaluation=results.evaluation,
+        settings=results.evaluation["settings"],
+        models=results.models,
+        levels=results.levels,
+        chains=chains(results.records),
+        curves=curves,
+        repeated=len(repetitions([m.name for m in results.models])) < len(results.models),
+        per_model=per_model,
+        worst_cases=worst_cases,
+        segmentation=segmentation,
+        score="Dice" if segmentation else "accuracy",
+        one="patient" if segmentation else "image",
+        level_name=level_name,
+        axis_name=axis_name,
+        headline=_headline,
+        in_words=_in_words,
+        deviations=_deviations(results),
+        noise={m.name: _noise(m) for m in results.models},
+        settings_of=_settings_of,
+        doubtful=[m.name for m in results.models if m.verdict.word == "not reliable"],
+        nan=math.isnan,
+        points=points,
+        resamples=statistics.RESAMPLES,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- numbers as text
+
+
+def percent(value: float) -> str:
+    """A share in percent with one decimal; a sentence for what is not defined.
+
+    Example:
+        >>> percent(0.8049), percent(float("nan"))
+        ('80.5', 'not defined')
+    """
+    return "not defined" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    """A difference in percentage points, with a sign and a real minus."""
+    return "not defined" if math.isnan(value) else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def interval(value: Interval, form: Callable[[float], str] = percent) -> str:
+    """``"78.1 to 82.3"``, or why there is none."""
+    return f"{form(value.low)} to {form(value.high)}" if value.exists else value.how
+
+
+def p_value(value: float) -> str:
+    """Example:
+
+    >>> p_value(0.0312), p_value(1e-9), p_value(1.0)
+    ('0.031', '< 0.001', '1.000')
+    """
+    return "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Example:
+
+    >>> duration(42), duration(600), duration(7260)
+    ('42 s', '10 min', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def number(value: float) -> str:
+    """A count with narrow spaces, or a plain number."""
+    return f"{value:,.0f}".replace(",", "\u202f")
+
+
+def axis_name(level: Level, unit: str) -> str:
+    """What the radii of a chain of levels are, with their unit."""
+    where = "units of the image files" if level.unit == "raw" else unit.split(" (")[0]
+    if level.unit == "rms":
+        return f"root mean square change per voxel, in {where}"
+    return f"{'L2' if level.norm == 'l2' else 'L-inf'} radius, in {where}"
+
+
+# ---------------------------------------------------------------------------------------------------------- sentences
+
+
+def _headline(model: ModelResults, levels: Sequence[Level]) -> dict[str, Any]:
+    """Clean score and what is left at the smallest and the largest radius of the first norm."""
+    measured = [v for v in levels if v.key in model.summaries and model.summaries[v.key].count]
+    first = [v for v in measured if (v.norm, v.unit) == (measured[0].norm, measured[0].unit)]
+    shown = first if len(first) < 3 else [first[0], first[-1]]
+    return {"clean": model.summaries[""], "levels": [(level_name(v), model.summaries[v.key]) for v in shown]}
+
+
+def _in_words(comparison: Comparison, score: str) -> str:
+    """What the paired test says, for a reader who does not read p-values."""
+    test: Test = comparison.tests[0]
+    if comparison.count == 0:
+        return "No case was scored for both models."
+    if math.isnan(test.p):
+        return f"No test: {test.note}."
+    higher, lower = (
+        (comparison.second, comparison.first) if comparison.difference > 0 else (comparison.first, comparison.second)
+    )
+    if test.holm < SIGNIFICANT:
+        return f"{higher} has the higher {score} than {lower}; chance alone would rarely give such a difference."
+    if test.p < SIGNIFICANT:
+        return "Not convincing: a small p by itself, but one of several tests."
+    return "These cases do not show a difference; that is not proof that there is none."
+
+
+def _deviations(results: Results) -> list[tuple[list[str], tuple[str, ...]]]:
+    """How the attacks differ from AutoAttack as published: (names of the models, sentences)."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for model in results.models:
+        found.setdefault(_deviations_of(model, results.evaluation["settings"]["attacks"]), []).append(model.name)
+    return [(names, sentences) for sentences, names in found.items()]
+
+
+def _deviations_of(model: ModelResults, attacks: Version) -> tuple[str, ...]:
+    if model.kind == "segmentation":
+        return (
+            "AutoAttack is defined for classification. For segmentation the worst case per patient over the attacks "
+            "below counts, judged by the hard Dice of each patient.",
+        )
+    if attacks == "quick":
+        return ("“Quick” is not AutoAttack: its attacks are fewer, shorter and all use gradients.",)
+    besides = ("Random noise is run besides, which can only lower the worst case.",) if _noise(model) else ()
+    name: Literal["standard", "plus"] = "standard" if attacks == "standard" else "plus"
+    return AutoAttack(Threat("linf", 1.0), len(model.classes), name).deviations + besides
+
+
+def _settings_of(stage: Mapping[str, Any]) -> str:
+    """``"APGD: steps 100, loss dlr"``, without what is empty."""
+    settings = dict(stage["settings"])
+    kind = settings.pop("attack", "")
+    parts = [f"{name} {_short(value)}" for name, value in settings.items() if value not in (None, "", [], {})]
+    return f"{kind}: {', '.join(parts)}" if kind and parts else kind or ", ".join(parts)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(f"{k} {_short(v)}" for k, v in value.items() if v is not None) + ")"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_short, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _noise(model: ModelResults) -> str:
+    """Name of the first attack that is random noise; "" if there is none."""
+    return next((n for stages in model.families.values() for n, f in stages.items() if f == "random"), "")
+
+
+# ----------------------------------------------------------------------------------------------------------- pictures
+
+
+def _curves(results: Results) -> tuple[list[Curve], dict[str, list[Curve]]]:
+    groups, records, kind = chains(results.records), results.records, results.kind
+    if not records:
+        return [], {m.name: [] for m in results.models}
+    unit = results.models[0].unit if len({m.unit for m in results.models}) == 1 else "units of each model's input"
+    noise = _noise(results.models[0])
+    main = [worst_case_curve(records, group, kind, axis_name(group[0], unit), noise) for group in groups]
+    per_model = {
+        m.name: [
+            per_attack_curve(records, m.name, group, kind, axis_name(group[0], m.unit), number)
+            for group in groups
+            if any(r.model == m.name and r.level == group[0].key for r in records)
+        ]
+        for number, m in enumerate(results.models, start=1)
+    }
+    return main, per_model
+
+
+def _worst_cases(folder: Path, results: Results) -> dict[str, list[dict[str, Any]]]:
+    """For each model the cases that lose most, at the radius where about half of the clean score is left.
+
+    Returns:
+        name -> dicts with ``png``, ``alt``, ``case``, ``level``, ``caption``, ``change``, ``before``, ``after``.
+    """
+    count = max(1, min(PICTURES, MOST_PICTURES // len(results.models)))
+    shown: dict[str, list[dict[str, Any]]] = {}
+    for model in results.models:
+        shown[model.name] = []
+        level = _telling_level(model, results.levels)
+        if level is None:
+            continue
+        clean, attacked = results.scores(model.name, ""), results.scores(model.name, level.key)
+        for case, patient in statistics.lowest_cases(clean, attacked, len(attacked)):
+            drawn = [p for p in read_pictures(folder, model.name, case, level.key) if p.case == patient]
+            if drawn:
+                before, after = clean[case, patient], attacked[case, patient]
+                shown[model.name].append(
+                    _picture(drawn[0], model, level, _result(before, model), _result(after, model))
+                )
+            if len(shown[model.name]) == count:
+                break
+    return shown
+
+
+def _picture(picture: Picture, model: ModelResults, level: Level, before: str, after: str) -> dict[str, Any]:
+    return {
+        "png": draw(picture, model.classes, before, after),
+        "alt": f"{picture.case}: scan, attacked scan, difference"
+        + ("" if picture.truth is None else ", ground truth, segmentation of both"),
+        "case": picture.case,
+        "level": level_name(level),
+        "caption": picture.caption,
+        "change": f"{largest_change(picture):.3g}",
+        "before": before,
+        "after": after,
+    }
+
+
+def _result(score: Score, model: ModelResults) -> str:
+    """A case's score for a title: Dice, or the class found with its probability."""
+    if model.kind == "segmentation":
+        return f"Dice {percent(score.score)} %"
+    if not score.probabilities or not all(map(math.isfinite, score.probabilities)):
+        return "no valid output"
+    best = max(range(len(score.probabilities)), key=score.probabilities.__getitem__)
+    name = model.classes[best] if best < len(model.classes) else f"class {best}"
+    return f"{name}, {percent(score.probabilities[best])} %"
+
+
+def _telling_level(model: ModelResults, levels: Sequence[Level]) -> Level | None:
+    """Where about half of the clean score is left; None without a level."""
+    half = model.summaries[""].mean / 2
+    known = [v for v in levels if v.key in model.summaries and not math.isnan(model.summaries[v.key].mean)]
+    return min(known, key=lambda v: abs(model.summaries[v.key].mean - half), default=None)
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"

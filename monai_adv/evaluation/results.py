@@ -1,0 +1,235 @@
+"""Everything that a report shows, as numbers: read from a folder once, written as JSON and CSV for machines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from monai_adv.evaluation import statistics, store
+from monai_adv.evaluation.flags import Flag, Verdict, find_flags, verdict
+from monai_adv.evaluation.statistics import CLEAN, ClassRow, Comparison, Detection, Scores, Summary
+from monai_adv.evaluation.subject import Kind, Level, Record, Score
+
+
+@dataclass(frozen=True)
+class ModelResults:
+    """One model.
+
+    Attributes:
+        name, kind, classes, space, unit: as in ``evaluation.json``.
+        families: level -> attack -> family.
+        stages: level -> the attacks with their settings.
+        unfinished: cases without all their records that are not among the problems.
+        flags, verdict: see :mod:`monai_adv.evaluation.flags`.
+        summaries: level ("" for clean) -> worst case over the attacks.
+        attacks: attack -> level -> what it leaves by itself.
+        rows: level -> classes; Dice and HD95, or one class against the rest.
+        detections: level -> sensitivity and the like; classification only.
+        corruptions: corruption -> severity -> summary.
+        meanings: corruption -> in words.
+        totals: passes, seconds, inputs attacked, dead, broken, largest perturbation.
+        probes: see ``probes.probe``; empty if they did not run.
+    """
+
+    name: str
+    kind: Kind
+    classes: tuple[str, ...]
+    space: str
+    unit: str
+    families: dict[str, dict[str, str]]
+    stages: dict[str, list[dict[str, Any]]]
+    unfinished: tuple[str, ...]
+    flags: list[Flag]
+    verdict: Verdict
+    summaries: dict[str, Summary]
+    attacks: dict[str, dict[str, Summary]]
+    rows: dict[str, list[ClassRow]]
+    detections: dict[str, Detection]
+    corruptions: dict[str, dict[str, Summary]]
+    meanings: dict[str, str]
+    totals: Mapping[str, Any]
+    probes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """One evaluation.
+
+    Attributes:
+        evaluation: ``evaluation.json``, see ``store.read_evaluation``.
+        cost: ``cost.json``, see ``store.read_cost``.
+        problems: (model, case, reason) of what could not be used.
+        levels: by norm, unit and radius.
+        models: in the order of the command line.
+        comparisons: of every pair of models.
+        records: all of them.
+    """
+
+    evaluation: dict[str, Any]
+    cost: dict[str, Any]
+    problems: list[tuple[str, str, str]]
+    levels: list[Level]
+    models: list[ModelResults]
+    comparisons: list[Comparison]
+    records: list[Record]
+
+    @property
+    def kind(self) -> Kind:
+        return self.models[0].kind
+
+    def scores(self, model: str, level: str) -> Scores:
+        """Of every case: clean, or the worst over the attacks."""
+        if level:
+            return statistics.worst_scores(self.records, model, level)
+        return statistics.own_scores(self.records, model, CLEAN)
+
+
+def gather(folder: str | Path) -> Results:
+    """Read a folder, finished or not, and compute all numbers.
+
+    Raises:
+        InputError: not the folder of an evaluation.
+    """
+    evaluation, records = store.read_evaluation(folder), store.read_records(folder)
+    problems, probes = store.read_problems(folder), store.read_probes(folder)
+    seed = int(evaluation["settings"]["seed"])
+    lost = {(model, case) for model, case, _ in problems}
+    models = [
+        _model(entry, [r for r in records if r.model == entry["name"]], lost, probes.get(entry["name"], {}), seed)
+        for entry in evaluation["models"]
+    ]
+    comparisons = statistics.compare_all(records, models[0].kind, seed=seed)
+    return Results(
+        evaluation, store.read_cost(folder), problems, statistics.levels(records), models, comparisons, records
+    )
+
+
+def _model(
+    entry: Mapping[str, Any], records: list[Record], lost: set[tuple[str, str]], probes: dict[str, Any], seed: int
+) -> ModelResults:
+    name, kind, classes = entry["name"], entry["kind"], tuple(entry["classes"])
+    keys = [level.key for level in statistics.levels(records)]
+    scores = {"": statistics.own_scores(records, name, CLEAN)}
+    scores |= {key: statistics.worst_scores(records, name, key) for key in keys}
+    families = {level: {s["name"]: s["family"] for s in stages} for level, stages in entry["stages"].items()}
+    flags = find_flags(records, kind, families, probes)
+    expected = 1 + sum(map(len, entry["stages"].values()))
+    done = {case: 0 for case in entry["cases"]}
+    meanings: dict[str, str] = {}
+    for record in records:
+        if record.attack.startswith(statistics.CORRUPTION):
+            meanings.setdefault(_corruption(record.attack), str(record.settings.get("meaning", "")))
+        else:
+            done[record.case] += 1
+    corruptions: dict[str, dict[str, Summary]] = {}
+    for attack, severity in statistics.corruptions(records):
+        own = statistics.own_scores(records, name, attack, severity)
+        corruptions.setdefault(_corruption(attack), {})[severity] = statistics.summarise(own, kind, seed=seed)
+    segmentation = kind == "segmentation"
+    return ModelResults(
+        name=name,
+        kind=kind,
+        classes=classes,
+        space=entry["space"],
+        unit=entry["unit"],
+        families=families,
+        stages=entry["stages"],
+        unfinished=tuple(case for case, count in done.items() if count < expected and (name, case) not in lost),
+        flags=flags,
+        verdict=verdict(flags),
+        summaries={key: statistics.summarise(s, kind, seed=seed) for key, s in scores.items()},
+        attacks={
+            attack: {
+                key: statistics.summarise(own, kind, seed=seed)
+                for key in keys
+                if (own := statistics.own_scores(records, name, attack, key))
+            }
+            for attack in statistics.attacks(records)
+        },
+        rows={
+            key: (statistics.per_class_dice if segmentation else statistics.per_class_detection)(s, classes)
+            for key, s in scores.items()
+        },
+        detections={} if segmentation else {key: statistics.detection(s, classes) for key, s in scores.items()},
+        corruptions=corruptions,
+        meanings=meanings,
+        totals=statistics.totals(records, name),
+        probes=probes,
+    )
+
+
+def as_json(results: Results) -> str:
+    """All numbers of the page, and every record; what is not defined is ``null``."""
+    content = {
+        "evaluation": results.evaluation,
+        "cost": results.cost,
+        "problems": [dict(zip(("model", "case", "reason"), p, strict=True)) for p in results.problems],
+        "models": [_plain(m) for m in results.models],
+        "comparisons": [_plain(c) for c in results.comparisons],
+        "records": [_plain(r) for r in results.records],
+    }
+    return json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def as_csv(results: Results) -> str:
+    """One row for every patient or image, level and attack, and one ("worst case") over the attacks of a level.
+
+    Columns: model, case, patient, level, norm, eps, unit, attack, family, score, label, then Dice and HD95 per class,
+    or probabilities. Scores lie between 0 and 1; what is not defined is empty.
+    """
+    classes = list(dict.fromkeys(c for m in results.models for c in m.classes))
+    segmentation = results.kind == "segmentation"
+    names = [f"{kind} {c}" for kind in (("dice", "hd95_mm") if segmentation else ("probability",)) for c in classes]
+    head = ["model", "case", "patient", "level", "norm", "eps", "unit", "attack", "family", "score", "label", *names]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, head, restval="", lineterminator="\n")
+    writer.writeheader()
+    levels = {level.key: level for level in results.levels}
+    for model in results.models:
+
+        def row(
+            case: str, key: str, attack: str, family: str, score: Score, model: ModelResults = model
+        ) -> dict[str, Any]:
+            values: dict[str, Any] = {"model": model.name, "case": case, "patient": score.case, "level": key}
+            values |= {"attack": attack, "family": family, "score": score.score, "label": score.label}
+            if key in levels:
+                values |= asdict(levels[key])
+            values |= {f"dice {c}": v for c, v in score.dice.items()}
+            values |= {f"hd95_mm {c}": v for c, v in score.hd95.items()}
+            values |= {f"probability {c}": p for c, p in zip(model.classes, score.probabilities, strict=False)}
+            return {n: _cell(v) for n, v in values.items()}
+
+        for record in results.records:
+            if record.model == model.name:
+                family = model.families.get(record.level, {}).get(record.attack, "")
+                for score in record.own:
+                    writer.writerow(row(record.case, record.level, record.attack, family, score))
+        for level in results.levels:
+            for (case, _), score in results.scores(model.name, level.key).items():
+                writer.writerow(row(case, level.key, "worst case", "", score))
+    return buffer.getvalue()
+
+
+def _corruption(attack: str) -> str:
+    return attack.removeprefix(statistics.CORRUPTION).strip().replace("_", " ")
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dicts, NaN and infinity as None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,362 @@
+"""The runner: one case through all levels and attacks, stage by stage, each kept in the store before the next begins.
+
+A stage attacks the inputs that the stages before it have not finished, always from the clean image. The worst image of
+each input so far is kept; the worst of the next lower radius of the same norm takes part as well, because it lies
+inside the larger ball, so that worst scores never rise with the radius. What an input gets depends on the seed, its
+case, level and attack, and on nothing else: not on other cases, models, workers, or interruptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from monai_adv.attacks.base import Until
+from monai_adv.attacks.corruptions import CORRUPTIONS, Corruption
+from monai_adv.errors import InputError
+from monai_adv.evaluation.plans import Stage, corruption_key, corruptions, stages
+from monai_adv.evaluation.settings import EvaluationSettings
+from monai_adv.evaluation.store import Saved, State, Store
+from monai_adv.evaluation.subject import Case, Level, Record, Score, Subject
+from monai_adv.network_state import frozen
+from monai_adv.tasks import Target, take
+from monai_adv.threats import Threat, per_sample
+
+TOLERANCE = 1e-5
+"""Largest share by which a perturbation may exceed its radius, and an image its box."""
+
+
+def run_case(
+    subject: Subject,
+    name: str,
+    settings: EvaluationSettings,
+    store: Store,
+    tell: Callable[[], None] = lambda: None,
+) -> bool:
+    """Do all that the store does not have yet for one case.
+
+    Args:
+        subject: the model with its data.
+        name: of the case.
+        settings: of the evaluation.
+        store: what is finished is read from it and written to it.
+        tell: called after every record, also for those that the store had.
+
+    Returns:
+        whether the case could be used; if not, the reason is in the store.
+    """
+    todo = _Run(subject, name, settings, store, tell)
+    try:
+        todo.all_levels()
+    except InputError as error:
+        store.add_problem(subject.name, name, str(error))
+        return False
+    store.clear_problem(subject.name, name)
+    return True
+
+
+def check_threat(threat: Threat, images: Tensor) -> None:
+    """Refuse a level that makes no sense for these images.
+
+    Raises:
+        InputError: a box that does not contain them, a radius larger than the box, or one that single precision
+            cannot resolve.
+    """
+    threat.check(images)
+    radius = float(threat.radius(images).max())
+    if threat.box is not None:
+        widest = threat.box[1] - threat.box[0]
+        if threat.norm == "l2":
+            widest *= math.sqrt(_entries(threat, images))
+        if radius > widest:
+            raise InputError.of("eps", radius, f"at most {widest:.6g}, where the ball is larger than the box")
+    if float(_rounding(threat, images).max()) > 0.01 * radius:
+        raise InputError.of(
+            "eps", radius, "a radius that is not lost in the rounding of these images",
+            f"their largest value is {float(images.abs().max()):.4g}; give a larger radius or float64 images",
+        )  # fmt: skip
+
+
+def random_stream(seed: int, *names: str | int, device: torch.device) -> torch.Generator:
+    """A generator that depends on nothing but its arguments."""
+    return torch.Generator(device).manual_seed(_hash(seed, *names) >> 1)
+
+
+@contextmanager
+def reproducible(settings: EvaluationSettings) -> Iterator[None]:
+    """Fix what else decides the last digits: the number of CPU threads, and which kernels a GPU uses."""
+    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    flags = cudnn.deterministic, cudnn.benchmark
+    torch.set_num_threads(settings.threads)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        cudnn.deterministic, cudnn.benchmark = flags
+
+
+@dataclass
+class _Run:
+    """One case on its way through the levels; it is loaded when something is left to do."""
+
+    subject: Subject
+    name: str
+    settings: EvaluationSettings
+    store: Store
+    tell: Callable[[], None]
+    until: Until = field(init=False)
+    _case: Case | None = None
+    _load_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.until = "wrong" if self.subject.kind == "classification" else "lowest"
+
+    @property
+    def case(self) -> Case:
+        if self._case is None:
+            start = time.perf_counter()
+            self._case = self.subject.load(self.name)
+            for level in self.settings.levels:
+                check_threat(self._case.threat(level), self._case.images)
+            self._load_seconds = time.perf_counter() - start
+        return self._case
+
+    def all_levels(self) -> None:
+        clean = self._saved("", "clean") or self._clean()
+        self.tell()
+        for corruption in corruptions(self.settings.attacks):
+            self._corruption(corruption, clean)
+        for chain in self.settings.ascending():
+            lower: Saved | None = None
+            for level in chain:
+                lower = self._level(level, clean, lower)
+            self.store.drop_images(lower.images if lower else None)
+
+    def _saved(self, level: str, stage: str) -> Saved | None:
+        return self.store.saved(self.subject.name, self.name, level, stage)
+
+    def _clean(self) -> Saved:
+        """The clean record; an input that is finished here is never attacked."""
+        case, start = self.case, time.perf_counter()
+        lowest = case.task.lowest_margin
+        finished, broken = [], []
+        device = device_of(case.network)
+        with frozen(case.network) as network, torch.no_grad():
+            for chosen in self._batches(torch.arange(len(case.images))):
+                output = network(case.images[chosen].to(device))
+                target = to_device(take(case.target, chosen), device)
+                margin, right = case.task.margin(output, target), case.task.correct(output, target)
+                bad = ~_finite(output)
+                margin, wrong = torch.where(bad, lowest, margin), bad | ~right
+                done = wrong if self.until == "wrong" else wrong & (margin <= lowest)
+                finished.append((done | ~case.task.scorable(target)).cpu())
+                broken.append(bad.cpu())
+        scores = tuple(case.scores(case.images))
+        done = torch.cat(finished)
+        record = Record(
+            self.subject.name, self.name, "", "clean", scores, scores,
+            forward=len(case.images), seconds=time.perf_counter() - start + self._load_seconds,
+            broken=int(torch.cat(broken).sum()),
+        )  # fmt: skip
+        return self.store.commit_record(record, done)
+
+    def _corruption(self, corruption: Corruption, clean: Saved) -> None:
+        """The record of a natural corruption, unless there is one or it does not exist for these axes."""
+        name, severity = corruption_key(corruption)
+        if self._saved(severity, name) is None:
+            case, start = self.case, time.perf_counter()
+            if case.images.ndim - 2 not in CORRUPTIONS[corruption.name].axes:
+                return
+            channels = case.threat(self.settings.levels[0]).channels
+            seeds = [_hash(self.settings.seed, self.name, i) >> 33 for i in range(len(case.images))]
+            scores = tuple(case.scores(replace(corruption, channels=channels)(case.images, seeds)))
+            record = Record(
+                self.subject.name, self.name, severity, name, scores, scores,
+                forward=len(case.images), seconds=time.perf_counter() - start,
+                settings={"meaning": CORRUPTIONS[corruption.name].meaning,
+                          "level": CORRUPTIONS[corruption.name].levels[corruption.severity - 1]},
+            )  # fmt: skip
+            self.store.commit_record(record, torch.tensor(clean.finished))
+        self.tell()
+
+    def _level(self, level: Level, clean: Saved, lower: Saved | None) -> Saved:
+        """All stages of one level; returns the last one."""
+        names = [stage.name for stage in self._plan(Threat(level.norm, level.eps, self.settings.box))]
+        done: Saved | None = None
+        for name in names:
+            if (saved := self._saved(level.key, name)) is None:
+                break
+            done = saved
+            self.tell()
+        count = names.index(done.record.attack) + 1 if done else 0
+        if done is not None and count == len(names) and self.store.has_pictures(*self._place(level)):
+            return done
+        state = self.store.state(done) if done else self._start(clean, lower)
+        threat = self.case.threat(level)
+        before = done or lower
+        for stage in self._plan(threat)[count:]:
+            record, state, changed = self._stage(level, threat, stage, state)
+            done = self.store.commit(record, state, None if changed or done is None else done.images)
+            if before is not None and before.images != done.images:
+                self.store.drop_images(before.images)
+            before = done
+            self.tell()
+        assert done is not None
+        self.store.add_pictures(*self._place(level), self.case.picture(state.images))
+        return done
+
+    def _plan(self, threat: Threat) -> list[Stage]:
+        return stages(self.subject.kind, self.settings.attacks, threat, len(self.subject.classes))
+
+    def _place(self, level: Level) -> tuple[str, str, str]:
+        return self.subject.name, self.name, level.key
+
+    def _start(self, clean: Saved, lower: Saved | None) -> State:
+        """A level starts from the clean image, or from the worst one of the next lower level."""
+        finished = torch.tensor(clean.finished)
+        if lower is None:
+            return State(self.case.images.clone(), finished, torch.zeros_like(finished), clean.record.worst)
+        images = self.store.state(lower).images
+        carried = (images != self.case.images).flatten(1).any(1)
+        return State(images, finished, carried, lower.record.worst)
+
+    def _stage(self, level: Level, threat: Threat, stage: Stage, state: State) -> tuple[Record, State, bool]:
+        """One attack on the inputs that are not finished.
+
+        Returns:
+            its record, the state after it, and whether any worst image changed.
+        """
+        case, start = self.case, time.perf_counter()
+        attacked = state.images.clone()
+        finished = state.finished.clone()
+        forward = backward = dead = broken = 0
+        largest = 0.0
+        device = device_of(case.network)
+        names = self.name, level.key, stage.name
+        chosen_total = 0
+        for chosen in self._batches((~state.finished).nonzero()[:, 0]):
+            clean = case.images[chosen]
+            radius = threat.radius(clean) - _rounding(threat, clean)
+            result = stage.attack(
+                case.network, clean.to(device), to_device(take(case.target, chosen), device), case.task,
+                radius=radius.to(device),
+                generator=random_stream(
+                    self.settings.seed, *names, int(chosen[0]) // self.settings.batch_size, device=device
+                ),
+            )  # fmt: skip
+            images = result.images.detach().to("cpu", clean.dtype)
+            largest = max(largest, self._checked_size(threat, clean, images, stage))
+            attacked[chosen] = images
+            low = result.wrong if self.until == "wrong" else result.wrong & (result.margin <= case.task.lowest_margin)
+            finished[chosen] |= low.cpu()
+            chosen_total += len(chosen)
+            forward += result.passes.forward
+            backward += result.passes.backward_input
+            dead += int(result.dead.sum())
+            broken += int(result.broken.sum())
+        if chosen_total:
+            own = tuple(case.scores(attacked))
+            images = case.combine(state.images, attacked)
+            worst = tuple(case.scores(images))
+            self._check_worst(stage, worst, own, state.scores)
+            if len(own) == len(finished):  # an attack's success counts only where the score confirms it
+                finished &= state.finished | torch.tensor([s.score == 0 for s in own])
+        else:
+            images, own, worst = state.images, state.scores, state.scores
+        changed = (images != state.images).flatten(1).any(1)
+        carried = state.carried & ~changed
+        record = Record(
+            self.subject.name, self.name, level.key, stage.name, own, worst,
+            carried=float(carried.double().mean()), forward=forward, backward=backward,
+            seconds=time.perf_counter() - start, attacked=chosen_total, dead=dead, broken=broken, largest=largest,
+            settings=stage.settings(),
+        )  # fmt: skip
+        return record, State(images, finished, carried, worst), bool(changed.any())
+
+    def _batches(self, chosen: Tensor) -> Iterator[Tensor]:
+        """Those of the ``chosen`` inputs that lie in each batch; its boundaries do not depend on who is chosen."""
+        for number in range(math.ceil(len(self.case.images) / self.settings.batch_size)):
+            batch = chosen[torch.div(chosen, self.settings.batch_size, rounding_mode="floor") == number]
+            if len(batch):
+                yield batch
+
+    def _checked_size(self, threat: Threat, clean: Tensor, images: Tensor, stage: Stage) -> float:
+        """Largest perturbation as a share of its radius.
+
+        Raises:
+            RuntimeError: the attack broke its threat: an error of ours.
+        """
+        delta = images.double() - clean.double()
+        share = float((threat.size(delta) / threat.radius(clean.double())).max())
+        faults = []
+        if not math.isfinite(share) or share > 1 + TOLERANCE:
+            faults.append(f"the perturbation is {share:.8g} times the radius")
+        if threat.box is not None:
+            margin = TOLERANCE * (threat.box[1] - threat.box[0])
+            inside = images if threat.channels is None else images[:, list(threat.channels)]
+            if float(inside.min()) < threat.box[0] - margin or float(inside.max()) > threat.box[1] + margin:
+                faults.append(f"the image leaves the box {threat.box}")
+        if threat.channels is not None:
+            others = [c for c in range(clean.shape[1]) if c not in threat.channels]
+            if bool(delta[:, others].any()):
+                faults.append("a channel that is not an intensity was changed")
+        if faults:
+            raise RuntimeError(f"{stage.name} on {self.name}: {'; '.join(faults)}. Please report this.")
+        return share
+
+    def _check_worst(self, stage: Stage, worst: Sequence[Score], own: Sequence[Score], before: Sequence[Score]) -> None:
+        """The worst scores are no better than those of this attack, nor than those before it.
+
+        Raises:
+            RuntimeError: an error of ours.
+        """
+        for low, *others in zip(worst, own, before, strict=True):
+            if any(low.score > other.score + 1e-6 for other in others):
+                raise RuntimeError(f"{stage.name} on {low.case}: the worst score {low.score} is not the worst.")
+
+
+def _rounding(threat: Threat, images: Tensor) -> Tensor:
+    """``(B,)`` bound on what rounding ``images + perturbation`` adds to the perturbation's size.
+
+    Attacks get a radius that is smaller by it: what is stored lies in the ball exactly, not nearly.
+    """
+    unit = torch.finfo(images.dtype).eps  # twice the error of one rounding
+    radius = per_sample(threat.radius(images), images)
+    largest = images.abs() + radius if threat.norm == "linf" else images
+    return unit * (threat.size(largest) + threat.radius(images))
+
+
+def _hash(*values: str | int) -> int:
+    """64 bits that depend on nothing else."""
+    return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:8], "big")
+
+
+def _entries(threat: Threat, images: Tensor) -> int:
+    channels = images.shape[1] if threat.channels is None else len(threat.channels)
+    return channels * images[0, 0].numel()
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where the network computes."""
+    for values in (network.parameters(), network.buffers()):
+        for value in values:
+            return value.device
+    return torch.device("cpu")
+
+
+def to_device(target: Target, device: torch.device) -> Target:
+    """The ground truth there."""
+    return target.to(device) if isinstance(target, Tensor) else [t.to(device) for t in target]
+
+
+def _finite(output: Tensor | Sequence[Tensor]) -> Tensor:
+    values = output if isinstance(output, Tensor) else output[0]
+    return values.reshape(len(values), -1).isfinite().all(1)

@@ -1,0 +1,299 @@
+"""One run of an evaluation: describe, predict, attack, probe, report. The store decides what is left to do."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from monai_adv.errors import InputError
+from monai_adv.evaluation import cost
+from monai_adv.evaluation.cost import Cost, Size, duration
+from monai_adv.evaluation.settings import EvaluationSettings
+from monai_adv.evaluation.store import Store, read_cost, read_evaluation, read_probes, read_problems, read_records
+from monai_adv.evaluation.subject import Record, Source
+from monai_adv.evaluation.workers import Job, Pool, ThisProcess, plan_of
+
+PROBED = 3
+"""Cases per model that the probes get."""
+
+
+class Session:
+    """Run it with :meth:`prepare`, then :meth:`finish`.
+
+    Args:
+        sources: of the models.
+        settings: of the evaluation.
+        folder: of the store.
+        pool: who does the work.
+        say: prints a line.
+
+    Attributes:
+        resumed: the folder held finished records already.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        settings: EvaluationSettings,
+        folder: Path,
+        pool: Pool,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        run = uuid.uuid4().hex
+        self.jobs = [Job(run, source, settings, str(folder)) for source in sources]
+        self.settings, self.folder, self.pool, self.say = settings, folder, pool, say
+        self.store = Store(folder)
+        self.models: list[dict[str, Any]] = []
+        self.sizes: list[dict[str, Size]] = []
+        self.resumed = False
+
+    def prepare(self, write: bool = True) -> None:
+        """Open the models, look at all cases, predict the cost.
+
+        Args:
+            write: start or go on with the folder; otherwise nothing is written.
+
+        Raises:
+            InputError: a model that does not load, no case that can be used, a folder that cannot be used.
+        """
+        if write:
+            self.store.check_place()
+        told = self._all([(job.describe,) for job in self.jobs])
+        self.models = [t["model"] for t in told]
+        self._check_models()
+        if write:
+            self.store = Store.open(
+                self.folder,
+                {
+                    "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+                    "machine": told[0]["machine"],
+                    "versions": told[0]["versions"],
+                    "settings": self.settings.as_dict(),
+                    "levels": [
+                        {"key": v.key, "norm": v.norm, "eps": v.eps, "unit": v.unit} for v in self.settings.levels
+                    ],
+                    "models": self.models,
+                },
+            )
+            self.resumed = bool(read_records(self.folder))
+        self._survey(write)
+        self._bound(write)
+
+    def finish(self) -> int:
+        """All that is left, and the report.
+
+        Returns:
+            the exit code.
+        """
+        self._run_cases()
+        self._measured()
+        page = import_module("monai_adv.evaluation.report").write_report(self.folder)
+        problems = read_problems(self.folder)
+        verdicts = self._verdicts()
+        self.say(self._table())
+        for model, case, reason in problems:
+            self.say(f"not used: {model}{', ' + case if case else ''}: {reason}")
+        for name, word, reasons in verdicts:
+            self.say(f"{name}: {word}" + (f" ({'; '.join(reasons)})" if reasons else ""))
+        self.say(f"Report: {page if isinstance(page, Path) else self.folder / 'report.html'}")
+        if any(word == "not reliable" for _, word, _ in verdicts):
+            return 3
+        return 1 if problems else 0
+
+    def _all(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Results of (function, arguments...), in their order."""
+        return [result for _, result in sorted(self.pool.run(_call, calls), key=lambda pair: pair[0])]
+
+    def _check_models(self) -> None:
+        names = [m["name"] for m in self.models]
+        if len(set(names)) < len(names):
+            raise InputError.of("models", names, "names that differ", "the host says how to name a model")
+        if len({m["kind"] for m in self.models}) > 1:
+            kinds = {m["name"]: m["kind"] for m in self.models}
+            raise InputError.of("models", kinds, "only classifiers or only segmentation models in one comparison")
+
+    def _survey(self, write: bool) -> None:
+        """Load every case once: its size, and whether it can be used, before hours of attacks."""
+        known = read_cost(self.folder).get("sizes", {}) if write else {}
+        self.sizes = [
+            {case: Size(*size) for case, size in known.get(model["name"], {}).items()} for model in self.models
+        ]
+        todo = [
+            (i, case) for i, model in enumerate(self.models) for case in model["cases"] if case not in self.sizes[i]
+        ]
+        calls = [(self.jobs[i].survey, case) for i, case in todo]
+        reasons: dict[int, str] = {}
+        for number, found in tqdm(self.pool.run(_call, calls), "reading", len(calls), unit="case", disable=not calls):
+            i, case = todo[number]
+            if isinstance(found, Size):
+                self.sizes[i][case] = found
+            else:
+                reasons.setdefault(i, f"{case}: {found}")
+        for i, model in enumerate(self.models):
+            if not self.sizes[i]:
+                raise InputError(f"{model['name']}: no case can be used. {reasons[i]}")
+        if write:
+            sizes = {
+                model["name"]: {case: [size.inputs, size.voxels] for case, size in found.items()}
+                for model, found in zip(self.models, self.sizes, strict=True)
+            }
+            self.store.add_cost(sizes=sizes)
+
+    def _bound(self, write: bool) -> None:
+        """An upper bound of the cost, from the time of a pass."""
+        if self.resumed:
+            return
+        total = Cost(0, 0, 0.0)
+        timings = self._all([(job.timing, self._good(i)[0]) for i, job in enumerate(self.jobs)])
+        for model, sizes, timing in zip(self.models, self.sizes, timings, strict=True):
+            plan = plan_of(self.settings, model["kind"], len(model["classes"]))
+            total += cost.bound(plan, sizes.values(), timing, len(model["corruptions"]))
+        cases, levels = sum(map(len, self.sizes)), len(self.settings.levels)
+        self.say(
+            f"{_count(len(self.models), 'model')}, {_count(cases, 'case')}, {_count(levels, 'level')}: at most "
+            f"{total.forward} forward and {total.backward} backward passes of one input, about "
+            f"{duration(total.seconds / self.pool.workers)}; less if attacks succeed early. Probes come on top."
+        )
+        if write:
+            self.store.add_cost(bound={"forward": total.forward, "backward": total.backward, "seconds": total.seconds})
+
+    def _run_cases(self) -> None:
+        """The pilot with the probes, a prediction, then all other cases."""
+        pilot, rest = self._tasks()
+        records = sum(_records_per_case(m) * len(m["cases"]) for m in self.models)
+        with _progress(records) as tell:
+            self._attack(pilot, tell)
+            probes = [(job.probe, self._probed(i)) for i, job in enumerate(self.jobs)]
+            for _ in self.pool.run(_call, probes):
+                pass
+            self._predict(len(pilot))
+            self._attack(rest, tell)
+
+    def _tasks(self) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+        """(model, case) of the pilot and of the rest; cases that the survey could not use are among the rest."""
+        pilot, rest = [], []
+        for i, model in enumerate(self.models):
+            first = self._good(i)[: max(2, self.pool.workers)]
+            pilot += [(i, case) for case in first]
+            rest += [(i, case) for case in model["cases"] if case not in first]
+        return pilot, rest
+
+    def _attack(self, tasks: Sequence[tuple[int, str]], tell: Callable[..., None]) -> None:
+        here = isinstance(self.pool, ThisProcess)
+        calls = [(self.jobs[i].attack, case, *([tell] if here else [])) for i, case in tasks]
+        for number, _ in self.pool.run(_call, calls):
+            if not here:
+                tell(_records_per_case(self.models[tasks[number][0]]))
+
+    def _good(self, i: int) -> list[str]:
+        """Cases of a model that can be used."""
+        return [case for case in self.models[i]["cases"] if case in self.sizes[i]]
+
+    def _probed(self, i: int) -> tuple[str, ...]:
+        """Cases that the probes get, spread over the good ones."""
+        good = self._good(i)
+        count = min(PROBED, len(good))
+        return tuple(good[round(k * (len(good) - 1) / max(count - 1, 1))] for k in range(count))
+
+    def _predict(self, count: int) -> None:
+        """Seconds of the whole, from the pilot and the probes."""
+        known = read_cost(self.folder).get("predicted")
+        if known is None:
+            records = read_records(self.folder)
+            total = sum(p["seconds"] for p in read_probes(self.folder).values())
+            for model, sizes in zip(self.models, self.sizes, strict=True):
+                total += cost.predict(_seconds(records, model["name"]), sizes)
+            known = {"seconds": total, "cases": count}
+            self.store.add_cost(predicted=known)
+        done = self._spent().seconds
+        left = max(known["seconds"] - done, 0.0) / self.pool.workers
+        tqdm.write(
+            f"Predicted from {_count(known['cases'], 'case')}: {duration(known['seconds'])} of computing in all; "
+            f"{duration(left)} left."
+        )
+
+    def _spent(self) -> Cost:
+        """What all sessions spent, probes included."""
+        probes = sum(p["seconds"] for p in read_probes(self.folder).values())
+        return cost.measured(read_records(self.folder)) + Cost(0, 0, probes)
+
+    def _measured(self) -> None:
+        spent = self._spent()
+        workers = self.pool.workers
+        self.store.add_cost(
+            measured={
+                "forward": spent.forward,
+                "backward": spent.backward,
+                "seconds": spent.seconds,
+                "workers": workers,
+            }
+        )
+        predicted = read_cost(self.folder)["predicted"]["seconds"]
+        self.say(
+            f"Measured: {spent.forward} forward and {spent.backward} backward passes of one input in the attacks, "
+            f"{duration(spent.seconds)} of computing (predicted {duration(predicted)})."
+        )
+
+    def _verdicts(self) -> list[tuple[str, str, tuple[str, ...]]]:
+        """(model, verdict, reasons) by the red flags."""
+        flags = import_module("monai_adv.evaluation.flags")
+        records, probes = read_records(self.folder), read_probes(self.folder)
+        result = []
+        for model in read_evaluation(self.folder)["models"]:
+            families = {level: {s["name"]: s["family"] for s in stages} for level, stages in model["stages"].items()}
+            mine = [r for r in records if r.model == model["name"]]
+            verdict = flags.verdict(flags.find_flags(mine, model["kind"], families, probes.get(model["name"])))
+            result.append((model["name"], verdict.word, verdict.reasons))
+        return result
+
+    def _table(self) -> str:
+        """Mean score per model and level; one decimal, in percent."""
+        records = read_records(self.folder)
+        word = "accuracy" if self.models[0]["kind"] == "classification" else "Dice"
+        rows = [("model", "level", f"worst-case {word} (%)", "cases")]
+        for model in self.models:
+            for level in ("", *(v.key for v in self.settings.levels)):
+                last = {r.case: r for r in records if r.model == model["name"] and r.level == level}
+                scores = [s.score for r in last.values() for s in r.worst if not math.isnan(s.score)]
+                mean = f"{100 * sum(scores) / len(scores):.1f}" if scores else "-"
+                rows.append((model["name"], level or "clean", mean, str(len(scores))))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _records_per_case(model: dict[str, Any]) -> int:
+    return 1 + len(model["corruptions"]) + sum(map(len, model["stages"].values()))
+
+
+def _seconds(records: Sequence[Record], model: str) -> dict[str, float]:
+    result: dict[str, float] = {}
+    for record in records:
+        if record.model == model:
+            result[record.case] = result.get(record.case, 0.0) + record.seconds
+    return result
+
+
+@contextmanager
+def _progress(records: int) -> Iterator[Callable[..., None]]:
+    with tqdm(total=records, desc="attacking", unit="attack") as bar:
+
+        def tell(count: int = 1) -> None:
+            bar.update(count)
+
+        yield tell

@@ -1,0 +1,101 @@
+"""What the user decides about an evaluation; all of it changes the numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+from monai_adv.errors import InputError
+from monai_adv.evaluation.subject import Level
+
+Version = Literal["quick", "standard", "full"]
+VERSIONS: tuple[Version, ...] = ("quick", "standard", "full")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Settings of an evaluation.
+
+    Args:
+        levels: radii, ascending and without repetition within each norm, all > 0: the clean score is always measured.
+        attacks: ``"quick"``, ``"standard"`` or ``"full"``; see :mod:`monai_adv.evaluation.plans`.
+        seed: of all random draws.
+        batch_size: inputs that an attack gets at once. Random draws depend on it.
+        cases: ``None``: all; a number: the first ones; or names.
+        box: lowest and highest intensity of an attacked image in network units; ``None``: the subject's own, if any.
+        device: type of device; its kernels and random streams decide the last digits.
+        threads: CPU threads of each process; sums depend on it in the last digit.
+
+    Raises:
+        InputError: for a value that is not allowed.
+
+    Example:
+        >>> EvaluationSettings((Level("l2", 5.0), Level("l2", 1.0)))
+        Traceback (most recent call last):
+        monai_adv.errors.InputError: eps: received [5.0, 1.0], allowed is radii of l2 in ascending order, each once.
+    """
+
+    levels: tuple[Level, ...]
+    attacks: Version = "standard"
+    seed: int = 0
+    batch_size: int = 64
+    cases: int | tuple[str, ...] | None = None
+    box: tuple[float, float] | None = None
+    device: str = "cpu"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise InputError.of("eps", [], "at least one radius")
+        for level in self.levels:
+            if not (math.isfinite(level.eps) and level.eps > 0):
+                raise InputError.of("eps", level.eps, "finite radii > 0", "the clean score is always measured")
+            if level.unit == "rms" and level.norm == "linf":
+                raise InputError.of("unit", "rms", "'norm' or 'raw' for linf", "its radius is per voxel already")
+        for norm, group in groupby(sorted(self.levels, key=lambda level: level.norm), lambda level: level.norm):
+            radii = [level.eps for level in group]
+            if radii != sorted(set(radii)):
+                raise InputError.of("eps", radii, f"radii of {norm} in ascending order, each once")
+        if len({level.key for level in self.levels}) < len(self.levels):
+            raise InputError.of("eps", [level.eps for level in self.levels], "radii that differ in six digits")
+        if self.attacks not in VERSIONS:
+            raise InputError.of("attacks", self.attacks, "one of " + ", ".join(VERSIONS))
+        if not 0 <= self.seed < 2**63:
+            raise InputError.of("seed", self.seed, "a whole number >= 0")
+        if self.batch_size < 1:
+            raise InputError.of("batch-size", self.batch_size, "a whole number >= 1")
+        if self.threads < 1:
+            raise InputError.of("threads", self.threads, "a whole number >= 1")
+        if self.box is not None and not (all(map(math.isfinite, self.box)) and self.box[0] < self.box[1]):
+            raise InputError.of("box", self.box, "finite numbers LOW < HIGH", "give no box for z-scored images")
+        if self.cases is not None and (self.cases < 1 if isinstance(self.cases, int) else not self.cases):
+            raise InputError.of("cases", self.cases, "a number >= 1, names of cases, or nothing for all")
+
+    def select(self, cases: Sequence[str]) -> tuple[str, ...]:
+        """Those of a subject's cases that are evaluated, in the subject's order.
+
+        Raises:
+            InputError: no cases, or names that the subject does not have.
+        """
+        if not cases:
+            raise InputError("cases: the model has no case that can be used; see the problems above.")
+        if self.cases is None:
+            return tuple(cases)
+        if isinstance(self.cases, int):
+            return tuple(cases[: self.cases])
+        unknown = sorted(set(self.cases) - set(cases))
+        if unknown:
+            raise InputError.of("cases", ", ".join(unknown), f"names among {', '.join(cases[:10])}, ...")
+        return tuple(c for c in cases if c in self.cases)
+
+    def ascending(self) -> tuple[tuple[Level, ...], ...]:
+        """The levels, norm by norm: each group is a chain in which every level starts from the one before."""
+        norms = dict.fromkeys(level.norm for level in self.levels)
+        return tuple(tuple(level for level in self.levels if level.norm == norm) for norm in norms)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, without the levels."""
+        return {name: value for name, value in asdict(self).items() if name != "levels"}

@@ -1,0 +1,420 @@
+"""The store: one folder that holds all that an evaluation has finished, so that it can stop and go on at any moment.
+
+Layout; every file is written beside its place and then moved into it, so a file that is there is complete::
+
+    evaluation.json                        what is evaluated; see :func:`read_evaluation`
+    cost.json                              what it was predicted to cost; see :func:`read_cost`
+    records/MODEL/CASE/clean.json          one :class:`Record` each, with what is needed to go on
+    records/MODEL/CASE/LEVEL.STAGE.json
+    images/MODEL/CASE/LEVEL.STAGE.npz      worst images so far, only as long as they are needed to go on
+    pictures/MODEL/CASE/LEVEL.npz          worst images as pictures, written after the last stage of a level
+    problems/MODEL/CASE.json               a case that could not be used, with the reason
+    probes/MODEL.json                      what the probes for the red flags found
+
+MODEL, CASE, LEVEL and STAGE are :func:`safe_name` of the names; the true names are inside the files. Numbers are
+written so that reading gives the same bits; NaN is written as ``NaN``, as Python's json does.
+
+Whoever reads a folder uses the functions ``read_...``; only the runner writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monai_adv.errors import InputError
+from monai_adv.evaluation.subject import Picture, Record, Score
+
+FORMAT = 1
+PARTIAL = ".partial"
+NOT_COMPARED = ("started", "machine")
+"""Entries of ``evaluation.json`` that may differ when an evaluation goes on."""
+
+
+def read_evaluation(folder: str | Path) -> dict[str, Any]:
+    """What is evaluated and how: the content of ``evaluation.json``.
+
+    Returns:
+        a dict with the keys
+
+        - ``format``: 1.
+        - ``started``: date and time, ISO 8601.
+        - ``machine``: in words: processor or GPU, cores.
+        - ``versions``: of Python and the packages, ``{"monai-adv": ..., "torch": ..., ...}``.
+        - ``settings``: ``attacks`` (quick, standard, full), ``seed``, ``batch_size``, ``cases`` (None, a number or
+          names), ``box`` (None or [low, high]), ``device`` (type), ``threads``.
+        - ``levels``: ``[{"key", "norm", "eps", "unit"}, ...]``, ascending within a norm.
+        - ``models``: one dict per model, in the order of the command line: ``name``, ``kind``, ``classes``,
+          ``fingerprint``, ``space``, ``unit`` (in words, of network inputs), ``cases`` (names of those selected),
+          ``problems`` (files left out, with reasons), ``stages`` (``{level key: [{"name", "family", "settings"},
+          ...]}`` in the order they run; family is random, white-box, black-box or transfer), ``corruptions``
+          (``[{"name", "severity"}, ...]``: of their records these are the attack and the level).
+
+    Raises:
+        InputError: no such file, or not ours.
+    """
+    path = Path(folder) / "evaluation.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known = content["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder}: not the folder of an evaluation, its evaluation.json gives {error!r}.") from error
+    if known != FORMAT:
+        raise InputError.of(str(path), f"format {known}", f"format {FORMAT}", "use the monai-adv that wrote it")
+    return content
+
+
+def read_records(folder: str | Path) -> list[Record]:
+    """All finished records: by model, case, level and stage, in the order of ``evaluation.json``.
+
+    A case begins with the clean record and the natural corruptions, whose level is their severity. Every attack has a
+    record for every case, also where nothing was left to attack. In a folder that is not finished later ones are
+    missing; a corruption that does not exist for images of these axes has none.
+
+    Raises:
+        InputError: not the folder of an evaluation.
+    """
+    store, records = Store(folder), []
+    for model in read_evaluation(folder)["models"]:
+        keys = [("", "clean"), *((c["severity"], c["name"]) for c in model["corruptions"])]
+        keys += [(level, s["name"]) for level, stages in model["stages"].items() for s in stages]
+        for case in model["cases"]:
+            found = (store.saved(model["name"], case, *key) for key in keys)
+            records += [saved.record for saved in found if saved is not None]
+    return records
+
+
+def read_pictures(folder: str | Path, model: str, case: str, level: str) -> list[Picture]:
+    """The worst images of one case at one level as pictures; empty while its level is not finished."""
+    path = Store(folder).path("pictures", model, case, level, suffix=".npz")
+    if not path.exists():
+        return []
+    with np.load(path) as file:
+        heads = json.loads(str(file["heads"]))
+        arrays = {name: file[name] for name in file.files if name != "heads"}
+    pictures = []
+    for i, head in enumerate(heads):
+        parts: dict[str, Any] = {name: arrays.get(f"{i}.{name}") for name in _ARRAYS}
+        pictures.append(Picture(**head, **parts))
+    return pictures
+
+
+def read_problems(folder: str | Path) -> list[tuple[str, str, str]]:
+    """``(model, case, reason)`` of all files that could not be used; the case is "" where it has no name."""
+    problems = []
+    for model in read_evaluation(folder)["models"]:
+        problems += [(model["name"], "", reason) for reason in model["problems"]]
+        for path in sorted((Path(folder) / "problems" / safe_name(model["name"])).glob("*.json")):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            problems.append((model["name"], content["case"], content["reason"]))
+    return problems
+
+
+def read_probes(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """What ``flags.probe`` returned, by model, with ``seconds``; models whose probes have not run are missing."""
+    store = Store(folder)
+    found = {m["name"]: store.probe(m["name"]) for m in read_evaluation(folder)["models"]}
+    return {name: probe for name, probe in found.items() if probe is not None}
+
+
+def read_cost(folder: str | Path) -> dict[str, Any]:
+    """Predicted and measured cost: the content of ``cost.json``; empty while nothing was predicted.
+
+    Returns:
+        a dict with some of the keys
+
+        - ``bound``: before the start, if no input is ever finished: ``forward``, ``backward``, ``seconds``.
+        - ``predicted``: after the pilot: ``seconds`` of the whole, ``cases``: how many had run.
+        - ``measured``: ``forward``, ``backward`` of the attacks, ``seconds`` of the whole, ``workers``.
+        - ``sizes``: model -> case -> [inputs, voxels].
+
+        Passes are counted in inputs. Seconds are those of all workers together, probes included.
+    """
+    path = Path(folder) / "cost.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def safe_name(name: str) -> str:
+    """A file name for any text, on any file system; two texts never share one.
+
+    Example:
+        >>> safe_name("hippocampus_001"), safe_name("l2-5")
+        ('hippocampus_001', 'l2-5')
+        >>> safe_name("a/b") == safe_name("a-b"), safe_name("IMA").lower() == safe_name("ima")
+        (False, False)
+    """
+    if re.fullmatch(r"[a-z0-9_-]([a-z0-9._-]{0,78}[a-z0-9_-])?", name):
+        return name
+    # Some file systems do not tell capitals apart, and all bound the length: the hash does the telling.
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:60].strip(".")
+    return f"{readable}~{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:12]}"
+
+
+@dataclass
+class State:
+    """How far one level of one case has got.
+
+    Attributes:
+        images: ``(B, C, *spatial)`` worst images so far, on the CPU.
+        finished: ``(B,)`` bool: not attacked any more at this level.
+        carried: ``(B,)`` bool: the worst image comes from a lower level.
+        scores: of ``images``.
+    """
+
+    images: Tensor
+    finished: Tensor
+    carried: Tensor
+    scores: tuple[Score, ...]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A record as it lies in the store, with what the next stage needs."""
+
+    record: Record
+    finished: tuple[bool, ...]
+    carried: tuple[bool, ...]
+    images: str | None
+
+    def __post_init__(self) -> None:
+        if len(self.finished) != len(self.carried):
+            raise ValueError("finished and carried are of one length")
+
+
+class Store:
+    """Reads and writes one folder. Several processes may write different cases at the same time.
+
+    Args:
+        folder: made by :meth:`open`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path, evaluation: dict[str, Any]) -> Store:
+        """Start a folder, or go on with one of the same evaluation.
+
+        Args:
+            folder: new, empty, or of an evaluation that did not finish.
+            evaluation: what :func:`read_evaluation` documents, without ``format``.
+
+        Raises:
+            InputError: the folder cannot be written, holds something else, or belongs to another evaluation; says
+                what differs.
+        """
+        store = cls(folder)
+        store.check_place()
+        path = store.folder / "evaluation.json"
+        content = json.loads(json.dumps({"format": FORMAT, **evaluation}))
+        if path.exists():
+            here = read_evaluation(folder)
+            store._drop_partials()
+            found = list(_differences(here, content))
+            if found:
+                raise InputError(
+                    f"{folder}: holds another evaluation; it differs in {'; '.join(found)}. "
+                    "Give its own settings to go on with it, or a new folder."
+                )
+        else:
+            _write(path, _json(content))
+        return store
+
+    def check_place(self) -> None:
+        """Refuse, before anything is computed, a folder that cannot be written or is somebody else's.
+
+        Raises:
+            InputError: says which.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(self.folder / "trial", b"")
+            (self.folder / "trial").unlink()
+            names = [p.name for p in self.folder.iterdir() if not p.name.endswith(PARTIAL)]
+        except OSError as error:
+            todo = "choose a folder that you may write to"
+            raise InputError.of("-o", str(self.folder), f"a folder that can be written ({error.strerror})", todo) from (
+                error
+            )
+        if names and "evaluation.json" not in names:
+            raise InputError.of(
+                "-o", str(self.folder), "a new or empty folder, or that of an evaluation",
+                f"this one holds {', '.join(sorted(names)[:3])} and no evaluation.json",
+            )  # fmt: skip
+
+    def path(self, kind: str, *names: str, suffix: str = ".json") -> Path:
+        """Where a file of these names lies."""
+        *above, last = (safe_name(n) if n else "clean" for n in names)
+        return self.folder.joinpath(kind, *above, last + suffix)
+
+    def saved(self, model: str, case: str, level: str, stage: str) -> Saved | None:
+        """One record with what belongs to it, or None if it is not finished."""
+        try:
+            content = json.loads(self._record_path(model, case, level, stage).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        record = content["record"]
+        known = {f.name for f in fields(Record)} - {"own", "worst"}
+        return Saved(
+            Record(
+                own=tuple(_score(s) for s in record["own"]),
+                worst=tuple(_score(s) for s in record["worst"]),
+                **{name: record[name] for name in known},
+            ),
+            tuple(content["finished"]),
+            tuple(content["carried"]),
+            content["images"],
+        )
+
+    def state(self, saved: Saved) -> State:
+        """The state after a saved stage."""
+        record = saved.record
+        if saved.images is None:
+            raise RuntimeError(f"{record.attack} of {record.case} at {record.level} has no images in the store")
+        with np.load(self.folder / saved.images) as file:
+            images = torch.from_numpy(file["images"])
+        return State(images, torch.tensor(saved.finished), torch.tensor(saved.carried), record.worst)
+
+    def commit(self, record: Record, state: State, images: str | None = None) -> Saved:
+        """Keep one finished stage: first the images, then the record that refers to them.
+
+        Args:
+            record: of the stage.
+            state: after the stage.
+            images: of an earlier stage of this level, if this one changed none of them.
+        """
+        if images is None:
+            path = self.path("images", record.model, record.case, f"{record.level}.{record.attack}", suffix=".npz")
+            _write(path, _npz(images=state.images.numpy()))
+            images = path.relative_to(self.folder).as_posix()
+        return self.commit_record(record, state.finished, state.carried, images)
+
+    def commit_record(
+        self, record: Record, finished: Tensor, carried: Tensor | None = None, images: str | None = None
+    ) -> Saved:
+        """Keep a record to which no images belong, or only older ones."""
+        carried = torch.zeros_like(finished) if carried is None else carried
+        saved = Saved(record, tuple(finished.tolist()), tuple(carried.tolist()), images)
+        content = {"record": record.as_dict(), "finished": saved.finished, "carried": saved.carried, "images": images}
+        _write(self._record_path(record.model, record.case, record.level, record.attack), _json(content))
+        return saved
+
+    def drop_images(self, name: str | None) -> None:
+        """Delete images that no later stage needs."""
+        if name is not None:
+            with suppress(FileNotFoundError):
+                (self.folder / name).unlink()
+
+    def add_pictures(self, model: str, case: str, level: str, pictures: list[Picture]) -> None:
+        """Keep what a page can draw of a finished level."""
+        arrays = {}
+        for i, picture in enumerate(pictures):
+            for name in _ARRAYS:
+                if (values := getattr(picture, name)) is not None:
+                    arrays[f"{i}.{name}"] = np.asarray(values)
+        heads = json.dumps([{"case": p.case, "caption": p.caption} for p in pictures])
+        path = self.path("pictures", model, case, level, suffix=".npz")
+        _write(path, _npz(compressed=True, heads=np.array(heads), **arrays))
+
+    def has_pictures(self, model: str, case: str, level: str) -> bool:
+        """Whether :meth:`add_pictures` was called."""
+        return self.path("pictures", model, case, level, suffix=".npz").exists()
+
+    def add_problem(self, model: str, case: str, reason: str) -> None:
+        """Note that a case could not be used."""
+        _write(self.path("problems", model, case), _json({"case": case, "reason": reason}))
+
+    def clear_problem(self, model: str, case: str) -> None:
+        """The case can be used now."""
+        with suppress(FileNotFoundError):
+            self.path("problems", model, case).unlink()
+
+    def add_probe(self, model: str, result: dict[str, Any]) -> None:
+        """Keep what the probes of a model found."""
+        _write(self.path("probes", model), _json(result))
+
+    def probe(self, model: str) -> dict[str, Any] | None:
+        """What the probes of a model found, or None if they have not run."""
+        path = self.path("probes", model)
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    def add_cost(self, **parts: dict[str, Any]) -> None:
+        """Add to ``cost.json``; see :func:`read_cost`."""
+        _write(self.folder / "cost.json", _json({**read_cost(self.folder), **parts}))
+
+    def _drop_partials(self) -> None:
+        """Delete what killed processes had not finished writing; recent files may belong to a living one."""
+        for path in self.folder.rglob(f"*{PARTIAL}"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > 3600:
+                    path.unlink()
+
+    def _record_path(self, model: str, case: str, level: str, stage: str) -> Path:
+        return self.path("records", model, case, f"{level}.{stage}" if level else "clean")
+
+
+_ARRAYS = ("clean", "attacked", "truth", "on_clean", "on_attacked")
+
+
+def _score(content: dict[str, Any]) -> Score:
+    return Score(**{**content, "probabilities": tuple(content["probabilities"])})
+
+
+def _differences(here: Any, new: Any, name: str = "") -> Iterator[str]:
+    """Sentences that say where two contents of ``evaluation.json`` differ."""
+    if isinstance(here, dict) and isinstance(new, dict):
+        for key in [*here, *(k for k in new if k not in here)]:
+            if name or key not in NOT_COMPARED:
+                yield from _differences(here.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(here, list) and isinstance(new, list) and len(here) == len(new):
+        for i, (a, b) in enumerate(zip(here, new, strict=True)):
+            label = a.get("name", a.get("key", i)) if isinstance(a, dict) else i
+            yield from _differences(a, b, f"{name}[{label}]")
+    elif here != new:
+        yield f"{name}: {_short(here)} there, {_short(new)} now"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _json(content: Any) -> bytes:
+    return json.dumps(content, indent=1).encode()
+
+
+def _npz(compressed: bool = False, **arrays: np.ndarray[Any, Any]) -> bytes:
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that it is there completely or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f"{path.name[:80]}-{secrets.token_hex(4)}{PARTIAL}"
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    if os.name == "posix":  # the new name itself
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

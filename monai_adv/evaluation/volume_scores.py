@@ -1,0 +1,82 @@
+"""Scores of one segmented volume: Dice and HD95 per class, with one policy for what is empty.
+
+==============  =============  ====  ====
+ground truth    segmentation   Dice  HD95
+==============  =============  ====  ====
+empty           empty          NaN   NaN
+empty           not empty      0     NaN
+not empty       empty          0     NaN
+==============  =============  ====  ====
+
+A NaN is left out of means over classes and cases.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+
+from monai_adv.evaluation.subject import Score
+
+Mask = npt.NDArray[np.bool_]
+
+
+def dice(found: Mask, there: Mask) -> float:
+    """``2 |found and there| / (|found| + |there|)``; NaN if both are empty.
+
+    Example:
+        >>> dice(np.array([True, True, False]), np.array([True, False, False]))
+        0.6666666666666666
+    """
+    size = int(found.sum()) + int(there.sum())
+    return 2 * int((found & there).sum()) / size if size else math.nan
+
+
+def hausdorff95(found: Mask, there: Mask, spacing: Sequence[float]) -> float:
+    """95th percentile of the surface distances, the larger of both directions, by MONAI; NaN if one is empty.
+
+    Args:
+        found, there: of the same shape. An axis of size 1 is no axis: an image is not a volume one voxel thick.
+        spacing: of the voxels along each axis, in mm.
+
+    Example:
+        >>> one, other = np.zeros((2, 5, 5), bool)
+        >>> one[1, 1], other[1, 3] = True, True
+        >>> hausdorff95(one, other, (1.0, 0.5))
+        1.0
+    """
+    if not (found.any() and there.any()):
+        return math.nan
+    kept = tuple(float(s) for s, n in zip(spacing, there.shape, strict=True) if n > 1)
+    if len(kept) < 2:  # a line, or one voxel: MONAI knows surfaces of two axes or more
+        return math.nan
+    one, other = (torch.from_numpy(np.ascontiguousarray(mask.squeeze()))[None, None] for mask in (found, there))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns of its own call
+        return float(compute_hausdorff_distance(one, other, include_background=True, percentile=95, spacing=kept))
+
+
+def mean_known(values: Iterable[float]) -> float:
+    """Mean of what is not NaN; NaN if there is nothing."""
+    known = [v for v in values if not math.isnan(v)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def volume_score(case: str, masks: Mapping[str, tuple[Mask, Mask]], spacing: Sequence[float]) -> Score:
+    """The score of one volume.
+
+    Args:
+        case: its name.
+        masks: per class what was found and what is there.
+        spacing: in mm.
+    """
+    per_class: dict[str, Any] = {name: dice(*pair) for name, pair in masks.items()}
+    distances = {name: hausdorff95(*pair, spacing) for name, pair in masks.items()}
+    return Score(case, mean_known(per_class.values()), per_class, distances)

@@ -1,0 +1,230 @@
+"""Who does the work: this process, or the workers of a Dask cluster. The numbers are the same.
+
+Every case is a task of its own and keeps each finished stage in the store, which all workers reach by the same path.
+The task of a worker that dies is given to another one, which goes on from the store.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from monai_adv.errors import InputError
+from monai_adv.evaluation import cost
+from monai_adv.evaluation.plans import Stage, corruption_key, corruptions, stages
+from monai_adv.evaluation.runner import check_threat, reproducible, run_case
+from monai_adv.evaluation.settings import EvaluationSettings
+from monai_adv.evaluation.store import Store
+from monai_adv.evaluation.subject import Kind, Source, Subject
+from monai_adv.threats import Threat
+
+PACKAGES = ("monai-adv", "torch", "monai", "numpy", "scipy", "nnunetv2")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model of an evaluation, as a worker gets it.
+
+    Attributes:
+        run: differs from run to run, so that a long-lived worker opens changed files again.
+        source: of the model.
+        settings: of the evaluation.
+        folder: of the store, absolute.
+    """
+
+    run: str
+    source: Source
+    settings: EvaluationSettings
+    folder: str
+
+    def describe(self) -> dict[str, Any]:
+        """What ``evaluation.json`` says about the model, and the ``versions`` and the ``machine`` where it is opened.
+
+        Raises:
+            InputError: the model does not load, or has no such case.
+        """
+        subject = self._subject()
+        classes = tuple(subject.classes)
+        plan = plan_of(self.settings, subject.kind, len(classes))
+        model = {
+            "name": subject.name,
+            "kind": subject.kind,
+            "classes": list(classes),
+            "fingerprint": subject.fingerprint,
+            "space": subject.space,
+            "unit": subject.unit,
+            "cases": list(self.settings.select(subject.cases)),
+            "problems": list(subject.problems),
+            "stages": {
+                key: [{"name": s.name, "family": s.family, "settings": s.settings()} for s in plan[key]] for key in plan
+            },
+            "corruptions": [
+                dict(zip(("name", "severity"), corruption_key(c), strict=True))
+                for c in corruptions(self.settings.attacks)
+            ],
+        }
+        return {"model": model, "versions": versions(), "machine": machine()}
+
+    def survey(self, case: str) -> cost.Size | str:
+        """The size of a case, or why it cannot be used."""
+        try:
+            loaded = self._subject().load(case)
+            for level in self.settings.levels:
+                check_threat(loaded.threat(level), loaded.images)
+        except InputError as error:
+            return str(error)
+        return cost.Size(len(loaded.images), loaded.images.numel())
+
+    def timing(self, case: str) -> cost.Timing:
+        """Seconds of a pass."""
+        with reproducible(self.settings):
+            return cost.measure(self._subject().load(case), self.settings.batch_size)
+
+    def attack(self, case: str, tell: Callable[[], None] = lambda: None) -> bool:
+        """All levels and attacks of one case that the store does not have; see :func:`run_case`."""
+        with reproducible(self.settings):
+            return run_case(self._subject(), case, self.settings, self._store(), tell)
+
+    def probe(self, cases: tuple[str, ...]) -> None:
+        """The probes for the red flags, on these cases, unless the store has them."""
+        flags = import_module("monai_adv.evaluation.flags")  # draws the statistics of a report in with it
+        store, subject = self._store(), self._subject()
+        if store.probe(subject.name) is None:
+            start = time.perf_counter()
+            with reproducible(self.settings):
+                found = flags.probe(subject, self.settings.levels, self.settings.seed, cases)
+            store.add_probe(subject.name, {**found, "seconds": time.perf_counter() - start})
+
+    def _store(self) -> Store:
+        if not (Path(self.folder) / "evaluation.json").exists():
+            raise InputError(
+                f"{self.folder}: this worker ({platform.node()}) does not see the folder of the evaluation; "
+                "give a path that all workers share."
+            )
+        return Store(self.folder)
+
+    def _subject(self) -> Subject:
+        key = self.run, pickle.dumps(self.source)
+        if key not in _subjects:
+            for old in [k for k in _subjects if k[0] != self.run]:
+                del _subjects[old]
+            _subjects[key] = self.source.open()
+        return _subjects[key]
+
+
+_subjects: dict[tuple[str, bytes], Subject] = {}
+
+
+def plan_of(settings: EvaluationSettings, kind: Kind, classes: int) -> dict[str, list[Stage]]:
+    """The stages of every level."""
+    return {
+        level.key: stages(kind, settings.attacks, Threat(level.norm, level.eps, settings.box), classes)
+        for level in settings.levels
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> str:
+    """The processor and the GPU in words."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.system()} {platform.machine()}, {cores} cores{gpu}"
+
+
+class Pool(Protocol):
+    """Runs functions.
+
+    Attributes:
+        workers: how many tasks run at the same time.
+    """
+
+    workers: int
+
+    def run(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """Call the function with each tuple of arguments; yields (number of the task, result) as they finish."""
+
+    def close(self) -> None:
+        """Stop what is still running."""
+
+
+class ThisProcess:
+    """One after the other, here."""
+
+    workers = 1
+
+    def run(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """See :class:`Pool`."""
+        for i, task in enumerate(tasks):
+            yield i, function(*task)
+
+    def close(self) -> None:
+        """Nothing is running."""
+
+
+class Dask:
+    """The workers of a Dask cluster.
+
+    Args:
+        address: of a scheduler, or ``"local"`` for a cluster of processes on this machine.
+        workers: processes of the local cluster.
+
+    Raises:
+        InputError: Dask is not installed, or the scheduler does not answer.
+    """
+
+    def __init__(self, address: str, workers: int = 1) -> None:
+        if find_spec("distributed") is None:
+            todo = 'run `pip install "monai-adv[dask]"`, or leave out --dask and --workers'
+            raise InputError.of("dask", address, "given only where the package distributed is installed", todo)
+        import dask
+
+        distributed: Any = import_module("distributed")
+
+        self._cluster: Any = None
+        if address == "local":
+            # Threads that spin while they wait take the time of the other workers.
+            environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+            with dask.config.set({"distributed.nanny.pre-spawn-environ": environment}):
+                self._cluster = distributed.LocalCluster(
+                    n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None
+                )
+        try:
+            self._client: Any = distributed.Client(self._cluster or address, timeout="20s")
+        except (OSError, ValueError) as error:
+            todo = "check the address, or give 'local'"
+            raise InputError.of("dask", address, f"a scheduler that answers ({error})", todo) from error
+        self.workers = max(len(self._client.scheduler_info(n_workers=-1)["workers"]), 1)
+
+    def run(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """See :class:`Pool`."""
+        as_completed: Any = import_module("distributed").as_completed
+        futures = [self._client.submit(function, *task, pure=False) for task in tasks]
+        numbers = {future.key: i for i, future in enumerate(futures)}
+        for future, result in as_completed(futures, with_results=True):
+            yield numbers[future.key], result
+
+    def close(self) -> None:
+        """Cancel the tasks; stop the cluster if it is ours."""
+        self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()

@@ -1,0 +1,1 @@
+"""nnU-Net as a host of ``monai-adv evaluate``."""

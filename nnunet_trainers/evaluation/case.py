@@ -1,0 +1,250 @@
+"""One patient in the network space of a deployed nnU-Net: attacked there, scored in the original geometry."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from monai_adv.errors import InputError
+from monai_adv.evaluation.subject import Level, Picture, Score
+from monai_adv.evaluation.volume_scores import volume_score
+from monai_adv.tasks import Output, SegmentationSettings, SegmentationTask, Target
+from monai_adv.tasks.volume_slices import VolumeSlicesTask
+from monai_adv.threats import Threat
+from nnunet_trainers.deployed import DeployedModel
+from nnunet_trainers.evaluation.case_files import CaseFiles
+from nnunet_trainers.evaluation.slice_choice import worst_slices
+from nnunet_trainers.sliding_window import SlidingWindow
+from nnunet_trainers.volume_dice import class_masks, dice_per_class, label_values, mean_dice
+
+LabelMap = npt.NDArray[Any]
+Box = tuple[float, float]
+EXPECTED_DICE = 0.5
+"""Share of the clean Dice that attacks on the slices of a volume aim below."""
+
+
+class NNUNetCase:
+    """See :class:`monai_adv.evaluation.subject.Case`. Each input is a slice (2D network) or the volume (3D).
+
+    Scores are those of the host's export in the original geometry, as in :func:`volume_score`. An input on which the
+    network gives NaN or infinity counts as segmented wrong in every voxel.
+
+    Args:
+        model: what is deployed.
+        files: the patient.
+        network: the model's sliding window.
+        box: lowest and highest intensity that an attacked image may have, in network units.
+
+    Raises:
+        InputError: files that cannot be used.
+    """
+
+    part = ""
+
+    def __init__(self, model: DeployedModel, files: CaseFiles, network: SlidingWindow, box: Box | None = None) -> None:
+        self.name, self.model, self.network, self.box = files.name, model, network, box
+        self.truth, self.spacing = model.read_labels(files.ground_truth_file)
+        volume, labels, self.properties = model.preprocess_labelled(files.image_files, files.ground_truth_file)
+        volume, labels = self._attacked_part(volume, labels)
+        self.images = model.to_inputs(volume).contiguous()
+        self.labels = model.to_inputs(labels).contiguous()
+        self.target: Target = _target(model, self.labels)
+        self.task = segmentation_task(model)
+        if len(self.images) > 1:
+            self.task = self._shared_task(self.logits(self.images))
+
+    def threat(self, level: Level) -> Threat:
+        """The level for this patient; ``raw`` radii are divided by the standard deviation of its normalisation.
+
+        Raises:
+            InputError: a raw radius where the channels differ in scale or the normalisation is unknown.
+        """
+        eps = level.eps / self.raw_unit() if level.unit == "raw" else level.eps
+        return Threat(level.norm, eps, self.box, "rms" if level.unit == "rms" else "norm")
+
+    def raw_unit(self) -> float:
+        """Intensity in the files (HU for CT) of one network unit.
+
+        Raises:
+            InputError: see :meth:`threat`.
+        """
+        units: list[float | None] = self.properties["raw_units"]
+        plans = self.model.configuration_manager.normalization_schemes
+        known = [unit for unit in units if unit is not None]
+        if not known or len(known) < len(units):
+            allowed = "'norm' or 'rms' for a model whose normalisation is not one of nnU-Net's"
+            raise InputError.of("unit", f"raw for {plans}", allowed)
+        if max(known) > min(known) * (1 + 1e-6):
+            found = ", ".join(f"{n} {u:.4g}" for n, u in zip(self.model.channel_names, known, strict=True))
+            raise InputError.of(
+                "unit", "raw", f"'norm' or 'rms' for channels of different scales; {self.name}: one unit is {found}"
+            )
+        return known[0]
+
+    def scores(self, images: Tensor) -> list[Score]:
+        """The score of the volume; ``images`` in the layout of ``self.images``."""
+        masks = class_masks(self.segment(self.logits(images)), self.truth, self.model.dataset_json["labels"])
+        return [volume_score(self.name, masks, self.spacing)]
+
+    def combine(self, images: Tensor, others: Tensor) -> Tensor:
+        """Slice by slice (2D) or as a whole (3D) what makes the volume's Dice small, never above either version's."""
+        logits = self.logits(images), self.logits(others)
+        versions = [(images, logits[0]), (others, logits[1])]
+        if len(images) > 1:
+            masks = [self.task.masks(version, self.target) for version in logits]
+            true_positive = torch.stack([(found & there).flatten(2).sum(-1) for found, there in masks])
+            size = torch.stack([found.flatten(2).sum(-1) + there.flatten(2).sum(-1) for found, there in masks])
+            taken = worst_slices(true_positive, size)
+
+            def mixed(one: Tensor, other: Tensor) -> Tensor:
+                return torch.where(taken.view(-1, *[1] * (one.ndim - 1)), other, one)
+
+            versions.insert(0, (mixed(images, others), mixed(*logits)))
+        return min(versions, key=lambda version: self._dice(version[1]))[0]
+
+    def picture(self, images: Tensor) -> list[Picture]:
+        """Of a volume the slice with most foreground; of single slices the worst among those with much foreground."""
+        model = self.model
+        truth = _numbers(model.to_volume(self.labels)[0])
+        clean, attacked = (self.slice_labels(self.logits(inputs)) for inputs in (self.images, images))
+        foreground = _per_slice(_foreground(model, truth))
+        index = int(foreground.argmax()) if foreground.any() else len(truth) // 2
+        if model.is_2d and foreground.any():
+            labels = model.dataset_json["labels"]
+            much = np.flatnonzero(2 * foreground >= foreground.max())
+            index = int(min(much, key=lambda i: _or_infinity(mean_dice(dice_per_class(attacked[i], truth[i], labels)))))
+        return [
+            Picture(
+                self.name,
+                clean=_numbers(model.to_volume(self.images)[0, index]),
+                attacked=_numbers(model.to_volume(images)[0, index]),
+                truth=truth[index],
+                on_clean=clean[index],
+                on_attacked=attacked[index],
+                caption=f"{self.part}slice {index + 1} of {len(truth)}",
+            )
+        ]
+
+    # ---------------------------------------------------------------- outputs
+
+    def logits(self, images: Tensor) -> Tensor:
+        """``(B, K, *spatial)`` on the CPU, without gradient; of broken inputs those of a wholly wrong segmentation."""
+        device = self.model.device
+        with torch.no_grad():
+            parts = torch.split(images, self.network.patches_per_pass)
+            logits = torch.cat([self.network(part.to(device)).float().cpu() for part in parts])
+        broken = ~logits.flatten(1).isfinite().all(1)
+        if bool(broken.any()):
+            logits[broken] = self._wrong()[broken]
+        return logits
+
+    def segment(self, logits: Tensor) -> LabelMap:
+        """The label map in the geometry of ``self.truth``."""
+        return self.model.segmentation(self.model.to_volume(logits), self.properties)
+
+    def slice_labels(self, logits: Tensor) -> LabelMap:
+        """``(X, Y, Z)`` label map in network space, by the host's rule (regions included)."""
+        return _numbers(self.model.label_manager.convert_logits_to_segmentation(self.model.to_volume(logits)))
+
+    def _dice(self, logits: Tensor) -> float:
+        """Of the volume; infinite if it is not defined, which no attack wants."""
+        per_class = dice_per_class(self.segment(logits), self.truth, self.model.dataset_json["labels"])
+        return _or_infinity(mean_dice(per_class))
+
+    def _attacked_part(self, volume: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of ``(C, X, Y, Z)`` image and labels in network space; scores belong to it."""
+        return volume, labels
+
+    def _shared_task(self, logits: Tensor) -> VolumeSlicesTask:
+        """How attacks judge slices that share a Dice.
+
+        A class that neither the ground truth nor the segmentation has gets Dice 0 as soon as something is found: its
+        false positives weigh as much as those of the largest other class.
+        """
+        found, there = (mask.transpose(0, 1).flatten(1) for mask in self.task.masks(logits, self.target))
+        size = found.sum(1) + there.sum(1)
+        dice = torch.where(size > 0, 2 * (found & there).sum(1) / size.clamp(min=1), 1.0)
+        size = torch.where(size > 0, size, size.max().clamp(min=1))
+        return VolumeSlicesTask(self.task, EXPECTED_DICE * dice, size, len(self.images))
+
+    def _wrong(self) -> Tensor:
+        """Logits that miss all foreground and call all background foreground."""
+        background = (self.labels == 0).float()
+        if self.task.regions:
+            return (2 * background - 1).repeat(1, self.network.heads, *[1] * (self.labels.ndim - 2))
+        others = torch.zeros_like(background).repeat(1, self.network.heads - 2, *[1] * (self.labels.ndim - 2))
+        return torch.cat([1 - background, background, others], 1)
+
+
+class NNUNetPatch(NNUNetCase):
+    """One patch per patient, of the plan's size around the centre of the foreground, scored in network space.
+
+    Faster than the volume, and not what is deployed: no window overlaps another, and Dice is that of the patch.
+    """
+
+    part = "patch, "
+
+    def _attacked_part(self, volume: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        model = self.model
+        size = (1, *model.patch_size) if model.is_2d else model.patch_size
+        patch = (slice(None), *_around(_foreground(model, labels[0]), size))
+        self.truth = _numbers(labels[patch][0])
+        spacing = tuple(float(s) for s in model.configuration_manager.spacing)
+        self.spacing = (1.0, *spacing) if model.is_2d else spacing
+        return volume[patch], labels[patch]
+
+    def segment(self, logits: Tensor) -> LabelMap:
+        """The label map of the patch."""
+        return self.slice_labels(logits)
+
+
+def segmentation_task(model: DeployedModel) -> SegmentationTask:
+    """How attacks judge an input: slices without foreground are attacked as well."""
+    settings = SegmentationSettings(attack_loss="dice", empty_target="empty_prediction")
+    manager = model.label_manager
+    return SegmentationTask(_no_training, settings, regions=manager.has_regions, ignore_label=manager.ignore_label)
+
+
+def _target(model: DeployedModel, labels: Tensor) -> Tensor:
+    """Ground truth in the task's layout: labels, or 0/1 maps ``(B, R, *spatial)`` of the regions (and ignore)."""
+    manager = model.label_manager
+    if not manager.has_regions:
+        return labels
+    regions = [*manager.foreground_regions, *([manager.ignore_label] if manager.has_ignore_label else [])]
+    return torch.cat([torch.isin(labels, torch.tensor(label_values(r))) for r in regions], dim=1).long()
+
+
+def _foreground(model: DeployedModel, labels: Any) -> Any:
+    """Tensor or array: what is neither background nor ignored."""
+    return (labels > 0) & (labels != (model.label_manager.ignore_label or 0))
+
+
+def _around(foreground: Tensor, size: tuple[int, ...]) -> tuple[slice, ...]:
+    """A window of this size, as far as there is room, with the foreground's centre of gravity in its middle."""
+    places = foreground.nonzero().double()
+    centre = places.mean(0).round().long().tolist() if len(places) else [n // 2 for n in foreground.shape]
+    starts = (max(0, min(c - n // 2, total - n)) for c, n, total in zip(centre, size, foreground.shape, strict=True))
+    return tuple(slice(start, start + n) for start, n in zip(starts, size, strict=True))
+
+
+def _per_slice(mask: LabelMap) -> LabelMap:
+    counts: LabelMap = mask.reshape(len(mask), -1).sum(1)
+    return counts
+
+
+def _numbers(values: Tensor | LabelMap) -> LabelMap:
+    numbers: LabelMap = np.asarray(values)
+    return numbers
+
+
+def _or_infinity(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def _no_training(output: Output, target: Target) -> Tensor:
+    raise NotImplementedError("an evaluation trains nothing")

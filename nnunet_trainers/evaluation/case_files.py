@@ -1,0 +1,60 @@
+"""Cases of two folders in nnU-Net's raw layout (imagesTr, labelsTr)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
+
+from monai_adv.errors import InputError
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """One patient: the image files (one per channel) and the ground truth."""
+
+    name: str
+    image_files: tuple[Path, ...]
+    ground_truth_file: Path
+
+
+def find_cases(
+    images_folder: str | Path,
+    labels_folder: str | Path,
+    file_ending: str,
+    names: Sequence[str] | None = None,
+    *,
+    channels: int = 1,
+) -> tuple[list[CaseFiles], list[str]]:
+    """The cases that have all their files, and what is wrong with the others.
+
+    Args:
+        file_ending: as in dataset.json, such as ".nii.gz".
+        names: which cases; default: all.
+        channels: image files per case.
+
+    Raises:
+        InputError: no such folder, or no case at all.
+    """
+    images, labels = Path(images_folder), Path(labels_folder)
+    for name, folder in (("images_folder", images), ("labels_folder", labels)):
+        if not folder.is_dir():
+            raise InputError.of(name, str(folder), "an existing folder", "check the path")
+    if names is None:
+        names = sorted(map(str, get_identifiers_from_splitted_dataset_folder(str(images), file_ending)))
+    if not names:
+        allowed = f"a folder with files like CASE_0000{file_ending}"
+        raise InputError.of("images_folder", str(images), allowed, "as nnUNetv2_predict wants them")
+    cases, problems = [], []
+    for name in names:
+        files = tuple(images / f"{name}_{channel:04d}{file_ending}" for channel in range(channels))
+        truth = labels / f"{name}{file_ending}"
+        wrong = [f"there is no {f}" for f in (*files, truth) if not f.is_file()]
+        wrong += [f"{f} is empty" for f in (*files, truth) if f.is_file() and f.stat().st_size == 0]
+        if wrong:
+            problems.append(f"{name}: {', '.join(wrong)}")
+        else:
+            cases.append(CaseFiles(name, files, truth))
+    return cases, problems

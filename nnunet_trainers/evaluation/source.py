@@ -1,0 +1,161 @@
+"""A trained nnU-Net folder with images and labels, as the evaluation opens it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from monai_adv.errors import InputError
+from monai_adv.evaluation.fingerprint import fingerprint, names_and_sizes
+from monai_adv.evaluation.subject import Kind
+from nnunet_trainers.deployed import DeployedModel
+from nnunet_trainers.evaluation.case import Box, NNUNetCase, NNUNetPatch
+from nnunet_trainers.evaluation.case_files import find_cases
+from nnunet_trainers.trained_folder import checkpoint_path
+from nnunet_trainers.volume_dice import class_names
+
+Mode = Literal["whole", "patch"]
+
+
+@dataclass(frozen=True)
+class NNUNetSource:
+    """What has to be known to measure a trained nnU-Net; another process opens the same.
+
+    Args:
+        model_folder: ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION``, of any trainer that nnU-Net finds.
+        images_folder, labels_folder: in nnU-Net's raw layout.
+        folds: one, or several whose mean is deployed.
+        checkpoint: file in the folds' folders.
+        cases: names; None: all of ``images_folder``.
+        mirroring: average over mirrored images, as ``nnUNetv2_predict`` does unless given ``--disable_tta``.
+        mode: ``"whole"`` volumes through the sliding window, or one ``"patch"`` of each: faster, not what is deployed.
+        device: "cpu", "cuda", ...
+        name: how tables call the model; default: the folder's name.
+        box: lowest and highest intensity that an attacked image may have, in network units.
+        patches_per_pass: see :class:`SlidingWindow`; None: by the size of a patch.
+        note: which data these are, for the report.
+
+    Raises:
+        InputError: a value that none of this can be.
+    """
+
+    model_folder: str
+    images_folder: str
+    labels_folder: str
+    folds: tuple[int | str, ...] = (0,)
+    checkpoint: str = "checkpoint_final.pth"
+    cases: tuple[str, ...] | None = None
+    mirroring: bool = False
+    mode: Mode = "whole"
+    device: str = "cpu"
+    name: str | None = None
+    box: Box | None = None
+    patches_per_pass: int | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("whole", "patch"):
+            raise InputError.of("mode", self.mode, "'whole' or 'patch'")
+        if not self.folds or len(set(self.folds)) < len(self.folds):
+            raise InputError.of("folds", self.folds, "at least one fold, each once")
+        if self.patches_per_pass is not None and self.patches_per_pass < 1:
+            raise InputError.of("patches_per_pass", self.patches_per_pass, "a whole number >= 1")
+        if self.box is not None and not (self.box[0] < self.box[1] and all(map(math.isfinite, self.box))):
+            raise InputError.of("box", self.box, "(lowest, highest) with lowest < highest, or None")
+
+    def open(self) -> NNUNetSubject:
+        """Load the model.
+
+        Raises:
+            InputError: why it does not load, or that there is no case.
+        """
+        return NNUNetSubject(self)
+
+
+class NNUNetSubject:
+    """See :class:`monai_adv.evaluation.subject.Subject`.
+
+    Raises:
+        InputError: see :meth:`NNUNetSource.open`.
+    """
+
+    kind: Kind = "segmentation"
+
+    def __init__(self, source: NNUNetSource) -> None:
+        self.source = source
+        self.model = model = DeployedModel.from_folder(
+            source.model_folder, source.folds, source.checkpoint, source.device, source.mirroring, name=source.name
+        )
+        if model.configuration_manager.previous_stage_name is not None:
+            raise InputError.of(
+                "model", model.name, "a model that needs images only, not the second stage of a cascade",
+                "measure the first stage, 3d_lowres, or 3d_fullres",
+            )  # fmt: skip
+        self.network = model.as_network(source.patches_per_pass)
+        ending = model.dataset_json["file_ending"]
+        files, problems = find_cases(
+            source.images_folder, source.labels_folder, ending, source.cases, channels=len(model.channel_names)
+        )
+        if not files:
+            raise InputError.of(
+                "cases", "; ".join(problems[:3]), "at least one case with all its files",
+                "images are called CASE_0000" + ending + ", labels CASE" + ending,
+            )  # fmt: skip
+        self.name = model.name
+        self.classes = class_names(model.dataset_json["labels"])
+        self._files = {case.name: case for case in files}
+        self.cases = tuple(self._files)
+        self.problems = tuple(problems)
+        self.fingerprint = self._fingerprint()
+
+    @property
+    def space(self) -> str:
+        """What is attacked."""
+        model, source = self.model, self.source
+        mirroring = "on" if model.mirror_axes else "off"
+        if source.mode == "patch":
+            size = " × ".join(map(str, model.patch_size))
+            what = (
+                f"one patch ({size}) per volume at the centre of the foreground, Dice in network space: faster, and "
+                f"not the deployed measure; mirroring {mirroring}"
+            )
+        else:
+            inputs = "each slice" if model.is_2d else "each volume"
+            what = (
+                f"whole volumes through nnU-Net's sliding window (Gaussian weighting, half overlap, mirroring "
+                f"{mirroring}), Dice and HD95 in the original geometry; {inputs} has a radius of its own"
+            )
+        folds = f"mean of the folds {', '.join(map(str, source.folds))}" if len(source.folds) > 1 else ""
+        return "; ".join(filter(None, [what, folds, source.note]))
+
+    @property
+    def unit(self) -> str:
+        """The unit of network inputs."""
+        raw = self.model.raw_unit_of_all
+        schemes = self.model.configuration_manager.normalization_schemes
+        channels = ", ".join(f"{n} {s}" for n, s in zip(self.model.channel_names, schemes, strict=True))
+        if raw is not None:
+            return f"units of the normalised image, 1 = {raw:.6g} in the files ({channels})"
+        return f"standard deviations of the normalised image ({channels})"
+
+    def load(self, case: str) -> NNUNetCase:
+        """One patient.
+
+        Raises:
+            InputError: an unknown name, an unreadable file, or unknown labels.
+        """
+        if case not in self._files:
+            raise InputError.of("case", case, f"one of {', '.join(self.cases)}")
+        kind = NNUNetPatch if self.source.mode == "patch" else NNUNetCase
+        return kind(self.model, self._files[case], self.network, self.source.box)
+
+    def _fingerprint(self) -> str:
+        source, folder = self.source, Path(self.source.model_folder)
+        weights = [checkpoint_path(folder, fold, source.checkpoint) for fold in source.folds]
+        data = [
+            (case.name, names_and_sizes([*case.image_files, case.ground_truth_file])) for case in self._files.values()
+        ]
+        deployed = (source.folds, source.mirroring, source.mode, source.box)
+        return fingerprint([*weights, folder / "plans.json", folder / "dataset.json"], deployed, data)

@@ -1,0 +1,64 @@
+"""What one unit of a normalised image is in the intensities of the files (HU for CT), by the plan's normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+SMALLEST = 1e-8  # nnU-Net divides by no less
+
+
+def note_raw_units(preprocessor: Any) -> list[float | None]:
+    """Let a host's preprocessor note, when it runs, the raw intensity per network unit of each channel.
+
+    Z-scores are of the case itself, and their standard deviation is known only between cropping and normalisation.
+
+    Returns:
+        a list that the run fills; None for a channel whose normalisation is not one of nnU-Net's, and empty for a
+        preprocessor with another way to normalise.
+    """
+    units: list[float | None] = []
+    normalise = getattr(preprocessor, "_normalize", None)
+    if normalise is not None:
+
+        def noting(data: Array, seg: Array, configuration: Any, intensities: dict[str, dict[str, float]]) -> Any:
+            units[:] = [
+                _raw_unit(scheme, image, seg[0] >= 0 if masked else None, intensities.get(str(c), {}))
+                for c, (scheme, masked, image) in enumerate(
+                    zip(configuration.normalization_schemes, configuration.use_mask_for_norm, data, strict=True)
+                )
+            ]
+            return normalise(data, seg, configuration, intensities)
+
+        preprocessor._normalize = noting
+    return units
+
+
+def plan_raw_unit(scheme: str, intensities: dict[str, float]) -> float | None:
+    """The raw unit if the plan alone fixes it, the same for every case; otherwise None.
+
+    Example:
+        >>> plan_raw_unit("CTNormalization", {"std": 210.0}), plan_raw_unit("ZScoreNormalization", {"std": 210.0})
+        (210.0, None)
+    """
+    match scheme:
+        case "CTNormalization":
+            return max(float(intensities["std"]), SMALLEST)
+        case "NoNormalization":
+            return 1.0
+        case "RGBTo01Normalization":
+            return 255.0
+        case _:
+            return None
+
+
+def _raw_unit(scheme: str, image: Array, mask: Array | None, intensities: dict[str, float]) -> float | None:
+    match scheme:
+        case "ZScoreNormalization":
+            return max(float((image if mask is None else image[mask]).std()), SMALLEST)
+        case "RescaleTo01Normalization":
+            return max(float(image.max() - image.min()), SMALLEST)
+        case _:
+            return plan_raw_unit(scheme, intensities)

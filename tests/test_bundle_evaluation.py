@@ -1,0 +1,397 @@
+"""MONAI bundles as a host of the evaluation: small bundles written here, with known answers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.inferers.inferer import SlidingWindowInferer
+from monai.networks.nets.densenet import DenseNet
+from monai.networks.nets.unet import UNet
+from torch import Tensor, nn
+
+from monai_adv.attacks import PGD
+from monai_adv.errors import InputError
+from monai_adv.evaluation import bundle
+from monai_adv.evaluation.bundle_source import BundleClassification, BundleNetwork, BundleSegmentation, BundleSource
+from monai_adv.evaluation.subject import Level
+
+AFFINE = np.diag([2.0, 1.0, 1.0, 1.0])
+DENSENET = {"_target_": "DenseNet", "spatial_dims": 2, "in_channels": 1, "out_channels": 3, "init_features": 4,
+            "growth_rate": 4, "block_config": [2, 2]}  # fmt: skip
+Config = dict[str, Any]
+
+
+def _unet(dims: int, heads: int) -> Config:
+    return {"_target_": "UNet", "spatial_dims": dims, "in_channels": 1, "out_channels": heads, "channels": [4, 8],
+            "strides": [2]}  # fmt: skip
+
+
+def _window(size: int, dims: int) -> Config:
+    return {"_target_": "SlidingWindowInferer", "roi_size": [size] * dims, "sw_batch_size": 2, "overlap": 0.5,
+            "mode": "gaussian"}  # fmt: skip
+
+
+def _transforms(keys: list[str]) -> Config:
+    """Of a Model Zoo bundle: read, channel first, HU from -100 to 300 to [0, 1]."""
+    return {
+        "_target_": "Compose",
+        "transforms": [
+            {"_target_": "LoadImaged", "keys": keys},
+            {"_target_": "EnsureChannelFirstd", "keys": keys},
+            {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": -100, "a_max": 300, "b_min": 0, "b_max": 1},
+        ],
+    }
+
+
+def write_bundle(
+    folder: Path, train: Config, evaluate: Config, network: nn.Module, channels: dict[str, str] | None = None
+) -> Path:
+    """A bundle in the Model Zoo's layout: evaluate.json overrides train.json."""
+    (folder / "configs").mkdir(parents=True)
+    (folder / "models").mkdir()
+    train = {"imports": ["$import glob"], "bundle_root": "nowhere", "device": "$torch.device('cuda:7')", **train}
+    (folder / "configs" / "train.json").write_text(json.dumps(train))
+    (folder / "configs" / "evaluate.json").write_text(json.dumps(evaluate))
+    if channels:
+        outputs = {"pred": {"channel_def": channels}}
+        (folder / "configs" / "metadata.json").write_text(json.dumps({"network_data_format": {"outputs": outputs}}))
+    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    return folder
+
+
+def write_volumes(
+    folder: Path, shape: tuple[int, ...], count: int = 2, labels: Callable[..., Any] | None = None
+) -> None:
+    """Bright cubes in noise; the label is the cube."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        truth = np.zeros(shape, np.uint8)
+        truth[tuple(slice(n // 4, n // 2 + 1) for n in shape)] = 1
+        values = generator.normal(0, 30, shape) + 200 * truth
+        nib.save(nib.Nifti1Image(values.astype(np.float32), AFFINE), folder / "data" / f"image{i}.nii.gz")
+        nib.save(nib.Nifti1Image((labels or (lambda t: t))(truth), AFFINE), folder / "data" / f"label{i}.nii.gz")
+
+
+LISTS: Config = {
+    "images": "$sorted(glob.glob(@bundle_root + '/data/image*.nii.gz'))",
+    "labels": "$sorted(glob.glob(@bundle_root + '/data/label*.nii.gz'))",
+}
+VALIDATION: Config = {
+    "dataset": {
+        "_target_": "Dataset",
+        "data": "$[{'image': i, 'label': l} for i, l in zip(@images, @labels)]",
+        "transform": _transforms(["image", "label"]),
+    }
+}
+
+
+def _segmentation(folder: Path, dims: int, heads: int = 2, size: int = 20, **more: Any) -> BundleSource:
+    torch.manual_seed(0)
+    network = UNet(dims, 1, heads, (4, 8), (2,))
+    write_volumes(folder, (size,) * dims, **more)
+    train = {
+        **LISTS, "network_def": _unet(dims, heads), "network": "$@network_def.to(@device)",
+        "validate": {**VALIDATION, "inferer": {"_target_": "SimpleInferer"}},
+    }  # fmt: skip
+    write_bundle(folder, train, {"validate#inferer": _window(8, dims)}, network, {"0": "background", "1": "cube"})
+    return BundleSource(str(folder))
+
+
+def _items(folder: Path, count: int = 5) -> str:
+    """A Python package of the bundle: images in memory, their class is their quarter."""
+    (folder / "scripts").mkdir(parents=True)
+    (folder / "scripts" / "__init__.py").touch()
+    (folder / "scripts" / "data.py").write_text(
+        "import torch\n"
+        "class Items(torch.utils.data.Dataset):\n"
+        f"    def __len__(self): return {count}\n"
+        "    def __getitem__(self, i):\n"
+        "        generator = torch.Generator().manual_seed(i)\n"
+        "        return {'image': torch.rand(1, 16, 16, generator=generator), 'label': i % 3}\n"
+    )
+    return "$__import__('scripts.data', fromlist=['data']).Items()"
+
+
+def _classification(folder: Path, **changes: Any) -> BundleSource:
+    torch.manual_seed(0)
+    network = DenseNet(2, 1, 3, 4, 4, (2, 2))
+    train = {"network_def": DENSENET, "dataset": _items(folder), **changes}
+    write_bundle(folder, train, {}, network, {"0": "cat", "1": "dog", "2": "owl"})
+    return BundleSource(str(folder))
+
+
+# -------------------------------------------------------------------- segmentation
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_segmenting_bundle(tmp_path: Path, dims: int) -> None:
+    source = _segmentation(tmp_path / "spleen", dims, size=20 if dims == 2 else 12)
+    subject = pickle.loads(pickle.dumps(source)).open()
+    assert isinstance(subject, BundleSegmentation)
+    assert (subject.name, subject.kind, subject.classes, subject.problems) == ("spleen", "segmentation", ("cube",), ())
+    assert subject.cases == ("image0.nii.gz", "image1.nii.gz")
+    assert "SlidingWindowInferer, windows" in subject.space
+    assert subject.unit == "units of the bundle's preprocessed image, 1 = 400 in the files"
+
+    case = subject.load("image1.nii.gz")
+    raw = nib.load(tmp_path / "spleen" / "data" / "image1.nii.gz").get_fdata()
+    np.testing.assert_allclose(case.images[0, 0], (raw + 100) / 400, atol=1e-5)
+    network = UNet(dims, 1, 2, (4, 8), (2,)).eval()
+    network.load_state_dict(torch.load(tmp_path / "spleen" / "models" / "model.pt"))
+    with torch.no_grad():
+        expected = SlidingWindowInferer([8] * dims, 2, 0.5, mode="gaussian")(case.images, network)
+        torch.testing.assert_close(case.network(case.images), expected)
+
+    threat = case.threat(Level("l2", 2.0))
+    attacked = PGD(threat, 5, keep="strongest", stop="lowest")(case.network, case.images, case.target, case.task).images
+    clean, worst = case.scores(case.images)[0], case.scores(attacked)[0]
+    assert worst.score < clean.score
+    assert set(clean.hd95) == {"cube"}
+    assert case.threat(Level("linf", 20.0, "raw")).eps == pytest.approx(20 / 400)
+
+
+def test_hd95_is_in_the_files_millimetres(tmp_path: Path) -> None:
+    subject = _segmentation(tmp_path / "b", 3, size=12).open()
+    assert isinstance(subject, BundleSegmentation)
+    case = subject.load(subject.cases[0])
+    assert case.spacing == pytest.approx((2.0, 1.0, 1.0))
+
+
+class Smooth(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(1, 2, 3, padding=1).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(x).sigmoid()  # its backward needs the output that MONAI weights in place
+
+
+def test_gradient_through_the_sliding_window() -> None:
+    window = BundleNetwork(Smooth(), SlidingWindowInferer((4, 4), 3, 0.5, mode="gaussian")).eval()
+    images = torch.rand(2, 1, 7, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(window, (images,))
+
+
+def test_regions_and_single_outputs(tmp_path: Path) -> None:
+    one = _segmentation(tmp_path / "one", 2, heads=1).open()
+    assert isinstance(one, BundleSegmentation)
+    assert one.regions
+    assert one.classes == ("region 1",)
+    case = one.load("image0.nii.gz")
+    with torch.no_grad():
+        found = (case.network(case.images) > 0).numpy()[0, 0]
+    truth = nib.load(tmp_path / "one" / "data" / "label0.nii.gz").get_fdata() > 0
+    expected = 2 * (found & truth).sum() / (found.sum() + truth.sum())
+    assert case.scores(case.images)[0].score == pytest.approx(expected)
+
+
+def test_one_hot_labels_are_classes_and_others_regions(tmp_path: Path) -> None:
+    for name, background in (("hot", "1 - x"), ("multi", "0 * x")):
+        source = _segmentation(tmp_path / name, 2)
+        file = tmp_path / name / "configs" / "evaluate.json"
+        stack = {"_target_": "Lambdad", "keys": "label", "func": f"$lambda x: torch.cat([{background}, x])"}
+        dataset = json.loads((tmp_path / name / "configs" / "train.json").read_text())["validate"]["dataset"]
+        dataset["transform"]["transforms"].append(stack)
+        file.write_text(json.dumps({"validate#dataset": dataset}))
+        subject = source.open()
+        assert isinstance(subject, BundleSegmentation)
+        assert (subject.regions, subject.one_hot) == (name == "multi", name == "hot")
+        assert subject.classes == (("cube",) if name == "hot" else ("background", "cube"))
+        case = subject.load("image0.nii.gz")
+        assert case.target.shape[1] == (1 if name == "hot" else 2)  # type: ignore[union-attr]
+        # An unknown function may change intensities as well.
+        with pytest.raises(InputError, match="unless ScaleIntensityRanged is all that changes the intensities"):
+            case.threat(Level("linf", 1.0, "raw"))
+
+
+# -------------------------------------------------------------------- classification
+
+
+def test_a_classifying_bundle(tmp_path: Path) -> None:
+    source = _classification(tmp_path / "zoo")
+    subject = source.open()
+    assert isinstance(subject, BundleClassification)
+    assert (subject.kind, subject.classes, subject.problems) == ("classification", ("cat", "dog", "owl"), ())
+    assert subject.cases == ("images 0 to 4",)
+    case = subject.load(subject.cases[0])
+    assert case.target.tolist() == [0, 1, 2, 0, 1]
+    network = DenseNet(2, 1, 3, 4, 4, (2, 2)).eval()
+    network.load_state_dict(torch.load(tmp_path / "zoo" / "models" / "model.pt"))
+    with torch.no_grad():
+        expected = network(case.images)
+    scores = case.scores(case.images)
+    assert [s.score for s in scores] == (expected.argmax(1) == case.target).float().tolist()
+    torch.testing.assert_close(torch.tensor([s.probabilities for s in scores]), expected.softmax(1))
+    attack = PGD(case.threat(Level("linf", 0.3)), 10, keep="strongest")
+    found = attack(case.network, case.images, case.target, case.task)
+    assert (found.margin < case.task.margin(expected, case.target)).all()
+
+
+def test_two_bundles_do_not_share_their_scripts(tmp_path: Path) -> None:
+    first, second = _classification(tmp_path / "a"), _classification(tmp_path / "b")
+    data = tmp_path / "b" / "scripts" / "data.py"
+    data.write_text(data.read_text().replace("return 5", "return 3"))
+    assert [len(source.open().load(case).images) for source, case in
+            ((first, "images 0 to 4"), (second, "images 0 to 2"))] == [5, 3]  # fmt: skip
+
+
+def test_items_that_cannot_be_read_are_problems(tmp_path: Path) -> None:
+    source = _classification(tmp_path / "zoo")
+    data = tmp_path / "zoo" / "scripts" / "data.py"
+    text = data.read_text().replace(
+        "        generator", "        if i in (0, 3): raise OSError('bad disk')\n        generator"
+    )
+    data.write_text(text)
+    subject = source.open()
+    assert subject.problems == (
+        "case: received '0', allowed is a case that the bundle can read; OSError: bad disk.",
+        "case: received '3', allowed is a case that the bundle can read; OSError: bad disk.",
+    )
+    assert [score.case for score in subject.load("images 0 to 2").scores(subject.load("images 0 to 2").images)] == [
+        "1", "2", "4",
+    ]  # fmt: skip
+
+
+# -------------------------------------------------------------------- what is refused
+
+
+def test_files_that_are_missing_are_problems(tmp_path: Path) -> None:
+    source = _segmentation(tmp_path / "b", 2)
+    file = tmp_path / "b" / "configs" / "train.json"
+    text = file.read_text().replace("$sorted(glob.glob(@bundle_root + '/data/label*.nii.gz'))",
+                                    "$[@bundle_root + f'/data/label{i}.nii.gz' for i in range(2)]")  # fmt: skip
+    file.write_text(text)
+    (tmp_path / "b" / "data" / "label0.nii.gz").unlink()
+    subject = source.open()
+    assert subject.cases == ("image1.nii.gz",)
+    assert subject.problems == (f"image0.nii.gz: there is no {tmp_path / 'b' / 'data' / 'label0.nii.gz'}",)
+
+
+def test_a_case_that_cannot_be_read_or_has_other_labels_is_named(tmp_path: Path) -> None:
+    source = _segmentation(tmp_path / "b", 2, labels=lambda truth: truth)
+    subject = source.open()
+    data = tmp_path / "b" / "data"
+    nib.save(nib.Nifti1Image(np.full((20, 20), 5, np.uint8), AFFINE), data / "label1.nii.gz")
+    with pytest.raises(InputError, match=r"labels of image1.nii.gz: received \[5\]"):
+        subject.load("image1.nii.gz")
+    (data / "image1.nii.gz").write_bytes(b"x")
+    with pytest.raises(InputError, match="case: received 'image1.nii.gz', allowed is a case that the bundle can read"):
+        subject.load("image1.nii.gz")
+    assert subject.load("image0.nii.gz").name == "image0.nii.gz"
+
+
+def _rewrite(folder: Path, **changes: Any) -> None:
+    file = folder / "configs" / "train.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def _without(folder: Path, *keys: str) -> None:
+    file = folder / "configs" / "train.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k not in keys}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: _without(f, "network_def"), "a config with one of the keys network_def, network; it has .*dataset"),
+        (lambda f: _without(f, "dataset"), "one of the keys validate#dataset, .*dataset, validate#dataloader"),
+        (lambda f: _rewrite(f, network_def={**DENSENET, "spatial": 2}), "key network_def', allowed is .*unexpected"),
+        (lambda f: _rewrite(f, dataset="$@nothing + 1"), "key dataset', allowed is a part that loads"),
+        (lambda f: _rewrite(f, network_def="$3"), "network: received 'int', allowed is a torch.nn.Module"),
+        (lambda f: _rewrite(f, network_def={**DENSENET, "out_channels": 4}), "weights that fit the network.*mismatch"),
+        (lambda f: (f / "models" / "model.pt").unlink(), "model.pt', allowed is an existing file; in .*there is noth"),
+        (lambda f: (f / "models" / "model.pt").write_bytes(b""), "allowed is a state dict of tensors"),
+        (lambda f: (f / "configs" / "train.json").write_text("{"), "bundle-config: .*JSONDecodeError"),
+        (lambda f: _rewrite(f, dataset="$[{'image': torch.rand(1, 16, 16), 'y': 1}]"), "with the keys image and label"),
+        (lambda f: _rewrite(f, dataset="$[]"), "bundle: received 'no data', allowed is at least one case"),
+        (lambda f: _rewrite(f, dataset=[{"image": 0, "label": 0}]), "preprocessed images that fit it"),
+        (
+            lambda f: _rewrite(
+                f,
+                imports=["$import torch"],
+                dataset={
+                    "_target_": "Dataset",
+                    "data": "$[{'image': torch.ones(1, 16, 16), 'label': 1}]",
+                    "transform": {"_target_": "RandGaussianNoised", "keys": "image", "prob": 1.0},
+                },
+            ),
+            "preprocessing that is random",
+        ),
+    ],
+)  # fmt: skip
+def test_bundles_that_do_not_load_say_why(tmp_path: Path, change: Any, message: str) -> None:
+    source = _classification(tmp_path / "b")
+    _rewrite(tmp_path / "b", imports=["$import torch"])
+    change(tmp_path / "b")
+    with pytest.raises(InputError, match=message):
+        source.open()
+
+
+class Malicious:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_weights_that_run_code_are_refused_unread(tmp_path: Path) -> None:
+    source = _classification(tmp_path / "b")
+    torch.save({"state_dict": Malicious(tmp_path / "ran")}, tmp_path / "b" / "models" / "model.pt")
+    with pytest.raises(InputError, match="allowed is a state dict of tensors, text and numbers"):
+        source.open()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_checkpoints_with_more_in_them(tmp_path: Path) -> None:
+    source = _classification(tmp_path / "b")
+    file = tmp_path / "b" / "models" / "model.pt"
+    weights = torch.load(file)
+    before = source.open().fingerprint
+    torch.save({"epoch": 3, "model": {f"module.{name}": value for name, value in weights.items()}}, file)
+    subject = source.open()
+    assert subject.fingerprint != before
+    loaded = subject.load(subject.cases[0]).network.network.state_dict()  # type: ignore[union-attr]
+    assert all(torch.equal(loaded[name], value) for name, value in weights.items())
+
+
+# -------------------------------------------------------------------- the command line
+
+
+def _sources(*words: str, **more: Any) -> list[BundleSource]:
+    parser = argparse.ArgumentParser()
+    bundle.add_arguments(parser)
+    return bundle.sources(argparse.Namespace(**vars(parser.parse_args(words)), **more))
+
+
+def test_arguments(tmp_path: Path) -> None:
+    assert _sources() == []
+    (tmp_path / "one" / "m").mkdir(parents=True)
+    found = _sources("--bundle", f"{tmp_path}/one/m", f"{tmp_path}/two/m", device="cpu", box=[0, 1])
+    assert [source.name for source in found] == ["one/m", "two/m"]
+    assert found[0].box == (0.0, 1.0)
+    assert found[0].configs is None
+    (named,) = _sources("--bundle", "x", "--bundle-config", "a.json", "b.yaml", "--bundle-weights", "w.pt")
+    assert (named.configs, named.weights, named.name) == (("a.json", "b.yaml"), "w.pt", "x")
+    with pytest.raises(InputError, match="--bundle: .*each folder once"):
+        _sources("--bundle", "x", "x")
+    with pytest.raises(InputError, match="--bundle-config: .*an addition to --bundle FOLDER"):
+        _sources("--bundle-config", "a.json")
+    with pytest.raises(InputError, match="bundle: received .*nowhere', allowed is an existing folder"):
+        BundleSource(str(tmp_path / "nowhere")).open()
+    with pytest.raises(InputError, match="or name its config with --bundle-config"):
+        found[0].open()
+    with pytest.raises(InputError, match="a.json', allowed is an existing file; in configs there is nothing"):
+        BundleSource(found[0].folder, ("a.json",)).open()

@@ -1,0 +1,77 @@
+"""Cost: nothing costs more passes than the bound, and a pilot tells the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_evaluation_runner import open_store, run_all
+from tiny_subjects import classifier, segmenter
+from torch import nn
+
+from monai_adv.evaluation import cost
+from monai_adv.evaluation.cost import Cost, Size, Timing
+from monai_adv.evaluation.runner import run_case
+from monai_adv.evaluation.settings import EvaluationSettings
+from monai_adv.evaluation.store import read_records
+from monai_adv.evaluation.subject import Level
+from monai_adv.evaluation.workers import plan_of
+
+
+class _Counter:
+    """Counts the inputs of a network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.forward = 0
+        network.register_forward_pre_hook(self._count)
+
+    def _count(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.forward += len(inputs[0])
+
+
+@pytest.mark.parametrize("make", [classifier, segmenter])
+@pytest.mark.parametrize("attacks", ["quick", "standard"])
+def test_no_evaluation_makes_more_passes_than_its_bound(tmp_path: Path, make, attacks) -> None:  # type: ignore[no-untyped-def]
+    subject = make()
+    settings = EvaluationSettings((Level("linf", 0.002),), attacks)
+    sizes = [Size(len(subject.load(c).images), 1) for c in subject.cases[:1]]
+    plan = plan_of(settings, subject.kind, len(subject.classes))
+    corruptions = 27 if attacks == "standard" else 0
+    bound = cost.bound(plan, sizes, Timing(0.0, 0.0), corruptions)
+    counter = _Counter(subject.network)
+    store = open_store(tmp_path, settings, subject)
+    run_case(subject, subject.cases[0], settings, store)
+    spent = cost.measured(read_records(tmp_path))
+    assert spent.forward <= counter.forward <= bound.forward
+    assert spent.backward <= bound.backward
+    # At a radius so small hardly anything is finished early: the bound is no empty promise.
+    assert counter.forward > 0.5 * bound.forward
+
+
+def test_what_the_records_count_is_what_the_network_sees(tmp_path: Path) -> None:
+    subject = classifier()
+    counter = _Counter(subject.network)
+    records = run_all(tmp_path, subject, EvaluationSettings((Level("linf", 0.03),), "quick"))
+    scoring = cost.SCORING * sum(len(r.own) for r in records if r.level and r.attacked)
+    rest = 20 * (cost.CLEAN - 1 + 1)  # the clean scores, and the pictures
+    assert counter.forward == cost.measured(records).forward + scoring + rest
+
+
+def test_the_cost_of_a_case_is_in_proportion_to_its_voxels() -> None:
+    sizes = {"a": Size(1, 100), "b": Size(2, 300), "c": Size(1, 50), "d": Size(1, 50)}
+    assert cost.predict({"a": 10.0, "b": 30.0}, sizes) == pytest.approx(50.0)
+    assert cost.predict({"a": 12.0, "b": 28.0}, sizes) == pytest.approx(50.0)
+
+
+def test_costs_add_up() -> None:
+    assert Cost(1, 2, 3.0) + Cost(10, 20, 30.0) == Cost(11, 22, 33.0)
+
+
+def test_timing_is_per_voxel_and_leaves_the_network_alone() -> None:
+    case = segmenter().load("0")
+    before = [p.clone() for p in case.network.parameters()]
+    timing = cost.measure(case, 64)
+    assert timing.forward > 0
+    assert timing.backward >= 0
+    assert all(torch.equal(a, b) and a.grad is None for a, b in zip(case.network.parameters(), before, strict=True))

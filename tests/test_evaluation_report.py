@@ -1,0 +1,352 @@
+"""The report from planted records: its numbers are the ones computed by hand, and nothing breaks the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from planted_evaluation import dice_score, folder_of, label_score, picture, plant
+
+from monai_adv.errors import InputError
+from monai_adv.evaluation import curves, pictures, statistics, store
+from monai_adv.evaluation.curves import chains, repetitions
+from monai_adv.evaluation.pictures import draw, largest_change
+from monai_adv.evaluation.report import duration, p_value, percent, points, write_report
+from monai_adv.evaluation.results import gather
+from monai_adv.evaluation.subject import Picture, Record, Score
+
+
+@pytest.fixture(autouse=True)
+def _coarse(monkeypatch):
+    """Small figures and short bootstraps: what is tested does not depend on them."""
+    for module in (curves, pictures):
+        monkeypatch.setattr(module, "DPI", 30)
+    monkeypatch.setattr(statistics, "RESAMPLES", 999)
+
+
+NASTY = "<script>alert(1)</script>&\"'/../$x_1$ ünï"
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """What a browser would see: nesting is checked, tables become rows of text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.stack: list[str] = []
+        self.text: list[str] = []
+        self.rows: list[list[str]] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.ids: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.stack == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.stack.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.stack:
+            self.text.append(data)
+        if {"td", "th"} & set(self.stack):
+            self.rows[-1][-1] += data
+
+    @property
+    def plain(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.text))
+
+    def row(self, *start: str) -> list[str]:
+        """The first row whose cells begin so."""
+        cells = [[re.sub(r"\s+", " ", c).strip() for c in row] for row in self.rows]
+        return next(row for row in cells if row[: len(start)] == list(start))
+
+
+def _page(folder: Path) -> Page:
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def _probes(**more):
+    return {
+        "cases": ["a"], "steps": 200, "unit": "standard deviations of the z-scored image", "images": 3,
+        "threats": {"l2-5": "L2 radius 5 (= 0.104 RMS per voxel), no box"}, "box": None, "low": -2.0, "high": 6.0,
+        "sd": 1.0, "outside": 0.0, "relative": {"l2-5": 0.0124}, "repeat": 0.0, "batch": 0.0, "training": 0,
+        "probabilities": False, "zero_samples": 0.0, "zero_voxels": 0.0, "unbounded": {"l2": 0.0},
+        "longer": {"l2-5": {"a": {"a": 0.5}}},
+    } | more  # fmt: skip
+
+
+def _segmentation(model="IMA", shift=0.0, names="abcdefgh"):
+    clean = [dice_score(n, 0.8 + 0.01 * i) for i, n in enumerate(names)]
+
+    def attacked(base):
+        return [dice_score(n, base + shift + 0.02 * i) for i, n in enumerate(names)]
+
+    return plant(
+        model, clean,
+        {(key, attack): attacked(base)
+         for key, lower in (("l2-5", 0.0), ("l2-15", 0.25), ("linf-0.1", 0.2))
+         for attack, base in (("white noise", 0.7), ("APGD-CE", 0.5 - lower), ("SegPGD", 0.45 - lower),
+                              ("Square", 0.6 - lower))},
+    )  # fmt: skip
+
+
+def test_numbers_on_the_page_are_those_of_the_records(tmp_path):
+    page = _page(folder_of(tmp_path, _segmentation(), probes={"IMA": _probes()}))
+    # clean: 0.80 ... 0.87; SegPGD at L2 5: 0.45 ... 0.59; noise 0.70 ... 0.84
+    assert page.row("unchanged")[2] == "83.5"
+    row = page.row("L2 5", "77.0")
+    assert (row[2], row[4], row[5]) == ("52.0", "45.0 a", "8")
+    low, high = (float(v) for v in row[3].split(" to "))
+    assert 48 < low < 50
+    assert 54 < high < 56
+    assert page.row("L2 15")[2] == "27.0"
+    assert page.row("SegPGD", "everything")[2:] == ["52.0", "27.0", "32.0"]
+    assert page.row("worst case", "")[2:] == ["52.0", "27.0", "32.0"]
+    # per class at L2 5: anterior min(1, 2v), posterior max(0, 2v - 1); HD95 10 (1 - v)
+    values = 0.45 + 0.02 * np.arange(8)
+    anterior, posterior = np.minimum(1, 2 * values).mean(), np.maximum(0, 2 * values - 1).mean()
+    assert page.row("anterior", "unchanged")[2:] == ["100.0", "100.0", "1.6 of 8"]
+    assert page.row("", "L2 5")[2:] == [f"{100 * anterior:.1f}", "90.0", "4.8 of 8"]
+    assert any(r[2].strip() == f"{100 * posterior:.1f}" for r in page.rows if len(r) == 5)
+    assert "L2 radius 5 (= 0.104 RMS per voxel), no box" in page.row(
+        "L2 5", "L2 radius 5 (= 0.104 RMS per voxel), no box"
+    )
+
+
+def test_verdict_and_reasons(tmp_path):
+    honest = _page(folder_of(tmp_path / "a", _segmentation(), probes={"IMA": _probes()}))
+    assert "IMA: ✓ reliable" in honest.plain
+    assert "none of 9 checks" in honest.plain
+    masked = _page(folder_of(tmp_path / "b", _segmentation(), probes={"IMA": _probes(zero_samples=0.4)}))
+    assert "IMA: ✗ not reliable" in masked.plain
+    assert "Do not trust these figures: gradients are zero." in masked.plain
+    assert "Look for rounding" in masked.plain
+    unknown = _page(folder_of(tmp_path / "c", _segmentation()))
+    assert "IMA: ? not fully checked" in unknown.plain
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path):
+    folder = folder_of(tmp_path, _segmentation() + _segmentation("plain", -0.1), pictures=True)
+    page = _page(folder)
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+    sources = [value for _, name, value in page.attributes if name in ("src", "srcset", "data", "action", "poster")]
+    assert len(sources) == 2 + 4 + 2 * 3  # curves of the page, of each model, and worst cases
+    assert all(s.startswith("data:image/png;base64,") for s in sources)
+    links = [value for _, name, value in page.attributes if name == "href"]
+    assert links
+    assert all(v[1:] in page.ids for v in links)
+    assert len(page.ids) == len(set(page.ids))
+    assert all(value for tag, name, value in page.attributes if (tag, name) == ("img", "alt"))
+    assert not any(name.startswith("on") for _, name, _ in page.attributes)
+
+
+def test_odd_names_are_text_and_nothing_else(tmp_path):
+    records = _segmentation(NASTY, names=[NASTY, *"bcdefgh"])
+    folder = folder_of(
+        tmp_path, records, pictures=True, problems=[NASTY], classes=["anterior", "posterior"], space=NASTY, unit=NASTY
+    )
+    page = _page(folder)
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&amp;&#34;&#39;" in text
+    assert f"45.0 {NASTY}" in page.row("L2 5", "77.0")
+    assert not list(tmp_path.parent.glob("x_1*"))
+
+
+def test_csv_and_json_carry_the_same_numbers(tmp_path):
+    folder = folder_of(tmp_path, _segmentation(names=[NASTY, *"bcdefgh"]))
+    write_report(folder)
+    rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text(encoding="utf-8"))))
+    records = store.read_records(folder)
+    assert len(rows) == sum(len(r.own) for r in records) + 3 * 8
+    one = next(r for r in rows if (r["patient"], r["level"], r["attack"]) == (NASTY, "l2-5", "SegPGD"))
+    assert (one["norm"], float(one["eps"]), one["unit"], one["family"]) == ("l2", 5.0, "norm", "white-box")
+    assert float(one["score"]) == 0.45
+    assert (float(one["dice anterior"]), float(one["dice posterior"])) == (0.9, 0.0)
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    model = content["models"][0]
+    assert model["summaries"]["l2-5"]["mean"] == pytest.approx(0.52)
+    assert model["summaries"]["l2-5"]["lowest_case"] == NASTY
+    assert model["verdict"]["word"] == "not fully checked"
+    assert {f["name"] for f in model["flags"]} >= {"black-box", "unbounded"}
+    assert [Score(**{**s, "probabilities": ()}) for s in content["records"][1]["own"]] == list(records[1].own)
+
+
+def test_what_is_not_defined_says_so(tmp_path):
+    clean = [dice_score("a", 0.8), Score("b", math.nan, {"anterior": math.nan, "posterior": math.nan}, {})]
+    low = [dice_score("a", 0.0), Score("b", math.nan, {"anterior": math.nan, "posterior": math.nan}, {})]
+    folder = folder_of(tmp_path, plant("IMA", clean, {("l2-5", "APGD-CE"): low}))
+    page = _page(folder)
+    row = page.row("L2 5", "–")
+    assert (row[2], row[3], row[5]) == ("0.0", "1 case: too few for an interval", "1 + 1 not defined")
+    assert page.row("", "L2 5")[2:] == ["0.0", "0.0", "not defined of 0"]
+    assert "left out of means and counted" in page.plain
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert content["models"][0]["rows"]["l2-5"][0]["values"]["hd95"] is None
+    rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text(encoding="utf-8"))))
+    assert {r["score"] for r in rows if r["patient"] == "b"} == {""}
+
+
+def test_broken_outputs_and_unusable_files_are_counted(tmp_path):
+    records = [Record(**{**vars(r), "broken": 2 * bool(r.level), "dead": 1 * bool(r.level)}) for r in _segmentation()]
+    folder = folder_of(tmp_path, records, problems=["case_9: label values 7, allowed are 0 to 2"])
+    store.Store(folder).add_problem("IMA", "h", "unreadable image")
+    page = _page(folder)
+    count = 8 * 3 * 4
+    assert f"NaN or infinite outputs on {2 * count} attacked inputs" in page.plain
+    assert f"a zero gradient on {count} of {count} attacked inputs" in page.plain
+    assert "IMA: case_9: label values 7" in page.plain
+    assert "IMA, h: unreadable image" in page.plain
+
+
+def test_an_evaluation_that_stopped_half_way_says_so(tmp_path):
+    records = [r for r in _segmentation() if r.case != "h" or r.attack != "Square"]
+    folder = folder_of(tmp_path, records)
+    assert gather(folder).models[0].unfinished == ("h",)
+    assert "Not finished. IMA: 1 case still to do." in _page(folder).plain
+
+
+def test_nothing_attacked_yet(tmp_path):
+    page = _page(folder_of(tmp_path, plant("IMA", [dice_score("a", 0.8)], {})))
+    assert "1 patient, nothing attacked yet" in page.plain
+    assert page.row("unchanged")[2:] == ["80.0", "1 case: too few for an interval", "80.0 a", "1"]
+    assert "No radius has been measured yet." in page.plain
+
+
+def test_several_models_are_compared_in_words(tmp_path):
+    probes = {"IMA": _probes(), "plain": _probes(unbounded={"l2": 0.5})}
+    page = _page(folder_of(tmp_path, _segmentation("plain", -0.1) + _segmentation(), probes=probes))
+    assert page.row("worst-case Dice in %") == ["worst-case Dice in %", "plain", "IMA"]
+    assert page.row("L2 5", "42.0")[1:] == ["42.0", "52.0"]
+    row = page.row("L2 5", "+10.0")
+    # every case differs by the same 0.1 up to rounding: the smallest p of 8 pairs, 2 / 2**8, times three tests
+    assert row[3:6] == ["8 / 0 of 8", "0.008", "0.023"]
+    assert row[-1] == "IMA has the higher Dice than plain; chance alone would rarely give such a difference."
+    assert page.row("unchanged", "+0.0")[-1].startswith("No test: the two models score the same on every case")
+    assert "Not reliable: plain. Comparisons with it mean nothing until that is settled." in page.plain
+
+
+def _classification(count=20):
+    def answers(probability):
+        return [label_score(f"i{k}", k % 2, (1 - p, p)) for k in range(count) for p in [probability(k)]]
+
+    clean = answers(lambda k: 0.9 if k % 2 else 0.2)
+    attacked = answers(lambda k: 0.1 if k in (1, 3, 5) else 0.9 if k % 2 else 0.8 if k == 0 else 0.2)
+    records = plant("net", clean, {("linf-0.01", "apgd-ce"): attacked})
+    return [Record(**{**vars(r), "case": "group 1"}) for r in records]
+
+
+def test_a_classifier_gets_its_own_tables(tmp_path):
+    records = _classification()
+    one = [
+        Record("net", "group 1", level, attack, *([tuple(s for r in records if r.level == level for s in r.own)] * 2))
+        for level, attack in (("", "clean"), ("linf-0.01", "apgd-ce"))
+    ]
+    folder = folder_of(tmp_path, one, unit="intensities in [0, 1]", settings={"box": [0.0, 1.0]})
+    page = _page(folder)
+    row = page.row("L-inf 0.01", "–")
+    assert row[2:] == ["80.0", "58.4 to 91.9", "20"]
+    # 7 of 10 found, 9 of 10 cleared; F1 = 14 / (14 + 3 + 1); one healthy image at 0.8, three sick ones at 0.1
+    pairs = (7 * 10 + 0) / 100
+    assert page.row("L-inf 0.01", "80.0")[2:] == ["70.0", "90.0", f"{1400 / 18:.1f}", f"{100 * pairs:.1f}"]
+    assert "Positive class: malignant" in page.plain
+    assert "2 classes: the DLR losses are not defined" in page.plain
+    assert "No voxel leaves the range from 0.0 to 1.0." in page.plain
+
+
+def test_natural_corruptions_are_a_table_of_their_own(tmp_path):
+    records = _segmentation()
+    for severity, loss in (("1", 0.05), ("3", 0.2)):
+        records += [
+            Record("IMA", n, severity, "corruption:bias_field", (dice_score(n, 0.8 - loss),), (dice_score(n, 0.1),),
+                   settings={"meaning": "smooth shading"})
+            for n in "abcdefgh"
+        ]  # fmt: skip
+    page = _page(folder_of(tmp_path, records))
+    assert page.row("bias field") == ["bias field", "75.0", "60.0", "smooth shading"]
+    assert page.row("L2 5", "77.0")[2] == "52.0"  # no part of the worst case
+
+
+def test_cost_settings_and_versions_stand_on_the_page(tmp_path):
+    folder = folder_of(tmp_path, _segmentation(), settings={"attacks": "quick", "cases": 8})
+    page = _page(folder)
+    assert page.row("predicted, from the first cases")[-1] == "10 min"
+    assert page.row("measured")[1:] == ["5 000", "4 000", "11 min"]
+    for words in ("seed7", "torch2.15.0", "the first 8", "“Quick” is a first look", "0.999999 of the allowed radius"):
+        assert words in page.plain.replace("seed 7", "seed7").replace("torch 2", "torch2"), words
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="not the folder of an evaluation"):
+        write_report(tmp_path)
+
+
+def test_curves_are_written_one_per_norm(tmp_path):
+    folder = folder_of(tmp_path, _segmentation("a seed 0") + _segmentation("a seed 1", -0.1))
+    write_report(folder)
+    names = {p.name for p in folder.glob("*.png")}
+    norms = ("l2", "linf")
+    assert names == {f"{kind}-{n}.png" for kind in ("curve", "attacks-1", "attacks-2") for n in norms}
+    assert all(matplotlib.image.imread(folder / n).std() > 0 for n in names)
+    groups = chains(store.read_records(folder))
+    assert [[level.eps for level in chain] for chain in groups] == [[5.0, 15.0], [0.1]]
+
+
+def test_models_that_differ_in_their_seed_share_a_curve():
+    assert repetitions(["a seed 0", "a seed 1"]) == {"a (2 seeds)": ["a seed 0", "a seed 1"]}
+    assert repetitions(["seed 3", "Trainer 2d fold 0"]) == {
+        "seed 3": ["seed 3"],
+        "Trainer 2d fold 0": ["Trainer 2d fold 0"],
+    }
+
+
+def test_pictures_show_the_difference_on_its_own_scale():
+    planted = picture(dice_score("a", 0.5))
+    assert largest_change(planted) == pytest.approx(0.1, abs=0.002)
+    drawn = matplotlib.image.imread(io.BytesIO(draw(planted, ("anterior", "$x$"), "Dice 90 %", "Dice 50 %")))
+    red, blue = drawn[..., 0] - drawn[..., 2] > 0.5, drawn[..., 2] - drawn[..., 0] > 0.5
+    assert red.any()
+    assert blue.any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 40), (40, 3)])
+def test_odd_pictures_are_drawn(shape):
+    flat = np.zeros(shape)
+    labels = np.ones(shape, int)
+    broken = np.full(shape, np.nan)
+    for attacked in (flat, broken):
+        png = draw(Picture("a", flat, attacked, labels, labels, 0 * labels), ("one",), "", "")
+        assert png.startswith(b"\x89PNG")
+    assert largest_change(Picture("a", flat, broken)) == 0
+
+
+def test_formats():
+    assert [percent(v) for v in (0.5, 0.0, math.nan)] == ["50.0", "0.0", "not defined"]
+    assert [points(v) for v in (0.123, -0.123)] == ["+12.3", "−12.3"]
+    assert [p_value(v) for v in (0.05, 1e-5, math.nan)] == ["0.050", "< 0.001", "–"]
+    assert [duration(v) for v in (1, 89.6, 150, 3600)] == ["1 s", "1 min", "2 min", "1 h 0 min"]

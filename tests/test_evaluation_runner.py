@@ -1,0 +1,340 @@
+"""The runner: closed forms, monotone worst cases, and the same numbers however often it is interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_subjects import classifier, other_classifier, segmenter
+from torch import Tensor, nn
+
+from monai_adv.attacks import PGD, AttackResult
+from monai_adv.attacks.corruptions import Corruption
+from monai_adv.errors import InputError
+from monai_adv.evaluation import runner as runner_module
+from monai_adv.evaluation import store as store_module
+from monai_adv.evaluation.plans import Stage, stages
+from monai_adv.evaluation.runner import check_threat, random_stream, reproducible, run_case
+from monai_adv.evaluation.settings import EvaluationSettings
+from monai_adv.evaluation.store import Store, read_pictures, read_records
+from monai_adv.evaluation.subject import Level, Record, Subject
+from monai_adv.statistics import Passes
+from monai_adv.tasks import Target, Task
+from monai_adv.threats import Threat
+
+LINF = EvaluationSettings((Level("linf", 0.02), Level("linf", 0.06)), "quick", batch_size=3)
+BOTH = EvaluationSettings((Level("l2", 0.2), Level("l2", 0.5)), "quick", seed=3)
+
+
+def open_store(folder: Path, settings: EvaluationSettings, *subjects: Subject) -> Store:
+    models = [
+        {
+            "name": s.name,
+            "cases": list(s.cases),
+            "corruptions": [{"name": "corruption:gain", "severity": "3"}],
+            "stages": {
+                level.key: [
+                    {"name": stage.name}
+                    for stage in runner_module.stages(
+                        s.kind, settings.attacks, Threat(level.norm, level.eps), len(s.classes)
+                    )
+                ]
+                for level in settings.levels
+            },
+        }
+        for s in subjects
+    ]
+    return Store.open(folder, {"models": models})
+
+
+def run_all(folder: Path, subject: Subject, settings: EvaluationSettings) -> list[Record]:
+    store = open_store(folder, settings, subject)
+    with reproducible(settings):
+        for case in subject.cases:
+            assert run_case(subject, case, settings, store)
+    return timeless(read_records(folder))
+
+
+def timeless(records: list[Record]) -> list[Record]:
+    return [replace(r, seconds=0.0) for r in records]
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 0.3), ("linf", 0.1)])
+def test_a_linear_network_has_its_closed_form_accuracy(tmp_path: Path, norm: Any, eps: float) -> None:
+    """The distance of an image to the boundary is its margin over the dual norm of the weights."""
+    subject = classifier(classes=2)
+    subject.box = None
+    weight = subject.network.network[1].weight.detach().double()  # type: ignore[union-attr, index]
+    difference = weight[0] - weight[1]
+    margin = (subject.images.double().flatten(1) @ difference) * (1 - 2 * subject.labels)
+    robust = margin > eps * difference.norm(p=2 if norm == "l2" else 1)
+    assert 0 < robust.sum() < 19
+    records = run_all(tmp_path, subject, EvaluationSettings((Level(norm, eps),), "quick"))
+    last = [s for r in records if r.attack == "PGD-20 from random starts" for s in r.worst]
+    assert [s.score for s in last] == robust.double().tolist()
+
+
+@pytest.mark.parametrize("make", [classifier, segmenter])
+def test_worst_scores_never_rise(tmp_path: Path, make: Callable[[], Subject]) -> None:
+    """Over attacks and radii; they are no better than any attack's own, and within the radius."""
+    subject = make()
+    for case in subject.cases:
+        records = [r for r in run_all(tmp_path, subject, BOTH) if r.case == case]
+        for before, after in pairwise(records):
+            for low, own, previous in zip(after.worst, after.own, before.worst, strict=True):
+                assert low.score <= own.score
+                assert low.score <= previous.score
+        assert all(r.largest <= 1 + 1e-5 for r in records)
+
+
+def test_what_is_finished_is_not_attacked_again(tmp_path: Path) -> None:
+    """Wrong on the clean image: never. Wrong after an attack: not at this level, but at the next, for its own score."""
+    subject = classifier()
+    records = run_all(tmp_path, subject, LINF)
+    first = [r for r in records if r.case == subject.cases[0]]
+    right = sum(s.score for s in first[0].own)
+    assert right == 7
+    for level in LINF.levels:
+        chain = [r for r in first if r.level == level.key]
+        assert chain[0].attacked == right  # also those that fell at the level below
+        for before, after in pairwise(chain):
+            fallen = {s.case for r in chain[: chain.index(after)] for s in r.own if not s.score} - {"0"}
+            assert after.attacked == right - len(fallen)
+            assert before.attacked >= after.attacked
+
+
+def test_the_lower_level_is_a_candidate_of_the_higher_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attack that is blind at the larger radius: the own score shows it, the worst score does not suffer."""
+
+    def blind_above(kind: Any, version: Any, threat: Threat, classes: int) -> list[Stage]:
+        steps = PGD(threat, 20, stop="first_wrong", keep="strongest")
+        return [Stage("half blind", steps if float(threat.eps) < 0.1 else _Nothing(threat))]
+
+    monkeypatch.setattr(runner_module, "stages", blind_above)
+    settings = EvaluationSettings((Level("linf", 0.06), Level("linf", 0.2)), "quick")
+    subject = classifier()
+    records = run_all(tmp_path, subject, settings)
+    low = [r for r in records if r.level == "linf-0.06"]
+    high = [r for r in records if r.level == "linf-0.2"]
+    assert sum(s.score for r in low for s in r.worst) < 15
+    assert [r.worst for r in high] == [r.worst for r in low]
+    assert sum(s.score for r in high for s in r.own) == 19
+    assert [r.carried for r in high] == [7 / 8, 1, 1]  # all but the one that was wrong from the start
+    assert [r.carried for r in low] == [0, 0, 0]
+
+
+def interruptions(folder: Path, subject: Subject, settings: EvaluationSettings) -> int:
+    """Die before every write in turn; returns how often."""
+    write, died = store_module._write, 0
+    for case in subject.cases:
+        at = 1
+        while True:
+            count = 0
+
+            def writes(path: Path, content: bytes, at: int = at) -> None:
+                nonlocal count
+                count += 1
+                if count == at:
+                    raise KeyboardInterrupt
+                write(path, content)
+
+            store_module._write = writes
+            try:
+                with reproducible(settings):
+                    run_case(subject, case, settings, Store(folder))
+                break
+            except KeyboardInterrupt:
+                died += 1
+                at = at % 4 + 1  # after none, one, two and three writes of a run
+            finally:
+                store_module._write = write
+    return died
+
+
+@pytest.mark.parametrize("make", [classifier, segmenter])
+def test_interrupted_at_every_write_it_ends_with_the_same_numbers(tmp_path: Path, make: Callable[[], Subject]) -> None:
+    subject = make()
+    expected = run_all(tmp_path / "at once", subject, BOTH)
+    open_store(tmp_path / "in bits", BOTH, subject)
+    assert interruptions(tmp_path / "in bits", subject, BOTH) > 20
+    assert repr(timeless(read_records(tmp_path / "in bits"))) == repr(expected)
+    assert not list((tmp_path / "in bits" / "images").rglob("*.npz"))  # only pictures are kept
+    shown = [
+        [p.attacked.tolist() for p in read_pictures(tmp_path / f, subject.name, subject.cases[0], "l2-0.5")]
+        for f in ("at once", "in bits")
+    ]
+    assert shown[0] == shown[1] != []
+
+
+def test_numbers_do_not_depend_on_order_or_company(tmp_path: Path) -> None:
+    one, other = classifier(), other_classifier()
+    expected = [run_all(tmp_path / str(i), s, LINF) for i, s in enumerate((one, other))]
+    store = open_store(tmp_path / "both", LINF, one, other)
+    for subject in (other, one):
+        for case in reversed(subject.cases):
+            run_case(subject, case, LINF, store)
+    assert timeless(read_records(store.folder)) == expected[0] + expected[1]
+
+
+def test_the_seed_is_heard() -> None:
+    streams = [
+        random_stream(*names, device=torch.device("cpu")).initial_seed()
+        for names in [(0, "a", "b"), (1, "a", "b"), (0, "ab", ""), (0, "a", "b", 0)]
+    ]
+    assert len(set(streams)) == 4
+    assert random_stream(0, "a", "b", device=torch.device("cpu")).initial_seed() == streams[0]
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """An attack that moves every image by ``factor`` radii and says that nothing was found."""
+
+    threat: Threat
+    factor: float = 0.0
+
+    def __call__(
+        self, network: nn.Module, images: Tensor, target: Target, task: Task, *,
+        radius: Tensor | None = None, generator: torch.Generator | None = None,
+    ) -> AttackResult:  # fmt: skip
+        none = torch.zeros(len(images), dtype=torch.bool)
+        moved = images + self.factor * float(self.threat.eps)
+        return AttackResult(moved, none, torch.ones(len(images)), none, none, Passes())
+
+    def most_passes(self) -> Passes:
+        return Passes()
+
+
+def test_an_attack_that_leaves_its_ball_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "stages", lambda k, v, threat, c: [Stage("cheat", _Nothing(threat, 1.001))])
+    subject = classifier()
+    subject.box = None
+    with pytest.raises(RuntimeError, match="cheat on images 0 to 7: the perturbation is 1.00"):
+        run_all(tmp_path, subject, LINF)
+    subject.box = (0.0, 1.0)
+    monkeypatch.setattr(runner_module, "stages", lambda k, v, threat, c: [Stage("cheat", _Nothing(threat, 0.9))])
+    with pytest.raises(RuntimeError, match="leaves the box"):
+        run_all(tmp_path / "box", subject, LINF)
+
+
+def test_an_attack_cannot_claim_success_that_the_score_does_not_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Boaster(_Nothing):
+        def __call__(self, *args: Any, **kwargs: Any) -> AttackResult:
+            result = super().__call__(*args, **kwargs)
+            return replace(result, wrong=~result.wrong, margin=-result.margin)
+
+    monkeypatch.setattr(
+        runner_module, "stages", lambda k, v, threat, c: [Stage(n, Boaster(threat)) for n in ("first", "second")]
+    )
+    records = [r for r in run_all(tmp_path, classifier(), LINF) if r.level]
+    assert [r.attacked for r in records] == [7] * 4 + [8] * 4 + [4] * 4
+
+
+class _NaNWhenBright(nn.Module):
+    def __init__(self, network: nn.Module, limit: float) -> None:
+        super().__init__()
+        self.network, self.limit = network, limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x.flatten(1).mean(1, keepdim=True) > self.limit
+        return torch.where(bright, torch.nan, self.network(x))
+
+
+def test_broken_outputs_are_wrong_and_counted(tmp_path: Path) -> None:
+    subject = classifier()
+    brightness = subject.images.flatten(1).mean(1)
+    limit = float(brightness.median())
+    subject.network = _NaNWhenBright(subject.network, limit)
+    records = [r for r in run_all(tmp_path, subject, LINF) if not r.level]
+    assert sum(r.broken for r in records) == int((brightness > limit).sum()) > 5
+    for record in records:
+        for score in record.own:
+            assert not (brightness[int(score.case)] > limit and score.score)
+    assert sum(len(r.own) for r in records) == 20
+
+
+def test_an_image_without_foreground_is_scored_by_the_stated_policy(tmp_path: Path) -> None:
+    subject = segmenter()
+    subject.labels[0].zero_()
+    subject.images[0].fill_(0.2)
+    settings = EvaluationSettings((Level("linf", 0.1), Level("linf", 0.4)), "quick")
+    last = {r.level: r.worst[0].score for r in run_all(tmp_path, subject, settings) if r.case == subject.cases[0]}
+    assert repr(last[""]) == "nan"
+    assert repr(last["linf-0.1"]) == "nan"  # nothing can be found in it yet
+    assert last["linf-0.4"] == 0
+
+
+def test_corruptions_are_a_second_axis(tmp_path: Path) -> None:
+    subject = segmenter()
+    settings = EvaluationSettings((Level("linf", 0.01),), "quick")
+    store = open_store(tmp_path, settings, subject)
+    run = runner_module._Run(subject, "0", settings, store, lambda: None)
+    clean = run._clean()
+    run._corruption(Corruption("gain", 3), clean)
+    (record,) = [r for r in read_records(tmp_path) if r.level]
+    assert (record.attack, record.level) == ("corruption:gain", "3")
+    case = subject.load("0")
+    low = case.images.min()
+    assert record.own == tuple(case.scores(low + (case.images - low) * 1.2))
+
+
+@pytest.mark.parametrize(
+    ("threat", "said"),
+    [
+        (Threat("linf", 0.1, box=(0.0, 0.5)), "a box that contains the images"),
+        (Threat("linf", 1.5, box=(0.0, 1.0)), "eps: received 1.5, allowed is at most 1"),
+        (Threat("l2", 4.5, box=(0.0, 1.0)), "eps: received 4.5, allowed is at most 4"),
+        (Threat("linf", 1e-8), "a radius that is not lost in the rounding"),
+    ],
+)
+def test_levels_that_make_no_sense_are_refused(threat: Threat, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        check_threat(threat, classifier().images)
+
+
+def test_a_case_that_cannot_be_used_is_noted_and_the_others_go_on(tmp_path: Path) -> None:
+    subject = classifier()
+    subject.images[10] += 1  # leaves the box
+    store = open_store(tmp_path, LINF, subject)
+    assert [run_case(subject, case, LINF, store) for case in subject.cases] == [True, False, True]
+    assert {r.case for r in read_records(tmp_path)} == {subject.cases[0], subject.cases[2]}
+    (problem,) = (tmp_path / "problems" / "tiny").glob("*.json")
+    assert "a box that contains the images" in problem.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"levels": ()}, "at least one radius"),
+        ({"levels": (Level("l2", -1.0),)}, "received -1.0, allowed is finite radii > 0"),
+        ({"levels": (Level("l2", float("nan")),)}, "received nan"),
+        ({"levels": (Level("l2", 0.0),)}, "the clean score is always measured"),
+        ({"levels": (Level("l2", 2.0), Level("l2", 1.0))}, "in ascending order, each once"),
+        ({"levels": (Level("l2", 1.0), Level("l2", 1.0))}, "in ascending order, each once"),
+        ({"levels": (Level("linf", 1.0, "rms"),)}, "unit: received 'rms'"),
+        ({"box": (1.0, 0.0)}, "LOW < HIGH"),
+        ({"batch_size": 0}, "batch-size: received 0"),
+        ({"attacks": "fast"}, "attacks: received 'fast', allowed is one of quick, standard, full"),
+        ({"cases": 0}, "cases: received 0"),
+    ],
+)
+def test_bad_settings_are_refused(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        EvaluationSettings(**{"levels": (Level("l2", 1.0),), **arguments})
+
+
+def test_stages_have_names_of_their_own() -> None:
+    for kind in ("classification", "segmentation"):
+        for version in ("quick", "standard", "full"):
+            for classes in (2, 3, 10):
+                plan = stages(kind, version, Threat("l2", 1.0), classes)  # type: ignore[arg-type]
+                assert plan[0].name == "white noise"
+                assert len({stage.name for stage in plan}) == len(plan)
+                if version != "quick":
+                    assert {stage.family for stage in plan} == {"random", "white-box", "black-box"}

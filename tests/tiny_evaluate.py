@@ -1,0 +1,36 @@
+"""``monai-adv evaluate`` without what takes long and has tests of its own: the probes and the report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+from monai_adv.cli import main
+from monai_adv.evaluation import flags
+
+SUBJECTS = Path(__file__).with_name("tiny_subjects.py")
+
+
+def evaluate(folder: Path, *words: str, models: Sequence[str] = ("classifier",), word: str = "reliable") -> int:
+    """The exit code of a small evaluation."""
+    report: Any = ModuleType("monai_adv.evaluation.report")
+    report.write_report = lambda folder: (Path(folder) / "report.html").write_text("report")
+    factories = [w for model in models for w in ("--factory", f"{SUBJECTS}:{model}")]
+    if "--eps" not in words:
+        words = ("--norm", "linf", "--eps", "0.02", "0.06", *words)
+    with (
+        patch.dict(sys.modules, {"monai_adv.evaluation.report": report}),
+        patch.object(flags, "probe", lambda subject, levels, seed, cases: {"cases": list(cases)}),
+        patch.object(flags, "find_flags", lambda *_: []),
+        patch.object(flags, "verdict", lambda found: flags.Verdict(word, ("a reason",))),  # type: ignore[arg-type]
+    ):
+        device = [] if "--device" in words else ["--device", "cpu"]
+        return main(["evaluate", *factories, "--attacks", "quick", *device, "-o", str(folder), *words])
+
+
+if __name__ == "__main__":
+    sys.exit(evaluate(Path(sys.argv[1]), *sys.argv[2:]))
