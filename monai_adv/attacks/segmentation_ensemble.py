@@ -20,6 +20,7 @@ from monai_adv.attacks.ensemble import Ensemble, EnsembleResult, Stage
 from monai_adv.attacks.losses import margin
 from monai_adv.attacks.relay import Phase, Relay
 from monai_adv.attacks.sea import SEA, balanced_masked_cross_entropy, radius_reduction
+from monai_adv.attacks.segpgd import SegPGD
 from monai_adv.attacks.square import Square
 from monai_adv.errors import InputError
 from monai_adv.statistics import Passes
@@ -36,8 +37,8 @@ def stages(threat: Threat, version: Version = "standard") -> tuple[Stage, ...]:
     | version | gradient steps | random-search queries |
     |---|---|---|
     | quick | 40 | - |
-    | standard | 280 | 200 |
-    | full | 1300 | 1000 |
+    | standard | 300 | 200 |
+    | full | 1400 | 1000 |
 
     Args:
         threat: norm, radius, box, channels.
@@ -50,7 +51,7 @@ def stages(threat: Threat, version: Version = "standard") -> tuple[Stage, ...]:
         >>> [stage.name for stage in stages(Threat("l2", 5.0), "quick")]
         ['APGD relay']
         >>> sum((s.attack.most_passes().backward_input for s in stages(Threat("l2", 5.0))), 0)
-        280
+        300
     """
     if version == "quick":
         return (Stage("APGD relay", relay(threat, 20, 20)),)
@@ -61,6 +62,7 @@ def stages(threat: Threat, version: Version = "standard") -> tuple[Stage, ...]:
             Stage("APGD relay, long", relay(threat, 60, 90)),
             Stage("APGD, falling radius", Relay(threat, radius_reduction(None, 60))),
             Stage("APGD, logit margin", APGD(threat, 30, margin, until="lowest")),
+            Stage("SegPGD", SegPGD(threat, 20)),
             square,
         )
     if version == "full":
@@ -68,6 +70,7 @@ def stages(threat: Threat, version: Version = "standard") -> tuple[Stage, ...]:
             Stage("APGD relay", relay(threat, 40, 60)),
             Stage("APGD relay, long", relay(threat, 100, 200, "surface")),
             *SEA(threat).stages(),
+            Stage("SegPGD", SegPGD(threat, 100)),
             square,
         )
     raise InputError.of("version", version, "one of " + ", ".join(VERSIONS))

@@ -23,19 +23,18 @@ WEIGHTS = "models/model.pt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments for bundles to a parser or to a group of one."""
-    parser.add_argument(
+    """Add a group with the arguments for bundles."""
+    group = parser.add_argument_group("MONAI bundles")
+    group.add_argument(
         "--bundle", metavar="FOLDER", nargs="+",
-        help="MONAI bundles; their configs are run as code: measure only bundles that you trust",
+        help="compared; their configs are run as code: measure only bundles that you trust",
     )  # fmt: skip
-    parser.add_argument(
+    group.add_argument(
         "--bundle-config", metavar="FILE", nargs="+",
         help="in the bundle, later files override earlier ones (default: configs/train.json and configs/evaluate.json, "
         "those that exist; or .yaml)",
     )  # fmt: skip
-    parser.add_argument(
-        "--bundle-weights", metavar="FILE", default=WEIGHTS, help="in the bundle (default: %(default)s)"
-    )
+    group.add_argument("--bundle-weights", metavar="FILE", default=WEIGHTS, help="in the bundle (default: %(default)s)")
 
 
 def sources(args: argparse.Namespace) -> list[BundleSource]:

@@ -47,6 +47,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Attack models and write a report. Several models in one call become one comparison.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    broken: dict[str, str] = {}
+    factory.add_arguments(parser)
+    hosts: list[Any] = [factory]
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            host = entry.load()
+            host.add_arguments(parser)
+        except Exception as error:  # a broken host must not take the other commands with it
+            broken[entry.name] = f"{type(error).__name__}: {error}"
+        else:
+            hosts.append(host)
     what = parser.add_argument_group("what the enemy may do")
     what.add_argument(
         "--norm", action="append", choices=("l2", "linf"),
@@ -79,20 +90,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="CPU threads of each process; the last digits depend on it (default: those torch takes, whatever the "
         "number of workers)",
     )  # fmt: skip
-    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="new folder, or one to go on with")
-    parser.add_argument("--dry-run", action="store_true", help="predict the cost, write nothing")
-    parser.add_argument("-y", "--yes", action="store_true", help="start without asking")
-    broken: dict[str, str] = {}
-    factory.add_arguments(parser)
-    hosts: list[Any] = [factory]
-    for entry in metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            host = entry.load()
-            host.add_arguments(parser)
-        except Exception as error:  # a broken host must not take the other commands with it
-            broken[entry.name] = f"{type(error).__name__}: {error}"
-        else:
-            hosts.append(host)
+    where.add_argument("-o", "--output", required=True, metavar="FOLDER", help="new folder, or one to go on with")
+    where.add_argument("--dry-run", action="store_true", help="predict the cost, write nothing")
+    where.add_argument("-y", "--yes", action="store_true", help="start without asking")
     parser.set_defaults(run=run, hosts=hosts, broken_hosts=broken)
 
 

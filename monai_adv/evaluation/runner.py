@@ -226,7 +226,7 @@ class _Run:
             return State(self.case.images.clone(), finished, torch.zeros_like(finished), clean.record.worst)
         images = self.store.state(lower).images
         carried = (images != self.case.images).flatten(1).any(1)
-        return State(images, finished, carried, lower.record.worst)
+        return State(images, finished | _at_bottom(lower.record.worst, len(finished)), carried, lower.record.worst)
 
     def _stage(self, level: Level, threat: Threat, stage: Stage, state: State) -> tuple[Record, State, bool]:
         """One attack on the inputs that are not finished.
@@ -269,6 +269,7 @@ class _Run:
             self._check_worst(stage, worst, own, state.scores)
             if len(own) == len(finished):  # an attack's success counts only where the score confirms it
                 finished &= state.finished | torch.tensor([s.score == 0 for s in own])
+            finished |= _at_bottom(worst, len(finished))
         else:
             images, own, worst = state.images, state.scores, state.scores
         changed = (images != state.images).flatten(1).any(1)
@@ -321,6 +322,11 @@ class _Run:
         for low, *others in zip(worst, own, before, strict=True):
             if any(low.score > other.score + 1e-6 for other in others):
                 raise RuntimeError(f"{stage.name} on {low.case}: the worst score {low.score} is not the worst.")
+
+
+def _at_bottom(worst: Sequence[Score], count: int) -> Tensor:
+    """``(count,)`` bool: the inputs share one score, and it is 0 already."""
+    return torch.full((count,), len(worst) == 1 and worst[0].score == 0)
 
 
 def _rounding(threat: Threat, images: Tensor) -> Tensor:

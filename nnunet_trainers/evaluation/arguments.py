@@ -21,19 +21,24 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add nnU-Net's arguments to a parser or to a group of one."""
-    add = parser.add_argument
-    add("-d", metavar="DATASET", help="nnU-Net data set, number or name; its cases are the fold's validation cases")
-    add("-c", metavar="CONFIGURATION", help="with -d: nnU-Net configuration, such as 2d or 3d_fullres")
-    add("-tr", metavar="TRAINER", nargs="+", help="with -d: nnU-Net trainers, compared (default: nnUNetTrainer)")
-    add("-p", metavar="PLANS", help="with -d: nnU-Net plans (default: nnUNetPlans)")
+    """Add a group with nnU-Net's arguments."""
+    add = parser.add_argument_group("nnU-Net models, in nnU-Net's own words").add_argument
+    add("-d", metavar="DATASET", help="data set, number or name; its cases are the fold's validation cases")
+    add("-c", metavar="CONFIGURATION", help="with -d: configuration, such as 2d or 3d_fullres")
+    add("-tr", metavar="TRAINER", nargs="+", help="with -d: trainers, compared (default: nnUNetTrainer)")
+    add("-p", metavar="PLANS", help="with -d: plans (default: nnUNetPlans)")
     add("-m", metavar="FOLDER", nargs="+", help="trained nnU-Net folders, TRAINER__PLANS__CONFIGURATION, compared")
-    add("-i", metavar="IMAGES", help="folder of images for nnU-Net, CASE_0000.nii.gz (default with -d: imagesTr)")
+    add("-i", metavar="IMAGES", help="folder of images, CASE_0000.nii.gz (default with -d: imagesTr)")
     add("-gt", metavar="LABELS", help="folder of their ground truth, CASE.nii.gz (default with -d: labelsTr)")
-    add("-f", metavar="FOLD", nargs="+", default=["0"], help="nnU-Net folds; of several the mean (default: 0)")
-    add("-chk", metavar="CHECKPOINT", default="checkpoint_final.pth", help="of nnU-Net (default: %(default)s)")
-    add("--mirroring", action="store_true", help="nnU-Net: average over mirrored images (nnUNetv2_predict's default)")
-    add("--patches", action="store_true", help="nnU-Net: one patch per volume, faster, not what is deployed")
+    add("-f", metavar="FOLD", nargs="+", default=["0"], help="folds; of several the mean (default: 0)")
+    add(
+        "-chk",
+        metavar="CHECKPOINT",
+        default="checkpoint_final.pth",
+        help="file in the fold's folder (default: %(default)s)",
+    )
+    add("--mirroring", action="store_true", help="average over mirrored images (nnUNetv2_predict's default)")
+    add("--patches", action="store_true", help="one patch per volume, faster, not what is deployed")
 
 
 def sources(args: argparse.Namespace) -> list[NNUNetSource]:

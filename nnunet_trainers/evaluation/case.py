@@ -24,8 +24,8 @@ from nnunet_trainers.volume_dice import class_masks, dice_per_class, label_value
 
 LabelMap = npt.NDArray[Any]
 Box = tuple[float, float]
-EXPECTED_DICE = 0.5
-"""Share of the clean Dice that attacks on the slices of a volume aim below."""
+EXPECTED_DICE = 0.1
+"""Share of the clean Dice that attacks on the slices of a volume aim below (measured: 0.03 to 0.25 hardly differ)."""
 
 
 class NNUNetCase:
