@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -41,13 +42,16 @@ from monai_adv.attacks.cospgd import CosPGD
 from monai_adv.attacks.losses import cross_entropy
 from monai_adv.attacks.pgd import PGD
 from monai_adv.attacks.sea import SEA
-from monai_adv.attacks.segmentation_ensemble import VERSIONS, Version, stages
 from monai_adv.attacks.segpgd import SegPGD
+from monai_adv.evaluation.plans import stages
+from monai_adv.evaluation.runner import run_case
+from monai_adv.evaluation.settings import VERSIONS, EvaluationSettings, Version
+from monai_adv.evaluation.store import Store
+from monai_adv.evaluation.subject import Level
 from monai_adv.tasks import Output, SegmentationTask, Target
-from monai_adv.tasks.volume_slices import VolumeSlicesTask
 from monai_adv.threats import Norm, Threat, per_sample
 from nnunet_trainers.evaluation.case import NNUNetCase
-from nnunet_trainers.evaluation.source import NNUNetSource
+from nnunet_trainers.evaluation.source import NNUNetSource, NNUNetSubject
 
 DATASET = "Dataset004_Hippocampus"
 SEED = 0
@@ -111,31 +115,27 @@ class OnUnitRange(nn.Module):
 # ---------------------------------------------------------------- what is compared
 
 
-def ensemble(name: Version, case: NNUNetCase, threat: Threat) -> tuple[Tensor, float]:
-    """Images and passes per slice of one of our versions, stage by stage as an evaluation runs it."""
-    worst, passes = case.images, 0.0
-    generator = torch.Generator().manual_seed(SEED)
-    for number, stage in enumerate(stages(threat, name)):
-        logits = case.logits(worst)
-        task = VolumeSlicesTask.of(case.task, logits, case.target, expected=1.0 if number else 0.5)
-        running = task.correct(logits, case.target).nonzero()[:, 0]
-        if len(running) == 0:
-            break
-        result = stage.attack(
-            case.network,
-            case.images[running],
-            case.target[running],
-            task,
-            generator=generator,
-        )
-        found = worst.clone()
-        found[running] = result.images
-        passes += result.passes.in_forwards() / len(worst)
-        before = case.scores(worst)[0].score
-        worst = case.combine(worst, found)
-        after, own = case.scores(worst)[0].score, case.scores(found)[0].score
-        print(f"    {case.name} {name} {stage.name}: {before:.4f} -> {after:.4f}, itself {own:.4f}", flush=True)
-    return worst, passes
+def evaluated(name: Version, subject: NNUNetSubject, case: NNUNetCase, threat: Threat) -> Row:
+    """What ``monai-adv evaluate --attacks NAME`` finds."""
+    level = Level(threat.norm, float(threat.eps))
+    settings = EvaluationSettings((level,), name, SEED, threads=torch.get_num_threads())
+    begin = time.perf_counter()
+    with TemporaryDirectory() as folder:
+        store = Store(folder)
+        if not run_case(subject, case.name, settings, store):
+            raise RuntimeError(f"{case.name} could not be evaluated")
+        saved = [
+            store.saved(subject.name, case.name, level.key, stage.name)
+            for stage in stages("segmentation", name, threat, len(subject.classes))
+        ]
+    seconds = time.perf_counter() - begin
+    attacks = [s.record for s in saved if s is not None]
+    for record in attacks:
+        print(f"    {case.name} {name} {record.attack}: {100 * record.own[0].score:.2f}", flush=True)
+    passes = sum(r.forward + r.backward for r in attacks) / len(case.images)
+    largest = max(r.largest for r in attacks)
+    dice = attacks[-1].worst[0].score
+    return Row(level.norm, level.eps, f"ours, {name}", True, case.name, dice, passes, seconds, largest)
 
 
 def published(attack: Attack, case: NNUNetCase, threat: Threat) -> tuple[Tensor, float]:
@@ -167,12 +167,9 @@ def peer(
     return result, math.nan
 
 
-def attacks_at(threat: Threat, ours: list[Version], steps: int) -> dict[str, tuple[bool, Callable[..., Any]]]:
-    """name -> (one of our ensembles?, function of the case)."""
+def peers_at(threat: Threat, steps: int) -> dict[str, Callable[..., Any]]:
+    """name -> function of the case."""
     last: dict[str, Any] = {"steps": steps, "keep": "last", "stop": "never"}
-    table: dict[str, tuple[bool, Callable[..., Any]]] = {
-        f"ours, {name}": (True, partial(ensemble, name, threat=threat)) for name in ours
-    }
     plain: dict[str, Attack] = {
         f"PGD-{steps}, CE": PGD(threat, loss=cross_entropy, **last),
         f"PGD-{steps}, soft Dice": PGD(threat, **last),
@@ -182,7 +179,9 @@ def attacks_at(threat: Threat, ours: list[Version], steps: int) -> dict[str, tup
         "APGD-100, soft Dice": APGD(threat, 100, until="lowest"),
         "SEA, 3 x 300": SEA(threat),
     }
-    table |= {name: (False, partial(published, attack, threat=threat)) for name, attack in plain.items()}
+    table: dict[str, Callable[..., Any]] = {
+        name: partial(published, attack, threat=threat) for name, attack in plain.items()
+    }
     try:
         from adv_lib.attacks import segmentation as advlib  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
@@ -202,13 +201,13 @@ def attacks_at(threat: Threat, ours: list[Version], steps: int) -> dict[str, tup
             "ALMA-prox-500": (advlib.alma_prox, {"lr_init": 0.001}),
             "PDPGD-500, L-inf": (advlib.pdpgd, {"norm": math.inf, "primal_lr": 0.1}),
         }
-    return table | {name: (False, partial(peer, *both, threat=threat)) for name, both in peers.items()}
+    return table | {name: partial(peer, *both, threat=threat) for name, both in peers.items()}
 
 
 # ---------------------------------------------------------------- running and telling
 
 
-def measure(case: NNUNetCase, threat: Threat, name: str, ours: bool, attack: Callable[..., Any]) -> Row:
+def measure(case: NNUNetCase, threat: Threat, name: str, attack: Callable[..., Any]) -> Row:
     """Attack a case, check the budget, score the volume."""
     begin = time.perf_counter()
     images, passes = attack(case=case)
@@ -217,7 +216,7 @@ def measure(case: NNUNetCase, threat: Threat, name: str, ours: bool, attack: Cal
     if not largest <= 1 + 1e-5:
         raise RuntimeError(f"{name} left the radius: {largest}")
     dice = case.scores(images)[0].score
-    return Row(threat.norm, float(threat.eps), name, ours, case.name, dice, passes, seconds, largest)
+    return Row(threat.norm, float(threat.eps), name, False, case.name, dice, passes, seconds, largest)
 
 
 def table(rows: list[Row]) -> str:
@@ -278,10 +277,12 @@ def main() -> None:
     for name in names:
         case = subject.load(name)
         for threat in threats:
-            for attack, (ours, function) in attacks_at(threat, arguments.versions, arguments.steps).items():
+            ours = {f"ours, {v}": partial(evaluated, v, subject, case, threat) for v in arguments.versions}
+            peers = {k: partial(measure, case, threat, k, v) for k, v in peers_at(threat, arguments.steps).items()}
+            for attack, function in {**ours, **peers}.items():
                 if arguments.only and not any(word in attack for word in arguments.only):
                     continue
-                row = measure(case, threat, attack, ours, function)
+                row = function()
                 print(f"{name} {threat.describe()} {attack}: {100 * row.dice:.2f} in {row.seconds:.0f} s", flush=True)
                 rows.append(row)
                 record = {"model": model, "torch": torch.__version__, "adv-lib": advlib_version()}

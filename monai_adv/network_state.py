@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Literal
@@ -24,7 +25,9 @@ def unwrap_ddp(network: nn.Module) -> nn.Module:
 
 def is_compiled(network: nn.Module) -> bool:
     """Whether ``torch.compile`` wrapped this network."""
-    return isinstance(unwrap_ddp(network), torch._dynamo.OptimizedModule)
+    # Only what compiled it has imported torch._dynamo; doing so here would cost seconds.
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and isinstance(unwrap_ddp(network), dynamo.OptimizedModule)
 
 
 @contextmanager

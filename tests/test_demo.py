@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,26 @@ import numpy as np
 import pytest
 import yaml
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+from tiny_nnunet import write_case, write_model
 
 from monai_adv import cli
 from monai_adv.errors import InputError
+from monai_adv.evaluation.subject import Level, Picture, Record, Score
 from monai_adv.settings import combine, read_settings
 from nnunet_trainers.demo import __main__ as demo
 from nnunet_trainers.demo import figures
+from nnunet_trainers.demo.measure import one_slice, typical_case
 from nnunet_trainers.demo.page import render
 from nnunet_trainers.demo.phantom import LABELS, Phantom, make_case, write_dataset
 from nnunet_trainers.demo.progress import StageFailed, Stages, Timing
 from nnunet_trainers.demo.recipe import TRAINERS, Recipe
 from nnunet_trainers.demo.summary import summarise, text_table
 from nnunet_trainers.demo.workplace import Workplace
+from nnunet_trainers.deployed import DeployedModel
+from nnunet_trainers.evaluation.case import NNUNetCase
 from nnunet_trainers.ima import IMATrainer
-from nnunet_trainers.noise_example import Example
-from nnunet_trainers.noise_report import Row
 from nnunet_trainers.short_training import smaller_plans
+from nnunet_trainers.volume_dice import dice_per_class, mean_dice
 
 # ---------------------------------------------------------------- phantom
 
@@ -164,25 +169,76 @@ def test_a_failed_stage_tells_and_is_done_again(tmp_path: Path) -> None:
     assert not again.timings[0].reused
 
 
+# ---------------------------------------------------------------- attack
+
+
+def test_every_model_shows_the_same_slice_within_the_radius(tmp_path: Path) -> None:
+    files, level = write_case(tmp_path), Level("l2", 0.2, "rms")
+    shown = []
+    for name in ("one", "other"):
+        model = DeployedModel.from_folder(write_model(tmp_path / name))
+        if shown:
+            for weights in model.network.parameters():
+                weights.data.mul_(0.9)
+        case = NNUNetCase(model, files, model.as_network())
+        shown.append(one_slice(case, level))
+    most = (case.labels > 0).flatten(1).sum(1).argmax()
+    for picture in shown:
+        np.testing.assert_array_equal(picture.clean, case.images[most, 0])
+        np.testing.assert_array_equal(picture.truth, case.labels[most, 0])
+        assert picture.caption == f"slice {most + 1} of {len(case.images)}"
+        assert 0.1 < np.sqrt(np.mean((picture.attacked - picture.clean) ** 2)) <= 0.2 * (1 + 1e-5)
+        before, after = (
+            mean_dice(dice_per_class(found, picture.truth, LABELS)) for found in (picture.on_clean, picture.on_attacked)
+        )
+        assert after < before
+    assert not np.array_equal(shown[0].attacked, shown[1].attacked)
+
+
+def test_the_typical_case_is_the_median_of_the_clean_ones() -> None:
+    def clean(model: str, case: str, score: float) -> Record:
+        return Record(model, case, "", "clean", (Score(case, score),), (Score(case, score),))
+
+    scores = {"a": (0.9, 0.1), "b": (0.7, 0.7), "c": (0.6, 0.6)}  # means 0.5, 0.7, 0.6
+    records = [clean(m, case, s) for case, pair in scores.items() for m, s in zip("xy", pair, strict=True)]
+    low = Score("b", 0.0)
+    assert typical_case([*records, Record("x", "b", "l2-1", "FGSM", (low,), (low,))]) == "c"
+
+
 # ---------------------------------------------------------------- page
 
 
+RECIPE = Recipe(radii=(0.1, 0.2))
+
+
 @pytest.fixture
-def results() -> dict[str, Any]:
-    recipe = Recipe(radii=(0.1, 0.2))
-    rows = []
-    for trainer, dice in zip(TRAINERS, ([0.912, 0.9, 0.7, 0.2], [0.882, 0.88, 0.8, 0.61]), strict=True):
-        conditions = [("nnUNetv2_predict", 0.0), ("clean", 0.0), ("white noise", 6.4), ("white noise", 12.8),
-                      ("PGD-10", 6.4), ("PGD-10", 12.8)]  # fmt: skip
-        values = [dice[0], dice[0], dice[1], dice[1], dice[2], dice[3]]
+def records() -> list[Record]:
+    """Clean, white noise at two radii, and an attack that by itself leaves what the noise leaves."""
+    found = []
+    for trainer, (clean, noise, near, far) in zip(
+        TRAINERS, ((0.912, 0.9, 0.7, 0.2), (0.882, 0.88, 0.8, 0.61)), strict=True
+    ):
         for case, shift in (("a", -0.01), ("b", 0.01)):
-            rows += [
-                Row(trainer, case, condition, radius, value + shift, {"dark <b>": value, "bright": float("nan")},
-                    largest_norm=radius)
-                for (condition, radius), value in zip(conditions, values, strict=True)
-            ]  # fmt: skip
+
+            def record(level: str, attack: str, own: float, worst: float) -> Record:
+                scores = (
+                    (Score(case, v + shift, {"dark insert": v, "bright insert": math.nan}),)  # noqa: B023
+                    for v in (own, worst)
+                )
+                return Record(trainer, case, level, attack, *scores, attacked=20, dead=int(attack == "FGSM"))  # noqa: B023
+
+            found.append(record("", "clean", clean, clean))
+            for level, worst in (("l2-0.1-rms", near), ("l2-0.2-rms", far)):
+                found.append(record(level, "white noise", noise, noise))
+                found.append(record(level, "FGSM", noise, worst))
+    return found
+
+
+@pytest.fixture
+def results(records: list[Record]) -> dict[str, Any]:
+    predicted = {t: [r.own[0] for r in records if (r.model, r.level) == (t, "")] for t in TRAINERS}
     timings = [Timing("train", 75.0, 80.0, False), Timing("attack", 61.0, 100.0, True)]
-    return summarise(rows, recipe, timings, "2031-05-06")
+    return summarise(records, predicted, RECIPE, timings, "2031-05-06")
 
 
 def test_the_summary_is_what_the_rows_say(results: dict[str, Any]) -> None:
@@ -191,13 +247,21 @@ def test_the_summary_is_what_the_rows_say(results: dict[str, Any]) -> None:
     assert clean["dice"]["nnUNetTrainer"]["sd"] == pytest.approx(0.02 / 2**0.5)
     assert results["radii_where_ima_is_higher"] == 2
     assert results["radii"][1] == {"rms": 0.2, "l2": 12.8}
+    assert results["dead_gradient"] == 1 / 20
+    assert results["gradient_steps"] == 41  # FGSM, and 20 of each phase of the relay
+    assert [row["dice"] for row in results["rows"] if row["condition"] == "worst case"][:2] == pytest.approx(
+        [0.69, 0.71]
+    )
     assert "NaN" not in json.dumps(results)
-    assert re.search(r"PGD-10, RMS 0.2 +20.0 ± 1.4 +61.0 ± 1.4", text_table(results))
+    assert re.search(r"worst case, RMS 0.2 +20.0 ± 1.4 +61.0 ± 1.4", text_table(results))
 
 
-def test_the_page_shows_the_figures_and_needs_no_network(results: dict[str, Any], tmp_path: Path) -> None:
+def test_the_page_shows_the_figures_and_needs_no_network(
+    records: list[Record], results: dict[str, Any], tmp_path: Path
+) -> None:
+    results["classes"] = ["dark <b>", "bright"]
     figure = tmp_path / "any.png"
-    figures.curve(results, figure)
+    figures.curve(records, figure)
     page = render(results, 5.0, "eps: 0.2  # <script>", {"picture": figure, "curve": figure})
     for shown in (
         "91.2 ± 1.4",
@@ -209,6 +273,9 @@ def test_the_page_shows_the_figures_and_needs_no_network(results: dict[str, Any]
         "2031-05-06",
         "1:15",
         "2:16",
+        "white noise, FGSM, APGD relay",
+        "Dataset990_Phantom/IMATrainer__nnUNetPlansDemo__2d -i nnUNet_raw",
+        "--unit rms --eps 0.1 0.2",
     ):
         assert shown in page, shown
     assert "dark &lt;b&gt;" in page
@@ -218,12 +285,11 @@ def test_the_page_shows_the_figures_and_needs_no_network(results: dict[str, Any]
 
 
 def test_the_picture_is_drawn_and_tells_its_factor(tmp_path: Path) -> None:
-    image = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 8, 8)
+    image = np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8)
     labels = np.arange(64).reshape(8, 8) % 3
     noisy = image + np.float32(0.09)
-    dice = {"image": 0.9, "white_noise": 0.9, "adversarial": 0.5}
-    example = Example("IMATrainer", "a", 0, 1.0, image, noisy, noisy, labels, labels, labels, labels, dice)
-    factor = figures.picture([example], list(LABELS)[1:], 0.1, tmp_path / "picture.png")
+    shown = Picture("a", image, noisy, labels, labels, labels, "slice 1 of 9")
+    factor = figures.picture({"IMATrainer": shown}, 0.1, tmp_path / "picture.png")
     assert factor == 10
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 

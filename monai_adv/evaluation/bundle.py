@@ -34,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="in the bundle, later files override earlier ones (default: configs/train.json and configs/evaluate.json, "
         "those that exist; or .yaml)",
     )  # fmt: skip
-    group.add_argument("--bundle-weights", metavar="FILE", default=WEIGHTS, help="in the bundle (default: %(default)s)")
+    group.add_argument(
+        "--bundle-override", metavar="KEY=VALUE", nargs="+",
+        help="as --KEY VALUE of `python -m monai.bundle run`, such as dataset_dir=/data/spleen or "
+        "validate#inferer#overlap=0.25; values are JSON, or text",
+    )  # fmt: skip
+    group.add_argument("--bundle-weights", metavar="FILE", help=f"in the bundle (default: {WEIGHTS})")
 
 
 def sources(args: argparse.Namespace) -> list[BundleSource]:
@@ -46,8 +51,9 @@ def sources(args: argparse.Namespace) -> list[BundleSource]:
         InputError: arguments that do not go together, or a folder given twice.
     """
     if args.bundle is None:
-        if args.bundle_config is not None:
-            raise InputError.of("--bundle-config", args.bundle_config, "an addition to --bundle FOLDER")
+        for name in ("config", "override", "weights"):
+            if (given := getattr(args, f"bundle_{name}")) is not None:
+                raise InputError.of(f"--bundle-{name}", given, "an addition to --bundle FOLDER")
         return []
     folders = [Path(word).resolve() for word in args.bundle]
 
@@ -58,7 +64,8 @@ def sources(args: argparse.Namespace) -> list[BundleSource]:
         BundleSource(
             folder=str(folder),
             configs=None if args.bundle_config is None else tuple(args.bundle_config),
-            weights=args.bundle_weights,
+            overrides=tuple(args.bundle_override or ()),
+            weights=args.bundle_weights or WEIGHTS,
             device=getattr(args, "device", None) or "cpu",
             name=name,
             box=None if box is None else (float(box[0]), float(box[1])),

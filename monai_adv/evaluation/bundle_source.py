@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from monai.utils.misc import fall_back_tuple
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from monai_adv.errors import InputError
+from monai_adv.errors import InputError, did_you_mean
 from monai_adv.evaluation.bundle import WEIGHTS
 from monai_adv.evaluation.classification import ClassificationCase, ClassificationSubject
 from monai_adv.evaluation.fingerprint import fingerprint, names_and_sizes
@@ -48,6 +49,7 @@ class BundleSource:
         folder: of the bundle.
         configs: files in it, of which later ones override earlier ones; None: configs/train and configs/evaluate,
             those that exist.
+        overrides: ``KEY=VALUE``, set in the configs; the value is JSON, or text.
         weights: file in it with a state dict.
         device: "cpu", "cuda", ...
         name: how tables call the model; default: the folder's name.
@@ -56,6 +58,7 @@ class BundleSource:
 
     folder: str
     configs: tuple[str, ...] | None = None
+    overrides: tuple[str, ...] = ()
     weights: str = WEIGHTS
     device: str = "cpu"
     name: str | None = None
@@ -63,6 +66,9 @@ class BundleSource:
 
     def __post_init__(self) -> None:
         check_box(self.box)
+        for word in self.overrides:
+            if not word.partition("=")[0] or "=" not in word:
+                raise InputError.of("bundle-override", word, "KEY=VALUE, such as dataset_dir=/data/spleen")
 
     def open(self) -> BundleClassification | BundleSegmentation:
         """Run the config, and load weights and data.
@@ -221,7 +227,8 @@ class _Bundle:
         self.channel_names = _channel_names(metadata)
         self.weights = self.folder / source.weights
         device = _device(source.device)
-        with _importable(self.folder):
+        with _importable(self.folder), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of MONAI about its transforms: the bundle's author's
             parser = ConfigParser()
             try:
                 parser.read_config([str(file) for file in self.configs])
@@ -231,12 +238,16 @@ class _Bundle:
                 raise InputError.of("bundle-config", [f.name for f in self.configs], _reason(error)) from error
             parser["bundle_root"] = str(self.folder)
             parser["device"] = device
+            for word in source.overrides:
+                _override(parser, word)
+            self.absent = _absent(parser)
             network = _part(parser, NETWORK, self.folder)
             inferer = _part(parser, INFERERS, self.folder, SimpleInferer())
             if any(key in parser for key in DATA):
-                self.dataset = _part(parser, DATA, self.folder)
+                _cache_nothing(parser)
+                self.dataset = _part(parser, DATA, self.folder, todo=self.absent)
             else:
-                self.dataset = _part(parser, LOADERS, self.folder, alternatives=DATA).dataset
+                self.dataset = _part(parser, LOADERS, self.folder, alternatives=DATA, todo=self.absent).dataset
         if not isinstance(network, nn.Module):
             raise InputError.of("network", type(network).__name__, "a torch.nn.Module under network_def or network")
         _load_weights(network, self.weights)
@@ -275,7 +286,8 @@ class _Bundle:
     @property
     def fingerprint(self) -> str:
         """Of weights, configs, data files, and what bounds an attack."""
-        return fingerprint([self.weights, *self.configs], names_and_sizes(self.files), self.names, self.source.box)
+        files = names_and_sizes(self.files)
+        return fingerprint([self.weights, *self.configs], self.source.overrides, files, self.names, self.source.box)
 
     @property
     def unit(self) -> str:
@@ -332,7 +344,8 @@ class _Bundle:
                 return name, self.item(name)
             except InputError as error:
                 reasons.append(str(error))
-        raise InputError.of("bundle", "; ".join(reasons[:3]) or "no data", "at least one case that can be read")
+        found = "; ".join(reason.rstrip(".") for reason in reasons[:3]) or "no data"
+        raise InputError.of("bundle", found, "at least one case that can be read", self.absent)
 
     def _heads(self, image: Tensor) -> int:
         """Output channels."""
@@ -364,12 +377,13 @@ def _config_files(folder: Path, given: Sequence[str] | None) -> list[Path]:
         files = [file for file in candidates if file.is_file()]
         if not files:
             allowed = "a bundle with configs/train.json or configs/evaluate.json"
-            raise InputError.of("bundle", str(folder), allowed, "or name its config with --bundle-config")
+            todo = f"or name its config with --bundle-config; in configs there is {_names_in(folder / 'configs')}"
+            raise InputError.of("bundle", str(folder), allowed, todo)
         return files
     files = [folder / name for name in given]
     for file in files:
         if not file.is_file():
-            known = ", ".join(sorted(p.name for p in (folder / "configs").glob("*"))) or "nothing"
+            known = _names_in(folder / "configs")
             raise InputError.of("bundle-config", str(file), "an existing file", f"in configs there is {known}")
     return files
 
@@ -384,8 +398,51 @@ def _channel_names(metadata: Path) -> list[str]:
         return []
 
 
+def _names_in(folder: Path) -> str:
+    return ", ".join(sorted(p.name for p in folder.glob("*"))) or "nothing"
+
+
+def _override(parser: ConfigParser, word: str) -> None:
+    """Set ``KEY=VALUE``; as in MONAI, a part may get an argument that it did not have."""
+    key, _, text = word.partition("=")
+    place = key.replace("::", "#")
+    above, _, last = place.rpartition("#")
+    siblings = parser.get(above) if above in parser else None
+    if not (isinstance(siblings, dict) and (above or last in siblings)) and place not in parser:
+        todo = did_you_mean(last, (k for k in siblings if not k.startswith("_"))) if isinstance(siblings, dict) else ""
+        raise InputError.of("bundle-override", word, "a key of the bundle's config", todo)
+    try:
+        parser[place] = json.loads(text)
+    except ValueError:
+        parser[place] = text
+
+
+def _absent(parser: ConfigParser) -> str:
+    """What to do about folders that the config names and that are not here: bundles come without their data."""
+    paths = [k for k, v in parser.get().items() if isinstance(v, str) and "/" in v and v[0] not in "$@%"]
+    absent = [f"{key} is {parser[key]!r}" for key in paths if not Path(parser[key]).exists()]
+    return (
+        f"{' and '.join(absent)}, which is not here: name yours, --bundle-override {absent[0].split()[0]}=PATH"
+        if absent
+        else ""
+    )
+
+
+def _cache_nothing(parser: ConfigParser) -> None:
+    """One damaged file would keep a cache, and so the bundle, from being made; and most of it is not needed."""
+    key = next(key for key in DATA if key in parser)
+    part = parser.get(key)
+    if isinstance(part, dict) and str(part.get("_target_")).rpartition(".")[2] == "CacheDataset":
+        parser[f"{key}#cache_rate"] = 0.0
+
+
 def _part(
-    parser: ConfigParser, keys: Sequence[str], folder: Path, default: Any = None, alternatives: Sequence[str] = ()
+    parser: ConfigParser,
+    keys: Sequence[str],
+    folder: Path,
+    default: Any = None,
+    alternatives: Sequence[str] = (),
+    todo: str = "",
 ) -> Any:
     """The first of the keys that the config has, made."""
     for key in keys:
@@ -393,7 +450,8 @@ def _part(
             try:
                 return parser.get_parsed_content(key)
             except Exception as error:  # it runs the bundle's own code
-                raise InputError.of("bundle", f"{folder}, key {key}", "a part that loads", _reason(error)) from error
+                reason = "; ".join(filter(None, [_reason(error), todo]))
+                raise InputError.of("bundle", f"{folder}, key {key}", "a part that loads", reason) from error
     if default is not None:
         return default
     known = ", ".join(sorted(k for k in parser.get() if not k.startswith("_")))
@@ -404,8 +462,8 @@ def _part(
 
 def _load_weights(network: nn.Module, file: Path) -> None:
     if not file.is_file():
-        known = ", ".join(sorted(p.name for p in file.parent.glob("*"))) or "nothing"
-        raise InputError.of("bundle-weights", str(file), "an existing file", f"in {file.parent} there is {known}")
+        todo = f"in {file.parent} there is {_names_in(file.parent)}; train the bundle, download its weights, or name them"
+        raise InputError.of("bundle-weights", str(file), "an existing file", todo)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and pickle raise a dozen kinds
@@ -413,7 +471,7 @@ def _load_weights(network: nn.Module, file: Path) -> None:
         raise InputError.of(
             "bundle-weights", str(file), "a state dict of tensors, text and numbers", f"{type(error).__name__}: {text}"
         ) from error
-    for key in ("state_dict", "model", "network"):
+    for key in ("state_dict", "model", "network", "net"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     try:
@@ -477,4 +535,4 @@ def _reason(error: BaseException) -> str:
     """The first cause in one line: MONAI wraps errors in others that only say where."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(".")

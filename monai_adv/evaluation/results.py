@@ -170,11 +170,11 @@ def as_json(results: Results) -> str:
         "evaluation": results.evaluation,
         "cost": results.cost,
         "problems": [dict(zip(("model", "case", "reason"), p, strict=True)) for p in results.problems],
-        "models": [_plain(m) for m in results.models],
-        "comparisons": [_plain(c) for c in results.comparisons],
-        "records": [_plain(r) for r in results.records],
+        "models": [plain_values(m) for m in results.models],
+        "comparisons": [plain_values(c) for c in results.comparisons],
+        "records": [plain_values(r) for r in results.records],
     }
-    return json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False)
+    return json.dumps(plain_values(content), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def as_csv(results: Results) -> str:
@@ -224,12 +224,12 @@ def _cell(value: Any) -> Any:
     return "" if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Dataclasses as dicts, NaN and infinity as None."""
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+        return plain_values(asdict(value))
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain_values(v) for k, v in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_plain(v) for v in value]
+        return [plain_values(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,73 +1,102 @@
-"""Measure both models under noise, and keep one slice of each for the picture."""
+"""Attack both models with the code of ``monai-adv evaluate``, and keep one slice of each for the picture."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from nnunet_trainers.demo.progress import Stages
-from nnunet_trainers.demo.recipe import CONFIGURATION, DATASET, FOLD, PLANS, TRAINERS, Recipe
-from nnunet_trainers.deployed import DeployedModel
-from nnunet_trainers.noise_case import Case, find_cases
-from nnunet_trainers.noise_example import Example, example
-from nnunet_trainers.noise_report import Row, evaluate
-from nnunet_trainers.noise_table import from_json, to_json
+from monai_adv.attacks import SegmentationEnsemble
+from monai_adv.evaluation.session import Session
+from monai_adv.evaluation.statistics import CLEAN
+from monai_adv.evaluation.store import read_problems, read_records
+from monai_adv.evaluation.subject import Level, Picture, Record, Score
+from monai_adv.evaluation.workers import ThisProcess
+from monai_adv.tasks import take
+from nnunet_trainers.demo.phantom import LABELS
+from nnunet_trainers.demo.progress import StageFailed, Stages
+from nnunet_trainers.demo.recipe import ATTACKS, DATASET, FOLD, TRAINERS, Recipe, model_folder
+from nnunet_trainers.demo.workplace import Workplace
+from nnunet_trainers.evaluation.case import NNUNetCase
+from nnunet_trainers.evaluation.source import NNUNetSource
 from nnunet_trainers.volume_dice import dice_per_class, mean_dice
-
-PREDICTED = "clean, nnUNetv2_predict"
-"""Condition of the rows that score the files which nnU-Net's own command wrote."""
 
 
 def measure(stages: Stages, recipe: Recipe) -> None:
-    """Write rows.json and example_<trainer>.npz."""
+    """Fill the folder of the evaluation, and write one slice of each model.
+
+    The probes for red flags are left out: they take several times as long as the attacks.
+
+    Raises:
+        StageFailed: a case cannot be used.
+    """
     place = stages.place
-    models = [
-        DeployedModel.from_folder(place.results(DATASET, f"{t}__{PLANS}__{CONFIGURATION}"), FOLD, name=t)
-        for t in TRAINERS
+    images, labels = (str(place.raw(DATASET, part)) for part in ("imagesTs", "labelsTs"))
+    sources: list[Any] = [
+        NNUNetSource(str(place.results(*model_folder(t))), images, labels, folds=(FOLD,), name=t) for t in TRAINERS
     ]
-    cases = find_cases(place.raw(DATASET, "imagesTs"), place.raw(DATASET, "labelsTs"), ".nii.gz")
-    radii = [recipe.l2(rms) for rms in recipe.radii]
-    rows = evaluate(models, cases, radii, steps=recipe.attack_steps, seed=recipe.seed)
-    labels = models[0].dataset_json["labels"]
-    predicted = [_predicted(place.predictions(t), t, case, labels) for t in TRAINERS for case in cases]
-    to_json([*predicted, *rows], place.folder / "rows.json")
-    middle = radii[len(radii) // 2]
-    for shown in example(models, _typical(rows, cases), middle, steps=recipe.attack_steps, seed=recipe.seed):
-        values = {**dataclasses.asdict(shown), "dice": json.dumps(shown.dice)}
-        np.savez_compressed(place.folder / f"example_{shown.model}.npz", **values)
+    with stages.quiet():
+        session = Session(sources, recipe.evaluation(torch.get_num_threads()), place.evaluation, ThisProcess())
+        session.prepare()
+        cases = [(job, case) for job, m in zip(session.jobs, session.models, strict=True) for case in m["cases"]]
+        with stages.bar(len(cases), "case") as bar:
+            for job, case in cases:
+                job.attack(case)
+                bar.update()
+        if problems := read_problems(place.evaluation):
+            raise StageFailed("; ".join(f"{model}, {case}: {reason}" for model, case, reason in problems))
+        name = typical_case(read_records(place.evaluation))
+        for trainer, source in zip(TRAINERS, sources, strict=True):
+            picture = one_slice(source.open().load(name), recipe.middle)
+            np.savez_compressed(place.slice_file(trainer), **dataclasses.asdict(picture))
 
 
-def read_rows(folder: Path) -> list[Row]:
+def read_slice(place: Workplace, trainer: str) -> Picture:
     """What :func:`measure` has written."""
-    return from_json((folder / "rows.json").read_text(encoding="utf-8"))
-
-
-def read_example(folder: Path, trainer: str) -> Example:
-    """What :func:`measure` has written."""
-    with np.load(folder / f"example_{trainer}.npz") as arrays:
+    with np.load(place.slice_file(trainer)) as arrays:
         values: dict[str, Any] = {k: v.item() if v.ndim == 0 else v for k, v in arrays.items()}
-    return Example(**{**values, "dice": json.loads(values["dice"])})
+    return Picture(**values)
 
 
-def _predicted(folder: Path, trainer: str, case: Case, labels: dict[str, Any]) -> Row:
-    scores = dice_per_class(_read(folder / case.ground_truth_file.name), _read(case.ground_truth_file), labels)
-    return Row(trainer, case.name, PREDICTED, 0.0, mean_dice(scores), scores)
+def predicted(place: Workplace, trainer: str) -> list[Score]:
+    """Dice of the files that nnU-Net's own command wrote."""
+    scores = []
+    for file in sorted(place.raw(DATASET, "labelsTs").iterdir()):
+        dice = dice_per_class(_read(place.predictions(trainer, file.name)), _read(file), LABELS)
+        scores.append(Score(file.name.removesuffix(".nii.gz"), mean_dice(dice), dice))
+    return scores
 
 
-def _read(path: Path) -> npt.NDArray[Any]:
-    return np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
-
-
-def _typical(rows: list[Row], cases: list[Case]) -> Case:
+def typical_case(records: Sequence[Record]) -> str:
     """The case whose clean Dice, as a mean over the models, is the median: neither the best nor the worst is shown."""
+    clean = [r for r in records if r.attack == CLEAN]
+    names = dict.fromkeys(r.case for r in clean)
+    mean = {name: float(np.mean([r.own[0].score for r in clean if r.case == name])) for name in names}
+    return sorted(mean, key=mean.__getitem__)[len(mean) // 2]
 
-    def clean(case: Case) -> float:
-        return float(np.mean([r.dice for r in rows if r.case == case.name and r.condition == "clean"]))
 
-    return sorted(cases, key=clean)[len(cases) // 2]
+def one_slice(case: NNUNetCase, level: Level) -> Picture:
+    """The slice with most foreground, attacked as in the evaluation; it is the same one for every 2D model."""
+    index = int((case.labels > 0).flatten(1).sum(1).argmax())
+    only = torch.tensor([index])
+    clean = case.images[only]
+    attack = SegmentationEnsemble(case.threat(level), ATTACKS)
+    attacked = attack(case.network, clean, take(case.target, only), case.task).images
+    return Picture(
+        case.name,
+        clean=clean[0, 0].numpy(),
+        attacked=attacked[0, 0].numpy(),
+        truth=case.labels[index, 0].numpy(),
+        on_clean=case.slice_labels(case.logits(clean))[0],
+        on_attacked=case.slice_labels(case.logits(attacked))[0],
+        caption=f"slice {index + 1} of {len(case.images)}",
+    )
+
+
+def _read(path: Any) -> npt.NDArray[Any]:
+    return np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]

@@ -10,7 +10,9 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from monai_adv.evaluation.statistics import CLEAN
 from nnunet_trainers.demo.progress import clock
+from nnunet_trainers.demo.summary import NOISE, WORST
 
 
 def render(results: dict[str, Any], factor: float, settings_file: str, pictures: Mapping[str, Path]) -> str:
@@ -26,18 +28,19 @@ def render(results: dict[str, Any], factor: float, settings_file: str, pictures:
     environment.filters.update(percent=_percent, points=_points, clock=clock)
     template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
     images = {name: base64.b64encode(path.read_bytes()).decode("ascii") for name, path in pictures.items()}
-    lines = {(line["condition"], line["l2"]): line["dice"] for line in results["table"]}
+    lines = {(line["condition"], line["rms"]): line["dice"] for line in results["table"]}
     strongest = results["radii"][-1]
     return template.render(
         **results,
         factor=factor,
         settings_file=settings_file,
         images=images,
-        rms={entry["l2"]: entry["rms"] for entry in results["radii"]},
+        worst_case=WORST,
+        l2={entry["rms"]: entry["l2"] for entry in results["radii"]},
         strongest=strongest,
-        clean=lines["clean", 0.0],
-        noisy=lines["white noise", strongest["l2"]],
-        attacked=lines[results["attack"], strongest["l2"]],
+        clean=lines[CLEAN, 0.0],
+        noisy=lines[NOISE, strongest["rms"]],
+        attacked=lines[WORST, strongest["rms"]],
         total_seconds=sum(stage["seconds"] for stage in results["stages"]),
     )
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from datetime import date
 from typing import Any
 
 import torch
 
 from monai_adv.doctor import available_cores
+from monai_adv.evaluation.store import read_evaluation, read_records
+from monai_adv.evaluation.workers import versions
 from nnunet_trainers.demo import figures, nnunet_steps
-from nnunet_trainers.demo.measure import measure, read_example, read_rows
+from nnunet_trainers.demo.measure import measure, predicted, read_slice
 from nnunet_trainers.demo.page import render
 from nnunet_trainers.demo.progress import Stages
-from nnunet_trainers.demo.recipe import CONFIGURATION, DATASET, PLANS, TRAINERS, Recipe
-from nnunet_trainers.demo.summary import summarise, versions
+from nnunet_trainers.demo.recipe import DATASET, TRAINERS, Recipe, model_folder
+from nnunet_trainers.demo.summary import summarise
 from nnunet_trainers.demo.workplace import Workplace
 
 
@@ -27,13 +28,13 @@ def run_demo(place: Workplace, stages: Stages, recipe: Recipe) -> dict[str, Any]
     """
     torch.set_num_threads(available_cores())
     place.settings.write_text(recipe.ima_settings_file(), encoding="utf-8")
-    examples = [place.folder / f"example_{t}.npz" for t in TRAINERS]
+    slices = [place.slice_file(t) for t in TRAINERS]
     stages.run("make a phantom dataset", [place.raw(DATASET)], lambda: nnunet_steps.make_phantom(stages, recipe))
     stages.run(
         "plan and preprocess", [place.preprocessed(DATASET)], lambda: nnunet_steps.plan_and_preprocess(stages, recipe)
     )
     for trainer in TRAINERS:
-        model = place.results(DATASET, f"{trainer}__{PLANS}__{CONFIGURATION}")
+        model = place.results(*model_folder(trainer))
         stages.run(f"train {trainer}", [model], lambda t=trainer: nnunet_steps.train(stages, recipe, t))  # type: ignore[misc]
     for trainer in TRAINERS:
         stages.run(
@@ -41,7 +42,7 @@ def run_demo(place: Workplace, stages: Stages, recipe: Recipe) -> dict[str, Any]
             [place.predictions(trainer)],
             lambda t=trainer: nnunet_steps.predict(stages, recipe, t),  # type: ignore[misc]
         )
-    stages.run("attack both models", [place.folder / "rows.json", *examples], lambda: measure(stages, recipe))
+    stages.run("attack both models", [place.evaluation, *slices], lambda: measure(stages, recipe))
     return _write_page(place, stages, recipe)
 
 
@@ -51,14 +52,13 @@ def basis(recipe: Recipe) -> dict[str, Any]:
 
 
 def _write_page(place: Workplace, stages: Stages, recipe: Recipe) -> dict[str, Any]:
-    rows_file = place.folder / "rows.json"
-    measured = date.fromtimestamp(rows_file.stat().st_mtime).isoformat()
-    results = summarise(read_rows(place.folder), recipe, stages.timings, measured)
+    records = read_records(place.evaluation)
+    day = read_evaluation(place.evaluation)["started"][: len("2026-01-01")]
+    results = summarise(records, {t: predicted(place, t) for t in TRAINERS}, recipe, stages.timings, day)
     pictures = {name: place.folder / f"{name}.png" for name in ("picture", "curve")}
-    middle = recipe.radii[len(recipe.radii) // 2]
-    shown = [read_example(place.folder, trainer) for trainer in TRAINERS]
-    factor = figures.picture(shown, results["classes"], middle, pictures["picture"])
-    figures.curve(results, pictures["curve"])
+    slices = {trainer: read_slice(place, trainer) for trainer in TRAINERS}
+    factor = figures.picture(slices, recipe.middle.eps, pictures["picture"])
+    figures.curve(records, pictures["curve"])
     page = render(results, factor, recipe.ima_settings_file(), pictures)
     (place.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (place.folder / "index.html").write_text(page, encoding="utf-8")

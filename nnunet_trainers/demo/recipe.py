@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from monai_adv.evaluation.settings import EvaluationSettings, Version
+from monai_adv.evaluation.subject import Level
 from nnunet_trainers.demo.phantom import Phantom
 
 DATASET_ID = 990
@@ -14,6 +16,7 @@ CONFIGURATION = "2d"
 PLANS = "nnUNetPlansDemo"
 FOLD = 0
 TRAINERS = ("nnUNetTrainer", "IMATrainer")
+ATTACKS: Version = "quick"
 
 _IMA: dict[str, tuple[Any, str]] = {
     "eps": (0.2, "largest margin: RMS change per voxel, in standard deviations of the normalised image"),
@@ -33,7 +36,6 @@ class Recipe:
         radii: of the noise in the evaluation, as RMS change per voxel.
         learning_rate: higher than nnU-Net's 0.01, which suits 250 000 steps.
         features: per stage of the network, instead of nnU-Net's 32 to 512.
-        attack_steps: of PGD in the evaluation.
     """
 
     phantom: Phantom = field(default_factory=Phantom)
@@ -44,7 +46,6 @@ class Recipe:
     validation_iterations: int = 2
     learning_rate: float = 0.05
     radii: tuple[float, ...] = (0.05, 0.1, 0.2)
-    attack_steps: int = 10
     seed: int = 0
 
     @property
@@ -55,6 +56,20 @@ class Recipe:
     def l2(self, rms: float) -> float:
         """The L2 norm over a slice of noise with this RMS per voxel."""
         return rms * math.sqrt(self.slice_voxels)
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The radii, as the evaluation calls them."""
+        return tuple(Level("l2", rms, "rms") for rms in self.radii)
+
+    @property
+    def middle(self) -> Level:
+        """The radius of the picture."""
+        return self.levels[len(self.levels) // 2]
+
+    def evaluation(self, threads: int = 1) -> EvaluationSettings:
+        """Settings of the evaluation."""
+        return EvaluationSettings(self.levels, ATTACKS, self.seed, threads=threads)
 
     def ima_settings(self) -> dict[str, Any]:
         """Settings of IMATrainer; the schedule is that of the plain training."""
@@ -79,3 +94,8 @@ class Recipe:
             comment = _IMA.get(name, ("", ""))[1]
             lines.append(f"{name}: {value}" + (f"  # {comment}" if comment else ""))
         return "\n".join(lines) + "\n"
+
+
+def model_folder(trainer: str) -> tuple[str, str]:
+    """Where nnU-Net puts the model of a trainer, below nnUNet_results."""
+    return DATASET, f"{trainer}__{PLANS}__{CONFIGURATION}"

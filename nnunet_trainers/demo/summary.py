@@ -1,79 +1,111 @@
-"""From rows to what the page and results.json say."""
+"""From records to what the page and results.json say."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
-from importlib import metadata
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from monai_adv.evaluation.plans import NOISE_DRAWS, Stage, stages
+from monai_adv.evaluation.results import plain_values
+from monai_adv.evaluation.statistics import CLEAN, own_scores, worst_scores
+from monai_adv.evaluation.subject import Record, Score
+from monai_adv.evaluation.workers import versions
+from monai_adv.threats import Threat
+from nnunet_trainers.demo.phantom import LABELS
 from nnunet_trainers.demo.progress import Timing
-from nnunet_trainers.demo.recipe import TRAINERS, Recipe
-from nnunet_trainers.noise_report import Row
+from nnunet_trainers.demo.recipe import ATTACKS, DATASET, TRAINERS, Recipe, model_folder
 
-PACKAGES = ("monai-adv", "nnunetv2", "monai", "torch", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Of the packages whose versions can change the figures."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "source checkout"
-    return found
+CLASSES = tuple(LABELS)[1:]
+PREDICTED = "clean, nnUNetv2_predict"
+"""Scores of the files which nnU-Net's own command wrote."""
+NOISE = "white noise"
+WORST = "worst case"
 
 
-def summarise(rows: Sequence[Row], recipe: Recipe, timings: Sequence[Timing], date: str) -> dict[str, Any]:
+def summarise(
+    records: Sequence[Record],
+    predicted: Mapping[str, Sequence[Score]],
+    recipe: Recipe,
+    timings: Sequence[Timing],
+    date: str,
+) -> dict[str, Any]:
     """Everything on the page but the pictures, as plain values.
 
     Args:
-        rows: of both trainers on the same cases.
+        records: of both trainers on the same cases.
+        predicted: trainer -> Dice of the files that nnU-Net wrote.
         date: of the measurement.
     """
-    attack = f"PGD-{recipe.attack_steps}"
-    table = condition_table(rows)
-    attacked = [line for line in table if line["condition"] == attack]
-    higher = sum(line["dice"]["IMATrainer"]["mean"] > line["dice"]["nnUNetTrainer"]["mean"] for line in attacked)
-    return {
+    table: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for condition, rms, scores in conditions(records, predicted, recipe):
+        table.append({"condition": condition, "rms": rms, "dice": {t: _spread(scores[t]) for t in TRAINERS}})
+        rows += [
+            {"model": t, "case": s.case, "condition": condition, "rms": rms, "dice": s.score, "dice_per_class": s.dice}
+            for t in TRAINERS
+            for s in scores[t]
+        ]
+    worst = [line["dice"] for line in table if line["condition"] == WORST]
+    plain, ima = TRAINERS
+    plan = attacks()
+    results: dict[str, Any] = {
         "date": date,
         "seed": {"phantom": recipe.phantom.seed, "training and noise": recipe.seed},
         "versions": versions(),
         "trainers": list(TRAINERS),
-        "attack": attack,
-        "cases": len({row.case for row in rows}),
-        "classes": list(rows[0].dice_per_class),
+        "attacks": [stage.name for stage in plan],
+        "gradient_steps": sum(stage.attack.most_passes().backward_input for stage in plan),
+        "noise_draws": NOISE_DRAWS,
+        "cases": len({record.case for record in records}),
+        "classes": list(CLASSES),
         "table": table,
-        "radii_where_ima_is_higher": higher,
+        "radii_where_ima_is_higher": sum(dice[ima]["mean"] > dice[plain]["mean"] for dice in worst),
         "radii": [{"rms": rms, "l2": recipe.l2(rms)} for rms in recipe.radii],
-        "largest_norm": max((row.largest_norm for row in rows), default=0.0),
-        "dead_gradient": max((row.dead_gradient for row in rows), default=0.0),
+        "largest": max((record.largest for record in records), default=0.0),
+        "dead_gradient": max((record.dead / record.attacked for record in records if record.attacked), default=0.0),
         "recipe": dataclasses.asdict(recipe),
         "ima_settings": recipe.ima_settings(),
+        "evaluate": evaluate_command(recipe),
         "stages": [dataclasses.asdict(timing) for timing in timings],
-        "rows": [_plain(dataclasses.asdict(row)) for row in rows],
+        "rows": rows,
     }
+    without_nan: dict[str, Any] = plain_values(results)
+    return without_nan
 
 
-def condition_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One line per condition and radius: mean and standard deviation over the cases, and the values, per trainer."""
-    lines = []
-    for condition, radius in dict.fromkeys((row.condition, row.radius) for row in rows):
-        chosen = [row for row in rows if (row.condition, row.radius) == (condition, radius)]
-        dice = {t: _spread([row.dice for row in chosen if row.model == t]) for t in TRAINERS}
-        lines.append({"condition": condition, "l2": radius, "dice": dice})
-    return lines
+def attacks() -> list[Stage]:
+    """Of the evaluation, in their order."""
+    return stages("segmentation", ATTACKS, Threat("l2", 1.0), len(CLASSES))
+
+
+def conditions(
+    records: Sequence[Record], predicted: Mapping[str, Sequence[Score]], recipe: Recipe
+) -> Iterator[tuple[str, float, dict[str, list[Score]]]]:
+    """Condition, RMS of the noise, and the scores of the cases by trainer."""
+    yield PREDICTED, 0.0, {t: list(predicted[t]) for t in TRAINERS}
+    yield CLEAN, 0.0, {t: list(own_scores(records, t, CLEAN).values()) for t in TRAINERS}
+    for level in recipe.levels:
+        yield NOISE, level.eps, {t: list(own_scores(records, t, NOISE, level.key).values()) for t in TRAINERS}
+    for level in recipe.levels:
+        yield WORST, level.eps, {t: list(worst_scores(records, t, level.key).values()) for t in TRAINERS}
+
+
+def evaluate_command(recipe: Recipe) -> str:
+    """How the demo's models get a full report, in the demo's folder."""
+    folders = " ".join("/".join(("nnUNet_results", *model_folder(t))) for t in TRAINERS)
+    data = f"-i nnUNet_raw/{DATASET}/imagesTs -gt nnUNet_raw/{DATASET}/labelsTs"
+    radii = " ".join(f"{rms:g}" for rms in recipe.radii)
+    return f"monai-adv evaluate -m {folders} {data} --unit rms --eps {radii} -o report"
 
 
 def text_table(results: dict[str, Any]) -> str:
     """The table for a terminal."""
     lines = [f"{'Dice in %, mean ± sd':<28}" + "".join(f"{t:>16}" for t in results["trainers"])]
-    rms = {entry["l2"]: entry["rms"] for entry in results["radii"]}
     for line in results["table"]:
-        radius = f", RMS {rms[line['l2']]:g}" if line["l2"] else ""
+        radius = f", RMS {line['rms']:g}" if line["rms"] else ""
         cells = (line["dice"][t] for t in results["trainers"])
         lines.append(
             f"{line['condition'] + radius:<28}"
@@ -82,17 +114,10 @@ def text_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    known = [v for v in values if not math.isnan(v)]
+def _spread(scores: Sequence[Score]) -> dict[str, Any]:
+    known = [s.score for s in scores if not math.isnan(s.score)]
     return {
         "mean": statistics.mean(known),
         "sd": statistics.stdev(known) if len(known) > 1 else 0.0,
-        "values": list(known),
+        "values": known,
     }
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

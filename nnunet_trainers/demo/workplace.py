@@ -58,6 +58,15 @@ class Workplace:
         """Label maps that nnUNetv2_predict writes."""
         return self.folder.joinpath("predictions", *parts)
 
+    @property
+    def evaluation(self) -> Path:
+        """What ``monai-adv evaluate`` would write, up to its report."""
+        return self.folder / "evaluation"
+
+    def slice_file(self, trainer: str) -> Path:
+        """The slice of a model that the picture shows."""
+        return self.folder / f"slice_{trainer}.npz"
+
     def environment(self, before: Mapping[str, str]) -> dict[str, str]:
         """``before`` without the user's own nnU-Net and monai-adv settings, with the folders of the demo."""
         from_outside = ("nnUNet_", "MONAI_ADV_")
