@@ -5,11 +5,10 @@
     python benchmarks/hippocampus.py prepare                             # CPU-sized plans; not needed on a GPU
     python benchmarks/hippocampus.py train nnUNetTrainer 2d --epochs 60 --iterations 25 --lr 0.03
     MONAI_ADV_SETTINGS=ima.yaml nnUNetv2_train 4 2d 0 -tr IMATrainer -p nnUNetPlansCPU -device cpu
-    python benchmarks/hippocampus.py evaluate 2d --output docs/results/hippocampus_2d.json
+    monai-adv evaluate -d 4 -c 2d -f 0 -tr nnUNetTrainer IMATrainer -p nnUNetPlansCPU --norm l2 --eps 5 15 25 -o report
 
-``evaluate`` measures the final checkpoints of fold 0 on the whole volumes of its validation cases, through nnU-Net's
-own sliding window: clean, white noise, and PGD-20 without any clamp, at L2 radii per network input.
-docs/results/hippocampus.md says with which settings the figures there were made.
+The last line attacks the final checkpoints on the whole volumes of the fold's validation cases, see docs/measuring.md.
+docs/results/hippocampus.md says with which settings its models were trained.
 """
 
 from __future__ import annotations
@@ -21,10 +20,6 @@ from pathlib import Path
 
 import torch
 
-from nnunet_trainers.deployed import DeployedModel
-from nnunet_trainers.noise_case import find_cases
-from nnunet_trainers.noise_report import evaluate
-from nnunet_trainers.noise_table import table, table_per_class, to_json
 from nnunet_trainers.short_training import short_training, smaller_plans
 
 DATASET = "Dataset004_Hippocampus"
@@ -32,7 +27,7 @@ PLANS = "nnUNetPlansCPU"
 
 
 def main() -> None:
-    """Run one of the three commands."""
+    """Run one of the two commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plans", default=PLANS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -46,14 +41,6 @@ def main() -> None:
     training.add_argument("--lr", type=float, default=0.01)
     training.add_argument("--weights", help="checkpoint to fine-tune, output layers included")
     training.set_defaults(run=train)
-    measuring = commands.add_parser("evaluate")
-    measuring.add_argument("configuration")
-    measuring.add_argument("--trainers", nargs="+", default=["nnUNetTrainer", "IMATrainer"])
-    measuring.add_argument("--radii", type=float, nargs="+", default=[5.0, 15.0, 25.0])
-    measuring.add_argument("--cases", type=int, help="the first so many validation cases; default: all")
-    measuring.add_argument("--checkpoint", default="checkpoint_final.pth")
-    measuring.add_argument("--output", type=Path, required=True, help="JSON, a row per model, case and condition")
-    measuring.set_defaults(run=measure)
     arguments = parser.parse_args()
     arguments.run(arguments)
 
@@ -81,27 +68,6 @@ def train(arguments: argparse.Namespace) -> None:
         weights=arguments.weights,
         device=arguments.device,
     )
-
-
-def measure(arguments: argparse.Namespace) -> None:
-    """Print the tables and write every row."""
-    results = Path(os.environ["nnUNet_results"]) / DATASET
-    models = [
-        DeployedModel.from_folder(
-            results / f"{trainer}__{arguments.plans}__{arguments.configuration}", 0, arguments.checkpoint,
-            arguments.device, name=trainer,
-        )
-        for trainer in arguments.trainers
-    ]  # fmt: skip
-    splits = json.loads((Path(os.environ["nnUNet_preprocessed"]) / DATASET / "splits_final.json").read_text())
-    raw = Path(os.environ["nnUNet_raw"]) / DATASET
-    cases = find_cases(raw / "imagesTr", raw / "labelsTr", ".nii.gz", splits[0]["val"][: arguments.cases])
-    rows = evaluate(models, cases, arguments.radii)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    to_json(rows, arguments.output)
-    print(f"{len(cases)} cases\n\n{table(rows)}\n\n{table_per_class(rows)}")
-    print("\nlongest noise / radius:", max(r.largest_norm / r.radius for r in rows if r.radius))
-    print("dead gradients:", max(r.dead_gradient for r in rows))
 
 
 if __name__ == "__main__":

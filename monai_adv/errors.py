@@ -19,7 +19,8 @@ class InputError(ValueError):
     @classmethod
     def of(cls, name: str, received: object, allowed: str, todo: str = "") -> InputError:
         """Build the sentence from its four parts."""
-        return cls(f"{name}: received {received!r}, allowed is {allowed}" + (f"; {todo}." if todo else "."))
+        sentence = f"{name}: received {received!r}, allowed is {allowed}" + (f"; {todo}" if todo else "")
+        return cls(sentence if sentence.endswith("?") else f"{sentence}.")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -91,7 +91,7 @@ class Threat:
             if low < self.box[0] or high > self.box[1]:
                 raise InputError.of(
                     "box", self.box, f"a box that contains the images, here [{low:.4g}, {high:.4g}]",
-                    "give box=None for z-scored images",
+                    "z-scored images have no box",
                 )  # fmt: skip
 
     def radius(self, images: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -18,7 +19,6 @@ import numpy.typing as npt
 import torch
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from torch import Tensor, nn
 
 from monai_adv.errors import InputError
@@ -148,22 +148,6 @@ class DeployedModel:
         """As :meth:`preprocess`, with the ground truth ``(1, X, Y, Z)`` in network space in the middle."""
         return self._run_case(image_files, ground_truth_file)
 
-    def preprocessed_case(self, folder: str | Path, case: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """A case that ``nnUNetv2_preprocess`` has stored: image, ground truth ``(1, X, Y, Z)``, properties.
-
-        Args:
-            folder: such as ``nnUNet_preprocessed/DATASET/nnUNetPlans_2d``.
-            case: its name without an ending.
-
-        Raises:
-            InputError: no such folder or case.
-        """
-        if not (Path(folder) / f"{case}.pkl").is_file():
-            raise InputError.of("case", str(Path(folder) / case), "a case in a folder of nnUNet_preprocessed")
-        dataset = infer_dataset_class(str(folder))(str(folder), [case])
-        data, ground_truth, _, properties = dataset.load_case(case)
-        return _tensor(data[:]).float(), _foreground(ground_truth[:]), properties
-
     def _run_case(
         self, image_files: Files, ground_truth_file: str | Path | None
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -177,17 +161,15 @@ class DeployedModel:
         for file in used:
             if not Path(file).is_file():
                 raise InputError.of("image_files", file, "an existing image", "check the path")
+            _check_complete("ground_truth_file" if file == labels else "image_files", file)
         preprocessor = self.configuration_manager.preprocessor_class(verbose=False)
         raw_units = note_raw_units(preprocessor)
         try:
-            for file in used:
-                _check_complete(file)
             data, ground_truth, properties = preprocessor.run_case(
                 files, labels, self.plans_manager, self.configuration_manager, self.dataset_json
             )
         except Exception as error:  # unreadable, or shapes that do not fit; every reader raises kinds of its own
-            text = str(error) or type(error).__name__
-            raise InputError.of("image_files", used, "readable images of one shape", f"nnU-Net says: {text}") from error
+            raise InputError.of("image_files", used, "readable images of one shape", _told(error)) from error
         if not np.isfinite(data).all():
             raise InputError.of("image_files", files, "finite intensities", "there is NaN or infinity in them")
         return _tensor(data), _foreground(ground_truth), {**properties, "raw_units": raw_units}
@@ -198,14 +180,11 @@ class DeployedModel:
         Raises:
             InputError: it cannot be read, or holds values that the model's dataset.json does not know.
         """
+        _check_complete("ground_truth_file", file)
         try:
-            _check_complete(file)
             labels, properties = self.plans_manager.image_reader_writer_class().read_seg(str(file))
         except Exception as error:  # every reader raises kinds of its own
-            text = str(error) or type(error).__name__
-            raise InputError.of(
-                "ground_truth_file", str(file), "a readable label map", f"nnU-Net says: {text}"
-            ) from error
+            raise InputError.of("ground_truth_file", str(file), "a readable label map", _told(error)) from error
         ignored = [self.label_manager.ignore_label] if self.label_manager.has_ignore_label else []
         known = {int(v) for v in [*self.label_manager.all_labels, *ignored]}
         unknown = [f"{value:g}" for value in sorted(set(np.unique(labels).tolist()) - known)]
@@ -287,12 +266,26 @@ class DeployedModel:
         return labels
 
 
-def _check_complete(file: str | Path) -> None:
-    """Read a compressed file to its end: some readers fill up what a broken copy lacks, without a word."""
+def _check_complete(name: str, file: str | Path) -> None:
+    """Read a compressed file to its end: some readers fill up what a broken copy lacks, without a word.
+
+    Raises:
+        InputError: it is cut off or damaged.
+    """
     if str(file).endswith(".gz"):
-        with gzip.open(file) as opened:
-            while opened.read(2**24):
-                pass
+        try:
+            with gzip.open(file) as opened:
+                while opened.read(2**24):
+                    pass
+        except (OSError, EOFError, zlib.error) as error:
+            reason = str(error).rstrip(".")
+            raise InputError.of(name, str(file), "a whole gzip file", f"{reason}; copy it again") from error
+
+
+def _told(error: Exception) -> str:
+    """What the host says; the text of a KeyError is only the key."""
+    alone = str(error) and not isinstance(error, LookupError)
+    return f"nnU-Net says: {error if alone else repr(error)}".rstrip(".")
 
 
 def _tensor(values: npt.NDArray[Any]) -> Tensor:

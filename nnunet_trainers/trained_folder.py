@@ -15,6 +15,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from monai_adv.errors import InputError
+from monai_adv.evaluation.plain import usable_device
 
 # nnU-Net's own trainers leave numpy scalars in the log. They are data: allowing them keeps weights_only=True possible.
 _SCALAR = np.float32(0).__reduce__()[0]
@@ -37,16 +38,17 @@ def load_predictor(
     paths = [checkpoint_path(folder, fold, checkpoint) for fold in folds]
     trainers = [check_weights_only(path) for path in paths]
     path, trainer = paths[0], trainers[0]
-    where = _usable(device)
+    where = usable_device(device)
     # The host tells about each folder that it searches, and advises the authors of older trainers.
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
         predictor = nnUNetPredictor(use_mirroring=mirroring, device=where, allow_tqdm=False)
         try:
             predictor.initialize_from_trained_model_folder(str(folder), tuple(folds), checkpoint)
         except RuntimeError as error:
             raise _explained(error, path, trainer) from error
-        except (ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
+        except (ValueError, LookupError, AttributeError, TypeError, ImportError, AssertionError) as error:
             raise InputError.of(
                 "model_folder", str(folder), "the folder of a trained nnU-Net model",
                 f"plans.json, dataset.json and {path.name} do not fit together ({type(error).__name__}: {error})",
@@ -109,19 +111,12 @@ def check_weights_only(path: Path) -> str:
                 "checkpoint", f"{path} with a Python object {what}", "tensors, text and numbers only",
                 "such a file can run code when it is read; take the checkpoint as its trainer wrote it",
             ) from error  # fmt: skip
-        text = str(error).splitlines()[0][:120] if str(error) else "the file is empty"
+        text = str(error).splitlines()[0].split(". ")[0][:120] if str(error) else "the file is empty"
         raise InputError.of(
             "checkpoint", str(path), "a whole nnU-Net checkpoint",
             f"{type(error).__name__}: {text}; copy or train it again",
         ) from error  # fmt: skip
     return trainer
-
-
-def _usable(device: str | torch.device) -> torch.device:
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError.of("device", str(device), "a device that PyTorch can use here", str(error)) from error
 
 
 def _explained(error: RuntimeError, path: Path, trainer: str) -> InputError:

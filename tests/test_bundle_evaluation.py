@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import pickle
+import re
+import shutil
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +18,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle.scripts import init_bundle
 from monai.inferers.inferer import SlidingWindowInferer
 from monai.networks.nets.densenet import DenseNet
 from monai.networks.nets.unet import UNet
+from PIL import Image
+from tiny_evaluate import evaluate
 from torch import Tensor, nn
 
 from monai_adv.attacks import PGD
 from monai_adv.errors import InputError
 from monai_adv.evaluation import bundle
 from monai_adv.evaluation.bundle_source import BundleClassification, BundleNetwork, BundleSegmentation, BundleSource
+from monai_adv.evaluation.store import read_records
 from monai_adv.evaluation.subject import Level
 
 AFFINE = np.diag([2.0, 1.0, 1.0, 1.0])
@@ -365,6 +373,240 @@ def test_checkpoints_with_more_in_them(tmp_path: Path) -> None:
     assert subject.fingerprint != before
     loaded = subject.load(subject.cases[0]).network.network.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(loaded[name], value) for name, value in weights.items())
+
+
+# -------------------------------------------------------------------- as in the Model Zoo
+
+
+def _zoo_segmentation(folder: Path, data: Path, count: int = 3) -> Path:
+    """The configs of a Model Zoo segmentation: nested sections, macros, a cache, data that lie elsewhere."""
+    both = ["image", "label"]
+    deterministic = [
+        {"_target_": "LoadImaged", "keys": both},
+        {"_target_": "EnsureChannelFirstd", "keys": both},
+        {"_target_": "Orientationd", "keys": both, "axcodes": "RAS"},
+        {"_target_": "Spacingd", "keys": both, "pixdim": [2.0, 1.0, 1.0], "mode": ["bilinear", "nearest"]},
+        {"_target_": "NormalizeIntensityd", "keys": "image"},
+        {"_target_": "EnsureTyped", "keys": both},
+    ]
+    write_volumes(data, (12, 12, 12), count)
+    train = {
+        "imports": ["$import glob", "$import os", "$import ignite"],
+        "ckpt_dir": "$@bundle_root + '/models'",
+        "dataset_dir": "/workspace/data/Task09_Cubes",
+        "images": "$list(sorted(glob.glob(@dataset_dir + '/image*.nii.gz')))",
+        "labels": "$list(sorted(glob.glob(@dataset_dir + '/label*.nii.gz')))",
+        "network_def": _unet(3, 2),
+        "network": "$@network_def.to(@device)",
+        "optimizer": {"_target_": "torch.optim.Adam", "params": "$@network.parameters()", "lr": 1e-4},
+        "train": {
+            "deterministic_transforms": deterministic,
+            "random_transforms": [{"_target_": "RandFlipd", "keys": both, "prob": 0.5}],
+            "preprocessing": {
+                "_target_": "Compose",
+                "transforms": "$@train#deterministic_transforms + @train#random_transforms",
+            },
+            "postprocessing": {"_target_": "Activationsd", "keys": "pred", "softmax": True},
+        },
+        "validate": {
+            "preprocessing": {"_target_": "Compose", "transforms": "%train#deterministic_transforms"},
+            "dataset": {
+                "_target_": "CacheDataset",
+                "data": "$[{'image': i, 'label': l} for i, l in zip(@images, @labels)]",
+                "transform": "@validate#preprocessing",
+                "cache_rate": 1.0,
+            },
+            "dataloader": {"_target_": "DataLoader", "dataset": "@validate#dataset", "batch_size": 1, "num_workers": 4},
+            "inferer": _window(8, 3),
+            "postprocessing": "%train#postprocessing",
+            "evaluator": {
+                "_target_": "SupervisedEvaluator", "device": "@device", "val_data_loader": "@validate#dataloader",
+                "network": "@network", "inferer": "@validate#inferer", "amp": True,
+            },
+        },
+        "initialize": ["$monai.utils.set_determinism(seed=123)"],
+        "run": ["$@validate#evaluator.run()"],
+    }  # fmt: skip
+    evaluate = {
+        "validate#handlers": [{"_target_": "CheckpointLoader", "load_path": "$@ckpt_dir + '/model.pt'",
+                               "load_dict": {"model": "@network"}}],
+        "run": ["$@validate#evaluator.run()"],
+    }  # fmt: skip
+    torch.manual_seed(0)
+    write_bundle(folder, train, evaluate, UNet(3, 1, 2, (4, 8), (2,)), {"0": "background", "1": "cube"})
+    return folder
+
+
+def _zoo_classification(folder: Path) -> Path:
+    """The layout of the Model Zoo's classification template: YAML, flat keys, a JSON list, image files."""
+    (folder / "configs").mkdir(parents=True)
+    (folder / "models").mkdir()
+    (folder / "data").mkdir()
+    generator = np.random.default_rng(0)
+    rows = []
+    for i in range(6):
+        file = folder / "data" / f"scan {i}.png"
+        Image.fromarray(generator.integers(0, 255, (16, 12), np.uint8)).save(file)
+        rows.append({"image": str(file), "label": i % 3})
+    (folder / "data" / "samples.json").write_text(json.dumps(rows))
+    (folder / "configs" / "train.yaml").write_text(
+        """
+imports:
+- $import json
+image: $monai.utils.CommonKeys.IMAGE
+label: $monai.utils.CommonKeys.LABEL
+num_classes: 4
+device: $torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')
+bundle_root: .
+dataset_dir: $@bundle_root + '/data'
+network_def:
+  _target_: DenseNet
+  spatial_dims: 2
+  in_channels: 1
+  out_channels: '@num_classes'
+  init_features: 4
+  growth_rate: 4
+  block_config: [2, 2]
+data_fp: "$open(@dataset_dir + '/samples.json', 'r', encoding='utf8')"
+data_dict: "$json.load(@data_fp)"
+partitions: '$monai.data.partition_dataset(@data_dict, (1, 5), shuffle=False)'
+base_transforms:
+- _target_: LoadImaged
+  keys: '@image'
+- _target_: EnsureChannelFirstd
+  keys: '@image'
+val_transforms:
+- _target_: ScaleIntensityRanged
+  keys: '@image'
+  a_min: 0
+  a_max: 255
+  b_min: 0
+  b_max: 1
+- _target_: Resized
+  keys: '@image'
+  spatial_size: [16, 16]
+val_preprocessing:
+  _target_: Compose
+  transforms: $@base_transforms + @val_transforms
+val_dataset:
+  _target_: Dataset
+  data: '$@partitions[1]'
+  transform: '@val_preprocessing'
+inferer:
+  _target_: SimpleInferer
+"""
+    )
+    (folder / "configs" / "evaluate.yaml").write_text("num_classes: 3\n")
+    torch.manual_seed(0)
+    torch.save({"model": DenseNet(2, 1, 3, 4, 4, (2, 2)).state_dict()}, folder / "models" / "model.pt")
+    return folder
+
+
+def test_a_zoo_segmentation_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its data are named on the command line; a damaged file is named, in spite of the cache, and the others go on."""
+    folder = _zoo_segmentation(tmp_path / "spleen", tmp_path / "elsewhere")
+    words = ["--bundle", str(folder), "--norm", "linf", "--eps", "0.5"]
+    assert evaluate(tmp_path / "out", *words, models=()) == 2
+    assert (
+        "bundle: received 'no data', allowed is at least one case that can be read; dataset_dir is "
+        "'/workspace/data/Task09_Cubes', which is not here: name yours, --bundle-override dataset_dir=PATH."
+    ) in capsys.readouterr().err
+    data = tmp_path / "elsewhere" / "data"
+    (data / "image1.nii.gz").write_bytes((data / "image1.nii.gz").read_bytes()[:500])
+    words += ["--bundle-override", f"dataset_dir={data}"]
+    assert evaluate(tmp_path / "out", *words, models=()) == 1
+    said = capsys.readouterr().out
+    assert "not used: spleen, image1.nii.gz: case: received 'image1.nii.gz', allowed is a case that the bundle" in said
+    records = read_records(tmp_path / "out")
+    assert {r.case for r in records} == {"image0.nii.gz", "image2.nii.gz"}
+    for case in ("image0.nii.gz", "image2.nii.gz"):
+        clean, *attacked = [r.worst[0].score for r in records if r.case == case]
+        assert attacked[-1] < clean
+    # The same command goes on; another overlap is another model.
+    assert evaluate(tmp_path / "out", *words, models=()) == 1
+    assert evaluate(tmp_path / "out", *words, "validate#inferer#overlap=0.25", models=()) == 2
+    assert "models[spleen].fingerprint: other weights, other data, or deployed in" in capsys.readouterr().err
+
+
+def test_overrides(tmp_path: Path) -> None:
+    folder = str(_zoo_segmentation(tmp_path / "b", tmp_path / "d", 2))
+    data = f"dataset_dir={tmp_path / 'd' / 'data'}"
+
+    def opened(*more: str) -> BundleSegmentation:
+        subject = BundleSource(folder, overrides=(data, *more)).open()
+        assert isinstance(subject, BundleSegmentation)
+        return subject
+
+    inferer = opened("validate#inferer#overlap=0.25", "validate::inferer::roi_size=[4, 4, 4]").bundle.network.inferer
+    assert isinstance(inferer, SlidingWindowInferer)
+    assert (inferer.overlap, inferer.roi_size) == (0.25, [4, 4, 4])
+    assert opened().cases == ("image0.nii.gz", "image1.nii.gz")
+    half = opened("validate#dataset#data=$[{'image': @images[1], 'label': @labels[1]}]")
+    assert half.cases == ("image1.nii.gz",)
+    # An argument that the config leaves to MONAI's default may be given.
+    assert opened("validate#inferer#sigma_scale=0.5").bundle.network.inferer.sigma_scale == 0.5  # type: ignore[union-attr]
+    for word, message in (
+        (
+            "datasetdir=/x",
+            "bundle-override: received 'datasetdir=/x', allowed is a key of the bundle's config; did you",
+        ),
+        ("validation#dataset=1", "allowed is a key of the bundle's config"),
+        ("dataset_dir", "allowed is KEY=VALUE, such as dataset_dir=/data/spleen"),
+        ("=3", "allowed is KEY=VALUE"),
+    ):
+        with pytest.raises(InputError, match=message):
+            opened(word)
+
+
+def test_a_zoo_classification_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = _zoo_classification(tmp_path / "cells")
+    subject = BundleSource(str(folder)).open()
+    assert isinstance(subject, BundleClassification)
+    assert subject.names == tuple(f"scan {i}.png" for i in range(1, 6))
+    assert subject.labels.tolist() == [1, 2, 0, 1, 2]
+    assert subject.classes == ("class 0", "class 1", "class 2")
+    assert subject.unit == "units of the bundle's preprocessed image, 1 = 255 in the files"
+    network = DenseNet(2, 1, 3, 4, 4, (2, 2)).eval()
+    network.load_state_dict(torch.load(folder / "models" / "model.pt")["model"])
+    with torch.no_grad():
+        right = (network(subject.images).argmax(1) == subject.labels).double().mean()
+    # A radius of 2 grey levels of the files.
+    words = ["--bundle", str(folder), "--norm", "linf", "--eps", "2", "--unit", "raw", "--box", "0", "1"]
+    assert evaluate(tmp_path / "out", *words, models=()) == 0
+    assert re.search(rf"cells +clean +{100 * right:.1f} +5\n", capsys.readouterr().out)
+    (case,) = subject.cases
+    assert subject.load(case).threat(Level("linf", 2.0, "raw")).eps == pytest.approx(2 / 255)
+
+
+def test_bundles_that_are_not_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ``monai.bundle init_bundle`` leaves it; with configs but without weights; with images but without labels."""
+
+    def refused(*words: str) -> str:
+        code = evaluate(tmp_path / "out", "--bundle", str(tmp_path / "b"), *words, models=())
+        assert code == 2
+        assert not (tmp_path / "out").exists()
+        return capsys.readouterr().err
+
+    with redirect_stdout(io.StringIO()):
+        init_bundle(str(tmp_path / "b"))
+    assert "or name its config with --bundle-config; in configs there is inference.json, metadata.json." in refused()
+    assert "key network_def', allowed is a part that loads; ModuleNotFoundError" in refused(
+        "--bundle-config", "configs/inference.json"
+    )
+    shutil.rmtree(tmp_path / "b")
+    _zoo_segmentation(tmp_path / "b", tmp_path / "d")
+    data = ["--bundle-override", f"dataset_dir={tmp_path / 'd' / 'data'}"]
+    weights = tmp_path / "b" / "models" / "model.pt"
+    weights.rename(weights.with_name("model_final.pt"))
+    said = refused(*data)
+    assert f"bundle-weights: received '{weights}', allowed is an existing file; in {weights.parent} there is" in said
+    assert "there is model_final.pt; train the bundle, download its weights, or name them" in said
+    data = ["--bundle-weights", "models/model_final.pt", *data]
+    no_labels = "validate#dataset#data=$[{'image': i} for i in @images]"
+    loads = 'validate#preprocessing={"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": true}'
+    assert "items with the keys image and label, or pairs of them; an attack needs the truth." in refused(
+        *data, no_labels, loads
+    )
 
 
 # -------------------------------------------------------------------- the command line

@@ -248,7 +248,6 @@ def test_the_summary_is_what_the_rows_say(results: dict[str, Any]) -> None:
     assert results["radii_where_ima_is_higher"] == 2
     assert results["radii"][1] == {"rms": 0.2, "l2": 12.8}
     assert results["dead_gradient"] == 1 / 20
-    assert results["gradient_steps"] == 41  # FGSM, and 20 of each phase of the relay
     assert [row["dice"] for row in results["rows"] if row["condition"] == "worst case"][:2] == pytest.approx(
         [0.69, 0.71]
     )
@@ -273,7 +272,8 @@ def test_the_page_shows_the_figures_and_needs_no_network(
         "2031-05-06",
         "1:15",
         "2:16",
-        "white noise, FGSM, APGD relay",
+        f"{results['gradient_steps']} gradient steps",
+        *results["attacks"],
         "Dataset990_Phantom/IMATrainer__nnUNetPlansDemo__2d -i nnUNet_raw",
         "--unit rms --eps 0.1 0.2",
     ):

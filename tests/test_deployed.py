@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
 from itertools import pairwise
@@ -125,20 +126,14 @@ def test_segmentation_is_nnunets_file_to_the_voxel(folders: dict[str, Path], kin
     assert (model.segmentation(logits, properties) == theirs).mean() > 0.995
 
 
-def test_preprocessed_case_is_the_preprocessed_file(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_ground_truth_is_background_outside_the_body(tmp_path: Path, folders: dict[str, Path]) -> None:
+    """The host marks what lies outside with -1."""
     case = write_case(tmp_path)
     model = DeployedModel.from_folder(folders["2d"])
-    preprocessor = model.configuration_manager.preprocessor_class(verbose=False)
-    files = ([str(f) for f in case.image_files], str(case.ground_truth_file))
-    preprocessor.run_case_save(
-        str(tmp_path / "case"), *files, model.plans_manager, model.configuration_manager, model.dataset_json
-    )
-    stored, stored_truth, _ = model.preprocessed_case(tmp_path, "case")
-    fresh, truth, _ = model.preprocess_labelled(case.image_files, case.ground_truth_file)
-    torch.testing.assert_close(stored, fresh)
-    assert torch.equal(stored_truth, truth)
-    assert truth.unique().tolist() == [0, 1, 2]  # no -1 outside the body
-    assert fresh.shape == model.preprocess(case.image_files)[0].shape
+    volume, truth, _ = model.preprocess_labelled(case.image_files, case.ground_truth_file)
+    torch.testing.assert_close(volume, model.preprocess(case.image_files)[0])
+    assert truth.shape == volume.shape
+    assert truth.unique().tolist() == [0, 1, 2]
 
 
 def test_attributes(folders: dict[str, Path]) -> None:
@@ -238,6 +233,10 @@ def test_images_that_cannot_be_used(folders: dict[str, Path], tmp_path: Path) ->
     with pytest.raises(InputError, match="nowhere.nii.gz', allowed is an existing image"):
         model.preprocess(["nowhere.nii.gz"])
     (tmp_path / "broken.nii.gz").write_bytes(b"not an image")
+    with pytest.raises(InputError, match="broken.nii.gz', allowed is a whole gzip file; Not a gzipped file"):
+        model.preprocess([tmp_path / "broken.nii.gz"])
+    with gzip.open(tmp_path / "broken.nii.gz", "wb") as file:
+        file.write(b"not an image")
     with pytest.raises(InputError, match="readable images of one shape; nnU-Net says"):
         model.preprocess([tmp_path / "broken.nii.gz"])
     other = write_case(tmp_path, (9, 9, 9), "other")
@@ -245,8 +244,6 @@ def test_images_that_cannot_be_used(folders: dict[str, Path], tmp_path: Path) ->
         model.preprocess_labelled(case.image_files, other.ground_truth_file)
     with pytest.raises(InputError, match="a file that ends in .nii.gz, in an existing folder"):
         model.predict(case.image_files, tmp_path / "out.png")
-    with pytest.raises(InputError, match="a case in a folder of nnUNet_preprocessed"):
-        model.preprocessed_case(tmp_path, "unknown")
     with pytest.raises(InputError, match="a tensor with B, C and 2 spatial axes"):
         model.as_network()(torch.zeros(1, 1, 8, 8, 8))
     with pytest.raises(InputError, match="patches_per_pass: received 0"):

@@ -136,7 +136,7 @@ def test_a_place_that_cannot_be_written_is_2_before_a_model_is_opened(
     [
         (["--seed", "1"], ["classifier"], "settings.seed: 0 there, 1 now"),
         (["--eps", "0.5"], ["classifier"], "levels"),
-        ([], ["other_classifier"], 'models[tiny].name: "tiny" there, "../\\u00c4 b" now'),
+        ([], ["other_classifier"], 'models[tiny]: "tiny" there, "../Ä b" now'),
     ],
 )
 def test_a_folder_of_another_evaluation_is_2_and_says_what_differs(

@@ -19,7 +19,7 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation import curves, pictures, statistics, store
 from monai_adv.evaluation.curves import chains, repetitions
 from monai_adv.evaluation.pictures import draw, largest_change
-from monai_adv.evaluation.report import duration, p_value, percent, points, write_report
+from monai_adv.evaluation.report import _settings_of, duration, p_value, percent, points, write_report
 from monai_adv.evaluation.results import gather
 from monai_adv.evaluation.subject import Picture, Record, Score
 
@@ -29,7 +29,7 @@ def _coarse(monkeypatch):
     """Small figures and short bootstraps: what is tested does not depend on them."""
     for module in (curves, pictures):
         monkeypatch.setattr(module, "DPI", 30)
-    monkeypatch.setattr(statistics, "RESAMPLES", 999)
+    monkeypatch.setattr(statistics, "RESAMPLES", 199)
 
 
 NASTY = "<script>alert(1)</script>&\"'/../$x_1$ ünï"
@@ -125,24 +125,42 @@ def test_numbers_on_the_page_are_those_of_the_records(tmp_path):
     # per class at L2 5: anterior min(1, 2v), posterior max(0, 2v - 1); HD95 10 (1 - v)
     values = 0.45 + 0.02 * np.arange(8)
     anterior, posterior = np.minimum(1, 2 * values).mean(), np.maximum(0, 2 * values - 1).mean()
-    assert page.row("anterior", "unchanged")[2:] == ["100.0", "100.0", "1.6 of 8"]
-    assert page.row("", "L2 5")[2:] == [f"{100 * anterior:.1f}", "90.0", "4.8 of 8"]
-    assert any(r[2].strip() == f"{100 * posterior:.1f}" for r in page.rows if len(r) == 5)
+    assert page.row("anterior", "unchanged")[2:] == ["100.0", "–", "100.0", "1.6", "8 of 8"]
+    row = page.row("", "L2 5")
+    assert [row[2], *row[4:]] == [f"{100 * anterior:.1f}", "90.0", "4.8", "8 of 8"]
+    low, high = (float(v) for v in row[3].split(" to "))
+    assert 90 <= low < 100 * anterior < high <= 100
+    assert any(r[2].strip() == f"{100 * posterior:.1f}" for r in page.rows if len(r) == 7)
+    # every attack by itself, with its interval, its worst patient, and its classes
+    row = page.row("", "SegPGD")
+    assert [row[2], *row[4:]] == ["52.0", "45.0 a", f"{100 * anterior:.1f}", f"{100 * posterior:.1f}"]
+    low, high = (float(v) for v in row[3].split(" to "))
+    assert 48 < low < 52 < high < 56
     assert "L2 radius 5 (= 0.104 RMS per voxel), no box" in page.row(
         "L2 5", "L2 radius 5 (= 0.104 RMS per voxel), no box"
     )
 
 
+def test_the_page_begins_with_the_verdict_and_a_sentence_for_everybody(tmp_path):
+    page = _page(folder_of(tmp_path, _segmentation(), probes={"IMA": _probes()}))
+    said = (
+        "IMA: ✓ figures reliable On unchanged scans its mean Dice is 83.5 %. Changes made to do harm, of about 1.2 % "
+        "of the intensity range per voxel (L2 5), bring it down to 52.0 % (worst patient 45.0 %); random noise of that "
+        "size to 77.0 %. Changes of L2 15 leave 27.0 %, random noise 77.0 %."
+    )
+    assert page.plain.replace("\xa0", " ").index(said) < page.plain.index("What was done")
+
+
 def test_verdict_and_reasons(tmp_path):
     honest = _page(folder_of(tmp_path / "a", _segmentation(), probes={"IMA": _probes()}))
-    assert "IMA: ✓ reliable" in honest.plain
+    assert "IMA: ✓ figures reliable" in honest.plain
     assert "none of 9 checks" in honest.plain
     masked = _page(folder_of(tmp_path / "b", _segmentation(), probes={"IMA": _probes(zero_samples=0.4)}))
-    assert "IMA: ✗ not reliable" in masked.plain
+    assert "IMA: ✗ figures not reliable" in masked.plain
     assert "Do not trust these figures: gradients are zero." in masked.plain
     assert "Look for rounding" in masked.plain
     unknown = _page(folder_of(tmp_path / "c", _segmentation()))
-    assert "IMA: ? not fully checked" in unknown.plain
+    assert "IMA: ? figures not fully checked" in unknown.plain
 
 
 def test_the_page_needs_nothing_from_outside(tmp_path):
@@ -197,14 +215,30 @@ def test_csv_and_json_carry_the_same_numbers(tmp_path):
     assert [Score(**{**s, "probabilities": ()}) for s in content["records"][1]["own"]] == list(records[1].own)
 
 
+def test_the_tables_for_machines_have_a_row_per_level_attack_and_class(tmp_path):
+    folder = folder_of(tmp_path, _segmentation(names=[NASTY, *"bcdefgh"]))
+    write_report(folder)
+    rows = list(csv.DictReader(io.StringIO((folder / "tables.csv").read_text(encoding="utf-8"))))
+    assert len(rows) == (1 + 3 * 5) * (1 + 2 * 2)
+    found = {(r["level"], r["attack"], r["class"], r["measure"]): r for r in rows}
+    whole = found["l2-5", "SegPGD", "all", "mean Dice"]
+    assert (float(whole["value"]), float(whole["lowest"])) == pytest.approx((0.52, 0.45))
+    assert (whole["lowest_patient"], whole["count"], whole["eps"]) == (NASTY, "8", "5.0")
+    assert 0.48 < float(whole["low"]) < 0.5 < 0.54 < float(whole["high"]) < 0.56
+    anterior = found["l2-5", "worst case", "anterior", "mean Dice"]
+    assert float(anterior["value"]) == pytest.approx(np.minimum(1, 2 * (0.45 + 0.02 * np.arange(8))).mean())
+    assert float(found["", "clean", "posterior", "median HD95 in mm"]["value"]) == pytest.approx(1.65)
+
+
 def test_what_is_not_defined_says_so(tmp_path):
     clean = [dice_score("a", 0.8), Score("b", math.nan, {"anterior": math.nan, "posterior": math.nan}, {})]
     low = [dice_score("a", 0.0), Score("b", math.nan, {"anterior": math.nan, "posterior": math.nan}, {})]
     folder = folder_of(tmp_path, plant("IMA", clean, {("l2-5", "APGD-CE"): low}))
     page = _page(folder)
     row = page.row("L2 5", "–")
-    assert (row[2], row[3], row[5]) == ("0.0", "1 case: too few for an interval", "1 + 1 not defined")
-    assert page.row("", "L2 5")[2:] == ["0.0", "0.0", "not defined of 0"]
+    assert (row[2], row[3], row[5]) == ("0.0", "–", "1 + 1 not defined")
+    assert ("td", "title", "1 case: too few for an interval") in page.attributes
+    assert page.row("", "L2 5")[2:] == ["0.0", "–", "0.0", "not defined", "0 of 1"]
     assert "left out of means and counted" in page.plain
     content = json.loads((folder / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert content["models"][0]["rows"]["l2-5"][0]["values"]["hd95"] is None
@@ -234,7 +268,7 @@ def test_an_evaluation_that_stopped_half_way_says_so(tmp_path):
 def test_nothing_attacked_yet(tmp_path):
     page = _page(folder_of(tmp_path, plant("IMA", [dice_score("a", 0.8)], {})))
     assert "1 patient, nothing attacked yet" in page.plain
-    assert page.row("unchanged")[2:] == ["80.0", "1 case: too few for an interval", "80.0 a", "1"]
+    assert page.row("unchanged")[2:] == ["80.0", "–", "80.0 a", "1"]
     assert "No radius has been measured yet." in page.plain
 
 
@@ -292,12 +326,22 @@ def test_natural_corruptions_are_a_table_of_their_own(tmp_path):
     assert page.row("L2 5", "77.0")[2] == "52.0"  # no part of the worst case
 
 
+def test_settings_are_words(tmp_path):
+    phase = {"attack": "Phase", "steps": 20, "loss": "balanced_masked_cross_entropy", "multiple": 1.0}
+    stage = {
+        "settings": {"attack": "Relay", "phases": [phase, {**phase, "loss": None}], "until": "lowest", "box": None}
+    }
+    assert _settings_of(stage) == (
+        "Relay: phases [steps 20, loss balanced masked cross entropy, multiple 1; steps 20, multiple 1], until lowest"
+    )
+
+
 def test_cost_settings_and_versions_stand_on_the_page(tmp_path):
     folder = folder_of(tmp_path, _segmentation(), settings={"attacks": "quick", "cases": 8})
     page = _page(folder)
-    assert page.row("predicted, from the first cases")[-1] == "10 min"
-    assert page.row("measured")[1:] == ["5 000", "4 000", "11 min"]
-    for words in ("seed7", "torch2.15.0", "the first 8", "“Quick” is a first look", "0.999999 of the allowed radius"):
+    assert page.row("in all: predicted, from the first cases")[-1] == "10 min"
+    assert page.row("in all: measured")[1:] == ["5 000", "4 000", "11 min"]
+    for words in ("seed7", "torch2.15.0", "the first 8", "“Quick” is a first look", "100.000 % of its radius"):
         assert words in page.plain.replace("seed 7", "seed7").replace("torch 2", "torch2"), words
 
 

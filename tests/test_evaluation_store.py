@@ -138,7 +138,7 @@ def test_the_same_evaluation_goes_on_whenever_and_wherever(tmp_path: Path) -> No
     ("changes", "said"),
     [
         ({"settings": {"seed": 1}}, "settings.seed: 0 there, 1 now"),
-        ({"model": {"fingerprint": "xyz"}}, 'models[m].fingerprint: "abc" there, "xyz" now'),
+        ({"model": {"fingerprint": "xyz"}}, "models[m].fingerprint: other weights, other data"),
         ({"model": {"cases": ["c2"]}}, 'models[m].cases: ["../c 1", "c2"] there, ["c2"] now'),
         ({"versions": {"torch": "3"}}, 'versions.torch: "2" there, "3" now'),
         ({"levels": []}, "levels: null there, [] now"),

@@ -508,7 +508,7 @@ def test_files_that_cannot_be_used_are_named(data: tuple[Path, NNUNetSource], mo
     with pytest.raises(InputError, match=r"labelsTr/a.nii.gz with the values 7', allowed is the model's labels"):
         subject.load("a")
     truth.write_bytes(b"no image")
-    with pytest.raises(InputError, match=f"ground_truth_file: received '{truth}', allowed is a readable label map"):
+    with pytest.raises(InputError, match=f"ground_truth_file: received '{truth}', allowed is a whole gzip file"):
         subject.load("a")
     write_case(root, (9, 9, 9), "other")
     truth.write_bytes((root / "labelsTr" / "other.nii.gz").read_bytes())
@@ -516,7 +516,7 @@ def test_files_that_cannot_be_used_are_named(data: tuple[Path, NNUNetSource], mo
         subject.load("a")
     truth.write_bytes(good[0])
     image.write_bytes(good[1][:200])
-    with pytest.raises(InputError, match="a_0000.nii.gz.*readable images of one shape"):
+    with pytest.raises(InputError, match="a_0000.nii.gz', allowed is a whole gzip file; .*copy it again"):
         subject.load("a")
     image.write_bytes(good[1])
     read = SimpleITKIO.read_images
@@ -636,8 +636,8 @@ def test_by_folder(nnunet: Path) -> None:
         ("-d 998 -c 2d", "-d: received '998', allowed is one data set in .*; there are Dataset999_Tiny"),
         ("-d 999 -c 3d -p tinyPlans", "did you mean 'nnUNetTrainer__tinyPlans__2d'"),
         ("-d 999 -c 2d -p tinyPlans -f x", "-f: received 'x', allowed is the number of a fold, or all"),
-        ("-d 999 -c 2d -p tinyPlans -f 7", "-f: received 7, allowed is a fold of .*splits_final.json"),
-        ("-d 999 -c 2d -p tinyPlans -f all", "several have no validation case in common; give held-out cases"),
+        ("-d 999 -c 2d -p tinyPlans -f 7", "-f: received 7, allowed is a fold from 0 to 1 of .*splits_final.json"),
+        ("-d 999 -c 2d -p tinyPlans -f all", "-f: received 'all', allowed is a numbered fold.*give held-out cases"),
         ("-d 999 -c 2d -p tinyPlans -f 0 1", "several have no validation case in common"),
         ("-d 999 -c 2d -m x", "-d and -m: .*one of the two"),
         ("-d 999 -c 2d -i x", "an attack needs the truth"),

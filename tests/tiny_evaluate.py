@@ -24,7 +24,7 @@ def evaluate(folder: Path, *words: str, models: Sequence[str] = ("classifier",),
         words = ("--norm", "linf", "--eps", "0.02", "0.06", *words)
     with (
         patch.dict(sys.modules, {"monai_adv.evaluation.report": report}),
-        patch.object(flags, "probe", lambda subject, levels, seed, cases: {"cases": list(cases)}),
+        patch.object(flags, "probe", lambda subject, levels, seed, cases, steps: {"cases": list(cases)}),
         patch.object(flags, "find_flags", lambda *_: []),
         patch.object(flags, "verdict", lambda found: flags.Verdict(word, ("a reason",))),  # type: ignore[arg-type]
     ):

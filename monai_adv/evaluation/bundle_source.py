@@ -25,7 +25,7 @@ from monai_adv.errors import InputError, did_you_mean
 from monai_adv.evaluation.bundle import WEIGHTS
 from monai_adv.evaluation.classification import ClassificationCase, ClassificationSubject
 from monai_adv.evaluation.fingerprint import fingerprint, names_and_sizes
-from monai_adv.evaluation.plain import Box, check_box
+from monai_adv.evaluation.plain import Box, check_box, usable_device
 from monai_adv.evaluation.plain_segmentation import SegmentationCase, SegmentationSubject
 from monai_adv.evaluation.subject import Kind, Level
 from monai_adv.network_state import frozen
@@ -226,7 +226,7 @@ class _Bundle:
         metadata = self.folder / "configs" / "metadata.json"
         self.channel_names = _channel_names(metadata)
         self.weights = self.folder / source.weights
-        device = _device(source.device)
+        device = usable_device(source.device)
         with _importable(self.folder), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of MONAI about its transforms: the bundle's author's
             parser = ConfigParser()
@@ -323,9 +323,8 @@ class _Bundle:
         pair = [found.get("image"), found.get("label")] if isinstance(found, dict) else found
         if not isinstance(pair, list | tuple) or len(pair) != 2 or any(part is None for part in pair):
             keys = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
-            raise InputError.of(
-                "dataset", f"items with {keys}", "items with the keys image and label, or pairs of them"
-            )
+            allowed = "items with the keys image and label, or pairs of them"
+            raise InputError.of("dataset", f"items with {keys}", allowed, "an attack needs the truth")
         image, label = (torch.as_tensor(part) for part in pair)
         spacing = tuple(float(s) for s in pair[0].pixdim) if isinstance(pair[0], MetaTensor) else (1.0,) * image.ndim
         image = (image.as_tensor() if isinstance(image, MetaTensor) else image).float()
@@ -522,13 +521,6 @@ def _raw_unit(transform: Any) -> float | None:
         elif not module.startswith(NEUTRAL) or "Lambda" in kind:
             return None
     return float(units[0]) if len(units) == 1 else None
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError.of("device", name, "a device that PyTorch can use here", str(error)) from error
 
 
 def _reason(error: BaseException) -> str:

@@ -128,6 +128,10 @@ class ClassificationCase:
         """
         return plain_threat(level, self.box)
 
+    def aim(self, images: Tensor) -> ClassificationTask:
+        """The same task: no input shares its score with another."""
+        return self.task
+
     def scores(self, images: Tensor) -> list[Score]:
         """1 for a right label and 0 for a wrong one, with probabilities."""
         output = self._output(images)

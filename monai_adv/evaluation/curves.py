@@ -89,9 +89,8 @@ def worst_case_curve(records: Sequence[Record], chain: Sequence[Level], kind: Ki
         random = _mean_under(records, members, noise, chain) if noise else []
         if any(not math.isnan(v) for v in random):
             clean = float(means.mean(axis=0)[0])
-            plot.plot(
-                x, [clean, *random], color=colour, linestyle=":", linewidth=1.3, label=plain_text(f"{name}, {noise}")
-            )
+            label = plain_text(f"{name}, random noise")
+            plot.plot(x, [clean, *random], color=colour, linestyle=":", linewidth=1.3, label=label)
     _legend(figure, plot)
     key = f"{chain[0].norm}" + ("" if chain[0].unit == "norm" else f"-{chain[0].unit}")
     return Curve(f"curve-{key}", _png(figure), f"{SCORE[kind]} against {axis}, worst case for each model")
@@ -102,30 +101,27 @@ def per_attack_curve(
 ) -> Curve:
     """One model: a thin line for what each attack alone leaves, a thick one for the worst case over all.
 
-    An attack is not run on inputs that an earlier one has finished; those count with their worst score.
+    The bands are as in :func:`worst_case_curve`. An attack is not run on inputs that an earlier one has finished;
+    those count with their worst score.
     """
     figure, plot = _figure(kind, axis, chain)
     x = [0.0, *(level.eps for level in chain)]
     keys = {level.key for level in chain}
     names = dict.fromkeys(r.attack for r in records if r.model == model and r.level in keys)
-    clean = _line(records, model, chain, kind).mean[0]
+    worst = _line(records, model, chain, kind)
     styles = zip(names, cycle(COLOURS[:-1]), cycle(MARKERS), cycle(DASHES[1:]), strict=False)
     for name, colour, marker, dashes in styles:
-        values = [clean, *_mean_under(records, [model], name, chain)]
+        line = _line(records, model, chain, kind, name)
+        plot.fill_between(x, line.low, line.high, color=colour, alpha=0.07, linewidth=0)
         plot.plot(
-            x,
-            values,
-            color=colour,
-            marker=marker,
-            linestyle=dashes,
-            linewidth=1.1,
-            markersize=3.5,
+            x, line.mean, color=colour, marker=marker, linestyle=dashes, linewidth=1.1, markersize=3.5,
             label=plain_text(name),
-        )
-    worst = _line(records, model, chain, kind).mean
+        )  # fmt: skip
+    plot.fill_between(x, worst.low, worst.high, color="#000000", alpha=0.1, linewidth=0, zorder=0)
     plot.plot(
-        x, worst, color="#000000", linewidth=2.6, marker="o", markersize=5, label="worst case", zorder=0, alpha=0.85
-    )
+        x, worst.mean, color="#000000", linewidth=2.6, marker="o", markersize=5, zorder=0, alpha=0.85,
+        label="worst case",
+    )  # fmt: skip
     _legend(figure, plot)
     key = f"{chain[0].norm}" + ("" if chain[0].unit == "norm" else f"-{chain[0].unit}")
     alt = f"{SCORE[kind]} of {model} against {axis}, one line per attack"
@@ -156,10 +152,13 @@ class _Line:
     high: list[float]
 
 
-def _line(records: Sequence[Record], model: str, chain: Sequence[Level], kind: Kind) -> _Line:
-    """Percent at radius 0 and at each level."""
+def _line(records: Sequence[Record], model: str, chain: Sequence[Level], kind: Kind, attack: str = "") -> _Line:
+    """Percent at radius 0 and at each level, of one attack or of the worst case."""
     columns: list[Scores] = [own_scores(records, model, CLEAN)]
-    columns += [worst_scores(records, model, level.key) for level in chain]
+    for level in chain:
+        columns.append(
+            own_scores(records, model, attack, level.key) if attack else worst_scores(records, model, level.key)
+        )
     mean, low, high = [], [], []
     for scores in columns:
         mean.append(100 * _mean(scores))

@@ -6,12 +6,13 @@ import argparse
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_adv.errors import InputError
+from monai_adv.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from monai_adv.evaluation.subject import Subject
@@ -39,13 +40,16 @@ class FactorySource:
         Raises:
             InputError: it is not found, fails, or returns something else.
         """
+        from monai_adv.evaluation.plain import usable_device
+
+        usable_device(self.device)
         try:
             subject: Any = self._find()()
         except InputError:
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError.of("factory", self.function, f"a function that makes a subject ({reason})") from error
+            reason = f"it raised {type(error).__name__}: {error}".rstrip(".")
+            raise InputError.of("factory", self.function, "a function that makes a subject", reason) from error
         missing = [name for name in NEEDED if not hasattr(subject, name)]
         if missing:
             raise InputError.of(
@@ -69,9 +73,12 @@ class FactorySource:
             raise InputError.of("factory", self.function, allowed)
         try:
             module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-            return getattr(module, name)
-        except (ImportError, FileNotFoundError, AttributeError) as error:
-            raise InputError.of("factory", self.function, f"{allowed} ({error})") from error
+        except (ImportError, FileNotFoundError) as error:
+            raise InputError.of("factory", self.function, allowed, str(error)) from error
+        if not callable(function := getattr(module, name, None)):
+            known = [n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith("_")]
+            raise InputError.of("factory", self.function, f"a function in {place}", did_you_mean(name, known))
+        return function
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

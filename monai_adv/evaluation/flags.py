@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from monai_adv.evaluation.probes import probe
+from monai_adv.evaluation.probes import STEPS, probe
 from monai_adv.evaluation.statistics import (
     CLEAN,
     Scores,
@@ -26,7 +26,7 @@ from monai_adv.evaluation.statistics import (
 )
 from monai_adv.evaluation.subject import Kind, Level, Record
 
-__all__ = ["Flag", "Verdict", "find_flags", "probe", "verdict"]
+__all__ = ["STEPS", "Flag", "Verdict", "find_flags", "probe", "verdict"]
 
 Families = Mapping[str, str]
 """Name of an attack -> random, white-box, black-box or transfer."""
@@ -116,20 +116,16 @@ def find_flags(
 def black_box(records: Sequence[Record], kind: Kind, families: Mapping[str, Families]) -> Flag:
     """Does an attack without gradients find what the attacks with gradients miss?"""
     gains: dict[str, float] = {}
-    for model, level, names in _levels(records, families):
-        with_gradient = _lowest_own(records, model, level, names, ("white-box",))
-        without = _lowest_own(records, model, level, names, ("black-box", "transfer"))
-        if with_gradient and without:
-            for key, score in _worst_before(records, level, names).items():
-                with_gradient[key] = _low(with_gradient.get(key, math.nan), score)
-            drops = [max(0.0, with_gradient[k] - s) for k, s in without.items() if k in with_gradient]
-            gains[level] = _mean(drops)
+    for _, level, names in _levels(records, families):
+        if {"white-box", "black-box"} <= set(names.values()) or {"white-box", "transfer"} <= set(names.values()):
+            gains[level] = _mean(_gained_without_gradient(records, level, names).values())
+    gains = {level: gain for level, gain in gains.items() if not math.isnan(gain)}
     largest = max(gains, key=gains.__getitem__, default="")
     measured = (
-        f"Black-box and transfer attacks lower the mean score by up to {_points(gains[largest])} points more "
+        f"Black-box and transfer attacks lower the mean worst case by up to {_points(gains[largest])} points more "
         f"({_name(largest)})."
         if gains
-        else "No black-box or transfer attack was run beside the white-box attacks."
+        else "No black-box or transfer attack was run; the standard attacks include one."
     )
     return Flag(
         "black-box",
@@ -137,11 +133,11 @@ def black_box(records: Sequence[Record], kind: Kind, families: Mapping[str, Fami
         "an attack without gradients finds more than those with gradients",
         gains[largest] > GAIN[kind] if gains else None,
         measured,
-        f"More than {_points(GAIN[kind])} points: "
+        "More than "
         + (
-            "AutoAttack's own limit; with fewer than 500 images one image is enough."
+            "0.2 points: AutoAttack's own limit; with fewer than 500 images one image is enough."
             if kind == "classification"
-            else "random search wins a voxel here and there on honest models too."
+            else "1 point: random search wins a voxel here and there on honest models too."
         ),
         "An attacker who sees only outputs should not beat one who sees everything. The model hides its gradients, so "
         "the white-box figures are too good. Look for rounding, clipping or saturation in the model's pipeline.",
@@ -296,15 +292,20 @@ def zero_gradients(records: Sequence[Record], families: Mapping[str, Families], 
 
 def batch(found: Mapping[str, Any]) -> Flag:
     """Is a patient judged by who else is in the batch?"""
-    modes = f", and {found['training']} submodules are in training mode" if found.get("training") else ""
+    up, measured = None, _not_probed(found)
+    if "batch" in found:
+        change, chance = found["batch"], found["repeat"]
+        up = change > max(0.01, 2 * chance) or bool(found["training"])
+        measured = f"An image alone and in a batch differ by {_spread_of(change)}"
+        if change > 0.01 and not up:
+            up, measured = None, f"{measured}, but two calls differ as much"
+        measured += f", and {found['training']} layers are in training mode." if found["training"] else "."
     return Flag(
         "batch",
         "Does the output depend on the other images of the batch?",
         "the output depends on the other images of the batch",
-        found["batch"] > 0.01 or bool(found["training"]) if "batch" in found else None,
-        f"An image alone and in a batch differ by {_spread_of(found['batch'])}{modes}."
-        if "batch" in found
-        else _not_probed(found),
+        up,
+        measured,
         "More than 1 % of the outputs' standard deviation (rounding is far below), or any layer in training mode.",
         "A patient's result depends on the neighbours, most often through batch normalisation in training mode. "
         "Put the model in eval mode; what was attacked is not what is deployed.",
@@ -318,7 +319,9 @@ def repeat(found: Mapping[str, Any]) -> Flag:
         "Do two calls give different outputs?",
         "two calls give different outputs",
         found["repeat"] > 1e-4 if "repeat" in found else None,
-        f"The same images, called again, differ by {_spread_of(found['repeat'])}."
+        "The same images, called again, give the same."
+        if found.get("repeat") == 0
+        else f"The same images, called again, differ by {_spread_of(found['repeat'])}."
         if "repeat" in found
         else _not_probed(found),
         "More than 0.01 % of the outputs' standard deviation: AutoAttack's limit, relative to the outputs.",
@@ -339,7 +342,7 @@ def inputs(found: Mapping[str, Any]) -> Flag:
         faults.append(f"their standard deviation is {found['sd']:.3g}, but the stated unit is: {found['unit']}")
     for key, share in found.get("relative", {}).items():
         if share < (4e-4 if key.startswith("linf") else 1e-5):
-            faults.append(f"the radius {_name(key)} is {share:.1e} of the intensity range per voxel, next to nothing")
+            faults.append(f"the radius {_name(key)} is {100 * share:.1g} % of the intensity range per voxel, next to nothing")
         elif share > 1:
             faults.append(f"the radius {_name(key)} is {share:.1f} times the intensity range per voxel")
     measured = (
@@ -349,12 +352,12 @@ def inputs(found: Mapping[str, Any]) -> Flag:
         measured += f"; {'; '.join(faults)}." if faults else ", as box and unit say."
     return Flag(
         "inputs",
-        "Do the images miss the stated box or unit?",
+        "Do the images or radii not fit the stated box or unit?",
         "the images do not fit the stated box or unit",
         bool(faults) if found else None,
         measured,
         "Any image outside the box; images that fill less than 5 % of it; z-scored images with a standard deviation "
-        "outside 0.05 to 20; a radius below a tenth of a grey level of 8 bits (L-inf), 1e-5 of the range (L2), or "
+        "outside 0.05 to 20; a radius below a tenth of a grey level of 8 bits (L-inf), 0.001 % of the range (L2), or "
         "above the whole range.",
         "The radius does not mean what it says: a model that expects 0 to 255 looks robust at a radius meant for 0 to "
         "1. Check the preprocessing, the box and the unit of the radius.",
@@ -393,18 +396,22 @@ def _lowest_own(
     return lowest
 
 
-def _worst_before(records: Sequence[Record], level: str, names: Families) -> dict[tuple[str, str], float]:
-    """Worst score of each case before the first attack without gradients: a mixture may be worse than its parts."""
+def _gained_without_gradient(records: Sequence[Record], level: str, names: Families) -> dict[tuple[str, str], float]:
+    """By how much black-box and transfer attacks lowered the worst case of each score that all before them left.
+
+    The worst case counts, not the attack's own score: the slices of a volume share a score, and an attack that wins on
+    some of them only shows in the mixture. For independent images both are the same.
+    """
+    gained: dict[tuple[str, str], float] = {}
     before: dict[tuple[str, str], float] = {}
-    over: set[str] = set()
     for record in records:
-        if record.level != level or record.case in over:
-            continue
-        if names.get(record.attack) in ("black-box", "transfer"):
-            over.add(record.case)
-            continue
-        before.update({(record.case, s.case): s.score for s in record.worst})
-    return before
+        if record.level == level and record.attack in names:
+            for score in record.worst:
+                key = record.case, score.case
+                if names[record.attack] in ("black-box", "transfer") and key in before:
+                    gained[key] = gained.get(key, 0.0) + before[key] - score.score
+                before[key] = score.score
+    return gained
 
 
 def _low(a: float, b: float) -> float:
@@ -422,7 +429,7 @@ def _points(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4g}".replace("-", "−")
+    return f"{value:.3g}".replace("-", "−")
 
 
 def _name(level: str) -> str:
@@ -434,7 +441,7 @@ def _percent(share: float) -> str:
 
 
 def _spread_of(value: float) -> str:
-    share = f"{100 * value:.3f}" if value >= 1e-5 or value == 0 else "less than 0.001"
+    share = "less than 0.001" if value < 1e-5 else f"{100 * value:.3f}" if value < 0.01 else f"{100 * value:.1f}"
     return f"{share} % of the outputs' standard deviation"
 
 

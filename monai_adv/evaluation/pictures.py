@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 import matplotlib.style
@@ -27,7 +28,7 @@ Image = npt.NDArray[Any]
 
 
 @matplotlib.style.context("default")  # nnU-Net's logger enlarges every font of the process
-def draw(picture: Picture, classes: Sequence[str], before: str, after: str) -> bytes:
+def draw(picture: Picture, classes: Sequence[str], before: str, after: str, unit: str = "") -> bytes:
     """One case as a PNG file: three panels for classification, six for segmentation.
 
     The scan and the attacked scan share one grey scale, so that what is seen is the difference; it is drawn once more
@@ -37,12 +38,13 @@ def draw(picture: Picture, classes: Sequence[str], before: str, after: str) -> b
         picture: as the store keeps it.
         classes: names of the foreground; label k is the k-th of them, counted from 1.
         before, after: scores, as text for the titles.
+        unit: of the difference, for its scale.
     """
     clean, attacked = np.asarray(picture.clean, dtype=float), np.asarray(picture.attacked, dtype=float)
     segmented = picture.truth is not None
     panel = 2.9 * clean.shape[0] / clean.shape[1]
     rows = 2 if segmented else 1
-    height = rows * min(4.5, max(1.5, panel)) + 0.35 * rows + (0.7 if segmented else 0.35)
+    height = rows * min(3.6, max(1.5, panel)) + 0.35 * rows + (0.7 if segmented else 0.35)
     figure = Figure(figsize=(9.6, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes: npt.NDArray[np.object_] = np.atleast_2d(figure.subplots(rows, 3))
@@ -55,9 +57,10 @@ def draw(picture: Picture, classes: Sequence[str], before: str, after: str) -> b
     largest = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
     shown = axes[0, 2].imshow(difference, cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest")
     beside = axes[0, 2].inset_axes((1.02, 0.0, 0.05, 1.0))
-    bar = figure.colorbar(shown, cax=beside, ticks=[-largest, 0, largest], format="%.3g")
+    bar = figure.colorbar(shown, cax=beside, ticks=[-largest, 0, largest], format="%.2g")
     bar.ax.tick_params(labelsize=8)
-    titles = [["scan", "attacked scan", "difference"]]
+    bar.set_label(plain_text(unit), fontsize=8, labelpad=-8)
+    titles = [["scan", "attacked scan", "difference (attacked − scan)"]]
     if segmented:
         titles.append(["ground truth", f"segmentation of the scan: {before}", f"of the attacked scan: {after}"])
         views = (clean, picture.truth), (clean, picture.on_clean), (attacked, picture.on_attacked)
@@ -69,10 +72,10 @@ def draw(picture: Picture, classes: Sequence[str], before: str, after: str) -> b
             handles=handles, loc="outside lower center", ncols=min(len(classes), 5), fontsize=9, frameon=False
         )
     else:
-        titles = [[f"scan: {before}", f"attacked scan: {after}", "difference"]]
+        titles = [[f"scan: {before}", f"attacked scan: {after}", "difference (attacked − scan)"]]
     for row, names in zip(axes, titles, strict=True):
         for plot, title in zip(row, names, strict=True):
-            plot.set_title(title, fontsize=9.5)
+            plot.set_title("\n".join(wrap(plain_text(title), 38)), fontsize=9.5)
             plot.set(xticks=[], yticks=[])
             plot.spines[:].set_visible(False)
     buffer = io.BytesIO()

@@ -29,6 +29,20 @@ def images_of(values: Any, name: str) -> Tensor:
     return images
 
 
+def usable_device(name: str | torch.device) -> torch.device:
+    """The device, if PyTorch can use it here.
+
+    Raises:
+        InputError: it cannot, and why.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+        todo = f"PyTorch says: {reason}; --device cpu always works"
+        raise InputError.of("device", str(name), "a device that PyTorch can use here", todo) from error
+
+
 def check_box(box: Box | None) -> None:
     """Refuse an empty box."""
     if box is not None and not box[0] < box[1]:

@@ -17,7 +17,7 @@ from monai_adv.evaluation.plain import Box, check_box, fingerprint, images_of, s
 from monai_adv.evaluation.subject import Kind, Level, Picture, Score
 from monai_adv.evaluation.volume_scores import volume_score
 from monai_adv.network_state import frozen
-from monai_adv.tasks import Output, SegmentationSettings, SegmentationTask, Target
+from monai_adv.tasks import SegmentationTask, Target
 from monai_adv.threats import Threat
 
 Mask = npt.NDArray[np.bool_]
@@ -73,9 +73,7 @@ class SegmentationSubject:
         self.images = [images_of(image, f"images[{i}]") for i, image in enumerate(images)]
         self.labels = [torch.as_tensor(values).detach().cpu().long() for values in labels]
         self.spacing = tuple(spacing) if spacing is not None else (1.0,) * (self.images[0].ndim - 1)
-        self.task = SegmentationTask(
-            _no_training, SegmentationSettings(attack_loss="dice", empty_target="empty_prediction"), regions=regions
-        )
+        self.task = SegmentationTask.for_evaluation(regions=regions)
         for case, image, values in zip(self.cases, self.images, self.labels, strict=True):
             self._check(case, image, values)
 
@@ -129,6 +127,10 @@ class SegmentationCase:
         """
         return plain_threat(level, self.box)
 
+    def aim(self, images: Tensor) -> SegmentationTask:
+        """The same task: no input shares its score with another."""
+        return self.task
+
     def scores(self, images: Tensor) -> list[Score]:
         """Mean Dice over the classes that are there or found; an output that is not finite is wrong in every voxel."""
         found = self._found(images)
@@ -176,7 +178,3 @@ def _label_map(masks: Sequence[Mask]) -> npt.NDArray[np.uint8]:
     for i, mask in enumerate(masks):
         result[mask] = i + 1
     return result
-
-
-def _no_training(output: Output, target: Target) -> Tensor:
-    raise NotImplementedError("an evaluation trains nothing")

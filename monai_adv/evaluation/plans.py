@@ -59,7 +59,7 @@ def stages(kind: Kind, version: Version, threat: Threat, classes: int) -> list[S
     =============  ==============================================  ==========================================
     version        classification                                  segmentation
     =============  ==============================================  ==========================================
-    ``quick``      FGSM, PGD with 20 steps, from random starts     FGSM, the segmentation ensemble's ``quick``
+    ``quick``      FGSM, PGD with 20 steps, from random starts     the segmentation ensemble's ``quick``
     ``standard``   AutoAttack ``standard``                         the segmentation ensemble's ``standard``
     ``full``       AutoAttack ``standard`` and ``plus``            the segmentation ensemble's ``full``
     =============  ==============================================  ==========================================
@@ -71,11 +71,10 @@ def stages(kind: Kind, version: Version, threat: Threat, classes: int) -> list[S
         ['white noise', 'FGSM', 'PGD-20', 'PGD-20 from random starts']
     """
     noise = Stage("white noise", WhiteNoise(threat, NOISE_DRAWS))
-    fgsm = [Stage("FGSM", FGSM(threat))] if version == "quick" else []
     if kind == "segmentation":
-        return [noise, *fgsm, *(Stage(s.name, s.attack) for s in segmentation_stages(threat, version))]
+        return [noise, *(Stage(s.name, s.attack) for s in segmentation_stages(threat, version))]
     if version == "quick":
-        return [noise, *fgsm, *_quick(threat)]
+        return [noise, *_quick(threat)]
     named = {stage.name: stage for stage in AutoAttack(threat, classes).ensemble.stages}
     if version == "full":
         # What "plus" has under the same name is an attack of "standard" with more restarts.
@@ -96,6 +95,7 @@ def corruption_key(corruption: Corruption) -> tuple[str, str]:
 
 def _quick(threat: Threat) -> list[Stage]:
     return [
+        Stage("FGSM", FGSM(threat)),
         Stage("PGD-20", PGD(threat, 20, stop="first_wrong", keep="strongest")),
         Stage("PGD-20 from random starts", PGD(threat, 20, start="ball", stop="first_wrong", keep="strongest")),
     ]

@@ -17,10 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.attacks.apgd import APGD
-from monai_adv.attacks.base import Attack, Until, input_gradient
+from monai_adv.attacks.base import Attack, input_gradient
 from monai_adv.attacks.losses import cross_entropy, margin
 from monai_adv.attacks.pgd import PGD
+from monai_adv.attacks.relay import Relay
+from monai_adv.attacks.sea import radius_reduction
+from monai_adv.attacks.segmentation_ensemble import relay
 from monai_adv.errors import InputError
+from monai_adv.evaluation.settings import Version
 from monai_adv.evaluation.subject import Case, Level, Subject
 from monai_adv.network_state import frozen
 from monai_adv.tasks import ClassificationTask, Output, Target, take
@@ -28,14 +32,19 @@ from monai_adv.threats import Threat
 
 CASES = 3
 IMAGES = 64
-STEPS = 200
+STEPS: dict[Version, int] = {"quick": 80, "standard": 300, "full": 600}
+"""Of the longest attack: at least twice as many as any attack of the version makes from one start."""
 UNBOUNDED_STEPS = 50
 LADDER = (1.0, 4.0, 16.0, 0.25)
 """Unbounded radii, as multiples of the intensity range of the images."""
 
 
 def probe(
-    subject: Subject, levels: Sequence[Level], seed: int = 0, cases: Sequence[str] | None = None, steps: int = STEPS
+    subject: Subject,
+    levels: Sequence[Level],
+    seed: int = 0,
+    cases: Sequence[str] | None = None,
+    steps: int = STEPS["standard"],
 ) -> dict[str, Any]:
     """Try a model on a few cases.
 
@@ -45,7 +54,7 @@ def probe(
         seed: of the random starts.
         cases: names of the cases; default: three, spread over the subject's. Of a
             classification case at most 64 images are used.
-        steps: of the long attack; more than any attack of the evaluation makes.
+        steps: of the long attack, see :data:`STEPS`.
 
     Returns:
         plain values for JSON, each over all probed cases:
@@ -58,7 +67,7 @@ def probe(
           in standard deviations of the outputs;
         - ``training``: number of submodules in training mode;
         - ``probabilities``: whether the outputs of a classifier are probabilities rather than logits;
-        - ``zero_samples``, ``zero_voxels``: share of zero or not finite gradients;
+        - ``zero_samples``, ``zero_voxels``: share of gradients that are zero, vanishing or not finite;
         - ``unbounded``: norm -> score that is left at the most harmful of several radii as large as the images;
         - ``longer``: level -> {case: {patient or image: score under the long attack}}.
 
@@ -121,14 +130,13 @@ def _probe_case(subject: Subject, case: Case, levels: Sequence[Level], seed: int
         "sd": float(values.double().std()),
         "outside": _outside(values, any_threat.box),
         "relative": {key: _relative(threat, images, low, high) for key, threat in threats.items()},
-        **_consistency(case, images),
+        **consistency(case, images),
     }
     if result["outside"]:
         return result
     generator = torch.Generator(device).manual_seed(_stream(seed, subject.name, case.name))
     result |= _gradients(case, images, target, list(threats.values()), generator)
     stop: Literal["first_wrong", "lowest"] = "first_wrong" if classification else "lowest"
-    until: Until = "wrong" if classification else "lowest"
     losses = (None, margin if classification else cross_entropy)
     result["unbounded"] = {}
     for norm in dict.fromkeys(level.norm for level in levels):
@@ -144,14 +152,22 @@ def _probe_case(subject: Subject, case: Case, levels: Sequence[Level], seed: int
         result["unbounded"][norm] = list(_left_by(plain, case, chosen, generator).values())
     result["longer"] = {}
     for key, threat in threats.items():
-        long = [APGD(threat, steps, loss, until=until) for loss in losses]
+        long: list[Attack] = (
+            [APGD(threat, steps, loss, until="wrong") for loss in losses]
+            if classification
+            else [relay(threat, steps // 4, steps // 4, "surface"), Relay(threat, radius_reduction(None, steps))]
+        )
         result["longer"][key] = _left_by(long, case, chosen, generator)
     return result
 
 
 @torch.no_grad()
-def _consistency(case: Case, images: Tensor) -> dict[str, Any]:
-    """The network exactly as it is deployed, in whatever mode it was left: call, call again, and one image alone."""
+def consistency(case: Case, images: Tensor) -> dict[str, Any]:
+    """The network exactly as it is deployed, in whatever mode it was left: call, call again, and one image alone.
+
+    Returns:
+        ``repeat``, ``batch``, ``training`` and ``probabilities``, see :func:`probe`.
+    """
     # A single volume gets its own mirror image for company, paler: of another mean and spread.
     batch = images[:8] if len(images) > 1 else torch.cat([images, images.flip(-1) / 2])
     first = _full(case.network(batch))
@@ -177,8 +193,11 @@ def _gradients(
     case: Case, images: Tensor, target: Target, threats: list[Threat], generator: torch.Generator
 ) -> dict[str, float]:
     """Gradients of the task's loss at the clean images and at random points of each level."""
-    points = [images, *(images + t.random(images, t.radius(images), generator) for t in threats)]
     zero_samples = zero_voxels = total = 0.0
+    if isinstance(case.task, ClassificationTask) or any(s.score != 0 for s in case.scores(case.images)):
+        points = [images, *(images + t.random(images, t.radius(images), generator) for t in threats)]
+    else:  # nothing is left to lose, as with false positives in an empty ground truth: its loss is flat
+        points = []
     with frozen(case.network) as network:
         scorable = case.task.scorable(target)
         for point in points:
@@ -187,7 +206,8 @@ def _gradients(
                 continue
             labels = take(target, scorable)
             _, gradient = input_gradient(network(x), x, lambda output: case.task.sample_loss(output, labels))  # noqa: B023
-            usable = (gradient != 0) & gradient.isfinite()
+            # What is smaller than the smallest normal number has lost its digits.
+            usable = (gradient.abs() >= torch.finfo(gradient.dtype).tiny) & gradient.isfinite()
             if threats and threats[0].channels is not None:
                 usable = usable[:, list(threats[0].channels)]
             rows = usable.flatten(1)
@@ -198,17 +218,21 @@ def _gradients(
 
 
 def _left_by(attacks: Sequence[Attack], case: Case, chosen: Tensor, generator: torch.Generator) -> dict[str, float]:
-    """Scores of the worst mixture that some attacks on the chosen inputs leave; ends as soon as all are zero."""
+    """Scores of the worst mixture that some attacks on the chosen inputs leave; ends as soon as all are zero.
+
+    Inputs that share a score are attacked as the evaluation does it: each attack knows what those before it have found.
+    """
     device = _device(case.network)
-    worst = case.images
+    worst, task = case.images, case.task
     scores = _scores(case, worst, chosen)
     for attack in attacks:
         found = case.images.clone()
         for part in torch.split(chosen, IMAGES):
             images, target = case.images[part].to(device), _to(take(case.target, part), device)
-            result = attack(case.network, images, target, case.task, generator=generator)
+            result = attack(case.network, images, target, task, generator=generator)
             found[part] = result.images.to(found)
         worst = case.combine(worst, found)
+        task = case.aim(worst)
         scores = _scores(case, worst, chosen)
         if not any(score > 0 for score in scores.values()):
             break

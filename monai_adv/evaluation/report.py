@@ -16,7 +16,7 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation import statistics
 from monai_adv.evaluation.curves import Curve, chains, per_attack_curve, repetitions, worst_case_curve
 from monai_adv.evaluation.pictures import draw, largest_change
-from monai_adv.evaluation.results import ModelResults, Results, as_csv, as_json, gather
+from monai_adv.evaluation.results import ModelResults, Results, as_csv, as_json, as_table, gather
 from monai_adv.evaluation.settings import Version
 from monai_adv.evaluation.statistics import Comparison, Interval, Test, level_name
 from monai_adv.evaluation.store import read_pictures
@@ -27,10 +27,18 @@ PICTURES = 3
 """Worst cases per model; fewer with many models."""
 MOST_PICTURES = 9
 SIGNIFICANT = 0.05
+MOST_COLUMNS = 6
+"""Classes that get a column of their own in the table of all attacks; more are in ``tables.csv`` only."""
+KNOWS = {
+    "random": "nothing",
+    "white-box": "everything",
+    "black-box": "its outputs",
+    "transfer": "nothing: it has another model",
+}
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write ``report.html``, ``results.json``, ``results.csv`` and the curves into the folder of an evaluation.
+    """Write ``report.html``, ``results.json``, ``results.csv``, ``tables.csv`` and the curves into a folder.
 
     The page needs no other file, no network and no JavaScript. An evaluation that has not finished gets a page as well,
     which says so.
@@ -50,6 +58,7 @@ def write_report(folder: str | Path) -> Path:
             (folder / f"{curve.name}.png").write_bytes(curve.png)
         (folder / "results.json").write_text(as_json(results), encoding="utf-8")
         (folder / "results.csv").write_text(as_csv(results), encoding="utf-8", newline="")
+        (folder / "tables.csv").write_text(as_table(results), encoding="utf-8", newline="")
         (folder / "report.html").write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
         raise InputError.of("-o", str(folder), f"a folder that can be written ({error.strerror})") from error
@@ -97,7 +106,12 @@ def render(
         score="Dice" if segmentation else "accuracy",
         one="patient" if segmentation else "image",
         level_name=level_name,
-        axis_name=axis_name,
+        short_name=lambda level: level_name(level).replace(" ", "\u00a0"),
+        level_names={level.key: level_name(level) for level in results.levels},
+        knows=KNOWS,
+        per_class=max(len(m.classes) for m in results.models) <= MOST_COLUMNS,
+        measure="dice" if segmentation else "sensitivity",
+        probing=sum(m.probes.get("seconds", 0.0) for m in results.models),
         headline=_headline,
         in_words=_in_words,
         deviations=_deviations(results),
@@ -106,7 +120,9 @@ def render(
         doubtful=[m.name for m in results.models if m.verdict.word == "not reliable"],
         nan=math.isnan,
         points=points,
+        percent=percent,
         resamples=statistics.RESAMPLES,
+        fewest=statistics.FEWEST,
     )
 
 
@@ -129,8 +145,8 @@ def points(value: float) -> str:
 
 
 def interval(value: Interval, form: Callable[[float], str] = percent) -> str:
-    """``"78.1 to 82.3"``, or why there is none."""
-    return f"{form(value.low)} to {form(value.high)}" if value.exists else value.how
+    """``"78.1 to 82.3"``, or a dash if there is none."""
+    return f"{form(value.low)} to {form(value.high)}" if value.exists else "–"
 
 
 def p_value(value: float) -> str:
@@ -171,11 +187,25 @@ def axis_name(level: Level, unit: str) -> str:
 
 
 def _headline(model: ModelResults, levels: Sequence[Level]) -> dict[str, Any]:
-    """Clean score and what is left at the smallest and the largest radius of the first norm."""
+    """Clean score; worst case, random noise and share of the intensity range at up to three radii of the first norm."""
     measured = [v for v in levels if v.key in model.summaries and model.summaries[v.key].count]
     first = [v for v in measured if (v.norm, v.unit) == (measured[0].norm, measured[0].unit)]
-    shown = first if len(first) < 3 else [first[0], first[-1]]
-    return {"clean": model.summaries[""], "levels": [(level_name(v), model.summaries[v.key]) for v in shown]}
+    if len(first) > 3:
+        middle = _telling_level(model, first[1:-1])
+        first = [first[0], *([middle] if middle else []), first[-1]]
+    noise, relative = model.attacks.get(_noise(model), {}), model.probes.get("relative", {})
+    return {
+        "clean": model.summaries[""],
+        "levels": [
+            (
+                level,
+                model.summaries[level.key],
+                f"{percent(noise[level.key].mean)} %" if level.key in noise else "",
+                f"{100 * relative[level.key]:.2g} %" if level.key in relative else "",
+            )
+            for level in first
+        ],
+    }
 
 
 def _in_words(comparison: Comparison, score: str) -> str:
@@ -220,16 +250,27 @@ def _settings_of(stage: Mapping[str, Any]) -> str:
     """``"APGD: steps 100, loss dlr"``, without what is empty."""
     settings = dict(stage["settings"])
     kind = settings.pop("attack", "")
-    parts = [f"{name} {_short(value)}" for name, value in settings.items() if value not in (None, "", [], {})]
-    return f"{kind}: {', '.join(parts)}" if kind and parts else kind or ", ".join(parts)
+    parts = _short(settings)
+    return f"{kind}: {parts}" if kind and parts else kind or parts
 
 
 def _short(value: Any) -> str:
+    """Example:
+
+    >>> _short({"phases": [{"attack": "Phase", "steps": 20, "loss": "cross_entropy"}], "until": "lowest", "box": None})
+    'phases [steps 20, loss cross entropy], until lowest'
+    """
     if isinstance(value, Mapping):
-        return "(" + ", ".join(f"{k} {_short(v)}" for k, v in value.items() if v is not None) + ")"
+        kept = {k: v for k, v in value.items() if k != "attack" and v not in (None, "", [], {})}
+        return ", ".join(f"{k.replace('_', ' ')} {_short(v)}" for k, v in kept.items())
     if isinstance(value, list):
-        return "[" + ", ".join(map(_short, value)) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        parts = (
+            "; ".join(map(_short, value))
+            if any(isinstance(v, Mapping) for v in value)
+            else ", ".join(map(_short, value))
+        )
+        return f"[{parts}]"
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("_", " ")
 
 
 def _noise(model: ModelResults) -> str:
@@ -285,14 +326,16 @@ def _worst_cases(folder: Path, results: Results) -> dict[str, list[dict[str, Any
 
 
 def _picture(picture: Picture, model: ModelResults, level: Level, before: str, after: str) -> dict[str, Any]:
+    unit = model.unit.split(" (")[0]
     return {
-        "png": draw(picture, model.classes, before, after),
+        "png": draw(picture, model.classes, before, after, unit),
         "alt": f"{picture.case}: scan, attacked scan, difference"
         + ("" if picture.truth is None else ", ground truth, segmentation of both"),
         "case": picture.case,
         "level": level_name(level),
         "caption": picture.caption,
-        "change": f"{largest_change(picture):.3g}",
+        "change": f"{largest_change(picture):.2g}",
+        "unit": unit,
         "before": before,
         "after": after,
     }

@@ -30,6 +30,7 @@ class ModelResults:
         summaries: level ("" for clean) -> worst case over the attacks.
         attacks: attack -> level -> what it leaves by itself.
         rows: level -> classes; Dice and HD95, or one class against the rest.
+        attack_rows: attack -> level -> classes, of what the attack leaves by itself.
         detections: level -> sensitivity and the like; classification only.
         corruptions: corruption -> severity -> summary.
         meanings: corruption -> in words.
@@ -50,6 +51,7 @@ class ModelResults:
     summaries: dict[str, Summary]
     attacks: dict[str, dict[str, Summary]]
     rows: dict[str, list[ClassRow]]
+    attack_rows: dict[str, dict[str, list[ClassRow]]]
     detections: dict[str, Detection]
     corruptions: dict[str, dict[str, Summary]]
     meanings: dict[str, str]
@@ -129,9 +131,18 @@ def _model(
             done[record.case] += 1
     corruptions: dict[str, dict[str, Summary]] = {}
     for attack, severity in statistics.corruptions(records):
-        own = statistics.own_scores(records, name, attack, severity)
-        corruptions.setdefault(_corruption(attack), {})[severity] = statistics.summarise(own, kind, seed=seed)
-    segmentation = kind == "segmentation"
+        found = statistics.own_scores(records, name, attack, severity)
+        corruptions.setdefault(_corruption(attack), {})[severity] = statistics.summarise(found, kind, seed=seed)
+    own = {
+        attack: {k: found for k in keys if (found := statistics.own_scores(records, name, attack, k))}
+        for attack in statistics.attacks(records)
+    }
+
+    def per_class(found: Scores) -> list[ClassRow]:
+        if kind == "segmentation":
+            return statistics.per_class_dice(found, classes, seed=seed)
+        return statistics.per_class_detection(found, classes)
+
     return ModelResults(
         name=name,
         kind=kind,
@@ -144,19 +155,10 @@ def _model(
         flags=flags,
         verdict=verdict(flags),
         summaries={key: statistics.summarise(s, kind, seed=seed) for key, s in scores.items()},
-        attacks={
-            attack: {
-                key: statistics.summarise(own, kind, seed=seed)
-                for key in keys
-                if (own := statistics.own_scores(records, name, attack, key))
-            }
-            for attack in statistics.attacks(records)
-        },
-        rows={
-            key: (statistics.per_class_dice if segmentation else statistics.per_class_detection)(s, classes)
-            for key, s in scores.items()
-        },
-        detections={} if segmentation else {key: statistics.detection(s, classes) for key, s in scores.items()},
+        attacks={a: {k: statistics.summarise(s, kind, seed=seed) for k, s in v.items()} for a, v in own.items()},
+        rows={key: per_class(s) for key, s in scores.items()},
+        attack_rows={a: {k: per_class(s) for k, s in v.items()} for a, v in own.items()},
+        detections={k: statistics.detection(s, classes) for k, s in scores.items()} if kind == "classification" else {},
         corruptions=corruptions,
         meanings=meanings,
         totals=statistics.totals(records, name),
@@ -213,6 +215,52 @@ def as_csv(results: Results) -> str:
         for level in results.levels:
             for (case, _), score in results.scores(model.name, level.key).items():
                 writer.writerow(row(case, level.key, "worst case", "", score))
+    return buffer.getvalue()
+
+
+def as_table(results: Results) -> str:
+    """CSV with one row per model, level, attack, class and measure: the numbers of the page's tables.
+
+    Columns: model, level, norm, eps, unit, attack ("clean", a name, or "worst case"), class ("all": the score that the
+    attacks push down), measure, value, low and high of its 95 % interval, lowest, lowest_patient, count. Shares lie
+    between 0 and 1, HD95 is in mm; what is not defined is empty.
+    """
+    head = ["model", "level", "norm", "eps", "unit", "attack", "class", "measure"]
+    head += ["value", "low", "high", "lowest", "lowest_patient", "count"]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, head, restval="", lineterminator="\n")
+    writer.writeheader()
+    measures = {"dice": "mean Dice", "hd95": "median HD95 in mm"}
+    levels = {level.key: asdict(level) for level in results.levels}
+    for model in results.models:
+        tables = [("", "clean", model.summaries[""], model.rows[""])]
+        for key in levels:
+            tables += [
+                (key, attack, found[key], model.attack_rows[attack][key])
+                for attack, found in model.attacks.items()
+                if key in found
+            ]
+            tables.append((key, "worst case", model.summaries[key], model.rows[key]))
+        for key, attack, summary, rows in tables:
+            place = {"model": model.name, "level": key, "attack": attack, **levels.get(key, {})}
+            whole = {
+                "class": "all", "measure": "mean Dice" if model.kind == "segmentation" else "accuracy",
+                "value": summary.mean, "low": summary.interval.low, "high": summary.interval.high,
+                "lowest": summary.lowest, "lowest_patient": summary.lowest_case, "count": summary.count,
+            }  # fmt: skip
+            if model.kind == "classification":
+                del whole["lowest"], whole["lowest_patient"]
+            writer.writerow({n: _cell(v) for n, v in (place | whole).items()})
+            for row in rows:
+                for measure in [m for m in row.values if m != "lowest"]:
+                    interval = row.intervals.get(measure)
+                    value = {
+                        "class": row.name, "measure": measures.get(measure, measure), "value": row.values[measure],
+                        "low": interval and interval.low, "high": interval and interval.high,
+                        "lowest": row.values.get("lowest") if measure == "dice" else None,
+                        "count": row.counts[measure],
+                    }  # fmt: skip
+                    writer.writerow({n: _cell(v) for n, v in (place | value).items()})
     return buffer.getvalue()
 
 

@@ -69,22 +69,22 @@ class Session:
         told = self._all([(job.describe,) for job in self.jobs])
         self.models = [t["model"] for t in told]
         self._check_models()
-        if write:
-            self.store = Store.open(
-                self.folder,
-                {
-                    "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-                    "machine": told[0]["machine"],
-                    "versions": told[0]["versions"],
-                    "settings": self.settings.as_dict(),
-                    "levels": [
-                        {"key": v.key, "norm": v.norm, "eps": v.eps, "unit": v.unit} for v in self.settings.levels
-                    ],
-                    "models": self.models,
-                },
-            )
+        evaluation = {
+            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "machine": told[0]["machine"],
+            "versions": told[0]["versions"],
+            "settings": self.settings.as_dict(),
+            "levels": [{"key": v.key, "norm": v.norm, "eps": v.eps, "unit": v.unit} for v in self.settings.levels],
+            "models": self.models,
+        }
+        goes_on = write and (self.folder / "evaluation.json").exists()
+        if goes_on:
+            self.store = Store.open(self.folder, evaluation)
+        self._survey(goes_on)
+        if write:  # only now: input that is refused leaves no folder that the corrected command would have to fit
+            self.store = Store.open(self.folder, evaluation)
+            self.store.add_cost(sizes=self._plain_sizes())
             self.resumed = bool(read_records(self.folder))
-        self._survey(write)
         self._bound(write)
 
     def finish(self) -> int:
@@ -120,9 +120,9 @@ class Session:
             kinds = {m["name"]: m["kind"] for m in self.models}
             raise InputError.of("models", kinds, "only classifiers or only segmentation models in one comparison")
 
-    def _survey(self, write: bool) -> None:
+    def _survey(self, goes_on: bool) -> None:
         """Load every case once: its size, and whether it can be used, before hours of attacks."""
-        known = read_cost(self.folder).get("sizes", {}) if write else {}
+        known = read_cost(self.folder).get("sizes", {}) if goes_on else {}
         self.sizes = [
             {case: Size(*size) for case, size in known.get(model["name"], {}).items()} for model in self.models
         ]
@@ -140,12 +140,12 @@ class Session:
         for i, model in enumerate(self.models):
             if not self.sizes[i]:
                 raise InputError(f"{model['name']}: no case can be used. {reasons[i]}")
-        if write:
-            sizes = {
-                model["name"]: {case: [size.inputs, size.voxels] for case, size in found.items()}
-                for model, found in zip(self.models, self.sizes, strict=True)
-            }
-            self.store.add_cost(sizes=sizes)
+
+    def _plain_sizes(self) -> dict[str, Any]:
+        return {
+            model["name"]: {case: [size.inputs, size.voxels] for case, size in found.items()}
+            for model, found in zip(self.models, self.sizes, strict=True)
+        }
 
     def _bound(self, write: bool) -> None:
         """An upper bound of the cost, from the time of a pass."""

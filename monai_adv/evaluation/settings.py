@@ -88,7 +88,8 @@ class EvaluationSettings:
             return tuple(cases[: self.cases])
         unknown = sorted(set(self.cases) - set(cases))
         if unknown:
-            raise InputError.of("cases", ", ".join(unknown), f"names among {', '.join(cases[:10])}, ...")
+            known = ", ".join([*cases[:10], *(["..."] if len(cases) > 10 else [])])
+            raise InputError.of("cases", ", ".join(unknown), f"names among {known}")
         return tuple(c for c in cases if c in self.cases)
 
     def ascending(self) -> tuple[tuple[Level, ...], ...]:

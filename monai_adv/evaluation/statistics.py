@@ -185,7 +185,7 @@ def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
 
     def interval(method: str) -> tuple[float, float]:
         generator = np.random.default_rng(seed)
-        found = stats.bootstrap((sample,), np.mean, n_resamples=RESAMPLES, method=method, rng=generator)
+        found = stats.bootstrap((sample,), _average, n_resamples=RESAMPLES, method=method, rng=generator)
         return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
     with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -212,14 +212,16 @@ class ClassRow:
     Attributes:
         values: name of the measure -> value; NaN where not defined.
         counts: name of the measure -> number of cases behind it.
+        intervals: name of the measure -> its interval over cases; measures without one are missing.
     """
 
     name: str
     values: dict[str, float]
     counts: dict[str, int]
+    intervals: dict[str, Interval]
 
 
-def per_class_dice(scores: Scores, classes: Sequence[str]) -> list[ClassRow]:
+def per_class_dice(scores: Scores, classes: Sequence[str], *, seed: int = 0) -> list[ClassRow]:
     """Per class: mean and lowest Dice, and the median HD95 in mm of the cases where it is defined.
 
     HD95 is not defined where the ground truth or the segmentation lacks the class. Under attack these are often the
@@ -234,7 +236,8 @@ def per_class_dice(scores: Scores, classes: Sequence[str]) -> list[ClassRow]:
             "lowest": min(dice) if dice else math.nan,
             "hd95": float(np.median(distance)) if distance else math.nan,
         }
-        rows.append(ClassRow(name, values, {"dice": len(dice), "lowest": len(dice), "hd95": len(distance)}))
+        counts = {"dice": len(dice), "lowest": len(dice), "hd95": len(distance)}
+        rows.append(ClassRow(name, values, counts, {"dice": bootstrap(dice, seed=seed)}))
     return rows
 
 
@@ -269,7 +272,11 @@ def per_class_detection(scores: Scores, classes: Sequence[str]) -> list[ClassRow
             probability = np.where(broken, np.where(there, -np.inf, np.inf), table[:, index])
             values["auc"] = auc(probability[there], probability[~there])
         counts = {"sensitivity": int(there.sum()), "specificity": int((~there).sum())}
-        rows.append(ClassRow(name, values, {**counts, "f1": len(labels), "auc": len(labels)}))
+        intervals = {
+            "sensitivity": wilson(right, counts["sensitivity"]),
+            "specificity": wilson(cleared, counts["specificity"]),
+        }
+        rows.append(ClassRow(name, values, {**counts, "f1": len(labels), "auc": len(labels)}, intervals))
     return rows
 
 
@@ -473,6 +480,10 @@ def totals(records: Iterable[Record], model: str) -> Mapping[str, Any]:
     }
 
 
+def _average(values: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float64]:
+    return np.asarray(values.mean(axis))
+
+
 def _defined(values: Iterable[float]) -> list[float]:
     return [v for v in values if math.isfinite(v)]
 
@@ -482,4 +493,4 @@ def _ratio(part: int, whole: int) -> float:
 
 
 def _cases(count: int) -> str:
-    return f"{count} case" if count == 1 else f"{count} cases"
+    return "no case" if count == 0 else f"{count} case" if count == 1 else f"{count} cases"

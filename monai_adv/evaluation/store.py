@@ -224,10 +224,12 @@ class Store:
         if path.exists():
             here = read_evaluation(folder)
             store._drop_partials()
-            found = list(_differences(here, content))
+            found = dict(_differences(here, content))
+            # Plans follow from settings, levels and kinds: they are news only if nothing else differs.
+            told = {k: v for k, v in found.items() if ".stages" not in k and ".corruptions" not in k} or found
             if found:
                 raise InputError(
-                    f"{folder}: holds another evaluation; it differs in {'; '.join(found)}. "
+                    f"{folder}: holds another evaluation; it differs in {'; '.join(f'{k}: {v}' for k, v in told.items())}. "
                     "Give its own settings to go on with it, or a new folder."
                 )
         else:
@@ -241,10 +243,13 @@ class Store:
             InputError: says which.
         """
         try:
+            new = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
             _write(self.folder / "trial", b"")
             (self.folder / "trial").unlink()
             names = [p.name for p in self.folder.iterdir() if not p.name.endswith(PARTIAL)]
+            for folder in new:  # they come with the first file, when all input has been accepted
+                folder.rmdir()
         except OSError as error:
             todo = "choose a folder that you may write to"
             raise InputError.of("-o", str(self.folder), f"a folder that can be written ({error.strerror})", todo) from (
@@ -374,22 +379,37 @@ def _score(content: dict[str, Any]) -> Score:
     return Score(**{**content, "probabilities": tuple(content["probabilities"])})
 
 
-def _differences(here: Any, new: Any, name: str = "") -> Iterator[str]:
-    """Sentences that say where two contents of ``evaluation.json`` differ."""
+def _differences(here: Any, new: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Where two contents of ``evaluation.json`` differ, and how."""
     if isinstance(here, dict) and isinstance(new, dict):
         for key in [*here, *(k for k in new if k not in here)]:
             if name or key not in NOT_COMPARED:
                 yield from _differences(here.get(key), new.get(key), f"{name}.{key}" if name else key)
     elif isinstance(here, list) and isinstance(new, list) and len(here) == len(new):
         for i, (a, b) in enumerate(zip(here, new, strict=True)):
-            label = a.get("name", a.get("key", i)) if isinstance(a, dict) else i
-            yield from _differences(a, b, f"{name}[{label}]")
+            label = _label(a) or i
+            if _label(a) != _label(b):  # something else altogether: how it differs otherwise is no news
+                yield f"{name}[{label}]", f"{_short(a)} there, {_short(b)} now"
+            else:
+                yield from _differences(a, b, f"{name}[{label}]")
+    elif name.endswith(".fingerprint"):
+        if here != new:
+            yield name, "other weights, other data, or deployed in another way"
     elif here != new:
-        yield f"{name}: {_short(here)} there, {_short(new)} now"
+        yield name, f"{_short(here)} there, {_short(new)} now"
+
+
+def _label(value: Any) -> str | None:
+    """What an entry of a list is called."""
+    return value.get("name", value.get("key")) if isinstance(value, dict) else None
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    if _label(value):
+        value = _label(value)
+    elif isinstance(value, list) and any(map(_label, value)):
+        value = list(map(_label, value))
+    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -80,6 +80,9 @@ class Case(Protocol):
             InputError: a unit that this case cannot convert.
         """
 
+    def aim(self, images: Tensor) -> Task:
+        """The task for an attack that shall beat these attacked images: ``task``, unless inputs share a score."""
+
     def scores(self, images: Tensor) -> list[Score]:
         """One score per patient or image, for (attacked) images in the layout of ``images``."""
 

@@ -102,7 +102,8 @@ class Job:
         if store.probe(subject.name) is None:
             start = time.perf_counter()
             with reproducible(self.settings):
-                found = flags.probe(subject, self.settings.levels, self.settings.seed, cases)
+                steps = flags.STEPS[self.settings.attacks]
+                found = flags.probe(subject, self.settings.levels, self.settings.seed, cases, steps)
             store.add_probe(subject.name, {**found, "seconds": time.perf_counter() - start})
 
     def _store(self) -> Store:

@@ -87,6 +87,12 @@ class SegmentationTask:
         self.deep_supervision_weights = deep_supervision_weights
         self.lowest_margin = -self.settings.threshold
 
+    @classmethod
+    def for_evaluation(cls, *, regions: bool = False, ignore_label: int | None = None) -> SegmentationTask:
+        """As attacks of an evaluation judge: on the soft Dice, samples without foreground as well. It cannot train."""
+        settings = SegmentationSettings(attack_loss="dice", empty_target="empty_prediction")
+        return cls(_no_training, settings, regions=regions, ignore_label=ignore_label)
+
     def sample_loss(self, output: Output, target: Target) -> Tensor:
         """``(B,)``; soft Dice enters as ``-Dice``, so the loss of a perfect prediction is -1 (Dice) or about 0 (CE)."""
         if isinstance(output, Tensor) or not self.settings.attack_deep_supervision:
@@ -229,3 +235,7 @@ def _full_resolution(values: Output) -> Tensor:
 
 def _foreground_classes(logits: Tensor) -> Tensor:
     return torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, *[1] * (logits.ndim - 2))
+
+
+def _no_training(output: Output, target: Target) -> Tensor:
+    raise NotImplementedError("an evaluation trains nothing")

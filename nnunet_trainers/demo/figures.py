@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from monai_adv.evaluation.curves import COLOURS, chains, worst_case_curve
+from monai_adv.evaluation.curves import chains, worst_case_curve
 from monai_adv.evaluation.subject import Picture, Record
 from nnunet_trainers.demo.phantom import LABELS
 from nnunet_trainers.demo.summary import CLASSES, NOISE
@@ -43,7 +43,7 @@ def picture(slices: Mapping[str, Picture], rms: float, path: Path) -> float:
     figure = Figure(figsize=(12, 2.05 * len(slices) + 0.85), dpi=110)
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots(len(slices), 6, squeeze=False)
-    for row, (model, shown), colour in zip(axes, slices.items(), COLOURS, strict=False):
+    for row, (model, shown) in zip(axes, slices.items(), strict=True):
         scan, attacked = (_grey(image, low, high) for image in (shown.clean, shown.attacked))
         noise = _grey(factor * (shown.attacked - shown.clean), -(high - low) / 2, (high - low) / 2)
         panels = [
@@ -60,7 +60,7 @@ def picture(slices: Mapping[str, Picture], rms: float, path: Path) -> float:
             axis.set(xticks=[], yticks=[])
             for side in axis.spines.values():
                 side.set_visible(False)
-        row[0].set_ylabel(model, fontsize=11, fontweight="bold", color=colour)
+        row[0].set_ylabel(model, fontsize=11, fontweight="bold")
     figure.subplots_adjust(left=0.025, right=0.995, top=0.93, bottom=0.075, wspace=0.04, hspace=0.14)
     figure.text(
         0.025, 0.015, f"{first.case}, {first.caption}. Each model meets the noise made against it, RMS {rms:g}.",

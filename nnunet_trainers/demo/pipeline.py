@@ -16,7 +16,7 @@ from nnunet_trainers.demo.measure import measure, predicted, read_slice
 from nnunet_trainers.demo.page import render
 from nnunet_trainers.demo.progress import Stages
 from nnunet_trainers.demo.recipe import DATASET, TRAINERS, Recipe, model_folder
-from nnunet_trainers.demo.summary import summarise
+from nnunet_trainers.demo.summary import attacks, summarise
 from nnunet_trainers.demo.workplace import Workplace
 
 
@@ -48,7 +48,8 @@ def run_demo(place: Workplace, stages: Stages, recipe: Recipe) -> dict[str, Any]
 
 def basis(recipe: Recipe) -> dict[str, Any]:
     """What a stage is made from: when it changes, the stage is done anew."""
-    return {"recipe": dataclasses.asdict(recipe), "versions": versions()}
+    plan = {stage.name: stage.settings() for stage in attacks()}
+    return {"recipe": dataclasses.asdict(recipe), "versions": versions(), "attacks": plan}
 
 
 def _write_page(place: Workplace, stages: Stages, recipe: Recipe) -> dict[str, Any]:

@@ -129,18 +129,21 @@ def _dataset(word: str) -> Path:
 def _validation_cases(dataset: str, folds: Sequence[int | str]) -> tuple[Path, Path, tuple[str, ...], str]:
     """What no fold of the model was trained on: images, labels, cases, and in words which those are."""
     todo = "give held-out cases with -i IMAGES -gt LABELS"
-    if len(folds) > 1 or folds[0] == "all":
-        raise InputError.of(
-            "-f", " ".join(map(str, folds)), "one fold: several have no validation case in common", todo
-        )
+    if "all" in folds:
+        raise InputError.of("-f", " ".join(map(str, folds)), "a numbered fold: 'all' has seen every case", todo)
+    if len(folds) > 1:
+        allowed = "one fold: several have no validation case in common"
+        raise InputError.of("-f", " ".join(map(str, folds)), allowed, todo)
     raw, splits = _folder("nnUNet_raw") / dataset, _folder("nnUNet_preprocessed") / dataset / "splits_final.json"
     try:
-        known = json.loads(splits.read_text(encoding="utf-8"))
-        cases = tuple(known[int(folds[0])]["val"])
+        known = [tuple(map(str, fold["val"])) for fold in json.loads(splits.read_text(encoding="utf-8"))]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError.of(
-            "-f", folds[0], f"a fold of {splits}", f"{type(error).__name__}: {error}; {todo}"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError.of("-f", folds[0], f"a fold of {splits}, which cannot be read", f"{reason}; {todo}") from error
+    number = int(folds[0])
+    if number >= len(known):
+        raise InputError.of("-f", number, f"a fold from 0 to {len(known) - 1} of {splits}", todo)
+    cases = known[number]
     note = f"{len(cases)} validation cases of fold {folds[0]} of {dataset}"
     return raw / "imagesTr", raw / "labelsTr", cases, note
 

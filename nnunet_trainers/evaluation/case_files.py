@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
 from monai_adv.errors import InputError
 
@@ -42,12 +41,20 @@ def find_cases(
     for name, folder in (("images_folder", images), ("labels_folder", labels)):
         if not folder.is_dir():
             raise InputError.of(name, str(folder), "an existing folder", "check the path")
+    cases: list[CaseFiles] = []
+    problems: list[str] = []
     if names is None:
-        names = sorted(map(str, get_identifiers_from_splitted_dataset_folder(str(images), file_ending)))
-    if not names:
-        allowed = f"a folder with files like CASE_0000{file_ending}"
-        raise InputError.of("images_folder", str(images), allowed, "as nnUNetv2_predict wants them")
-    cases, problems = [], []
+        files_here = sorted(path.name for path in images.iterdir() if path.is_file())
+        split = {name: re.fullmatch(rf"(.+)_\d{{4}}{re.escape(file_ending)}", name) for name in files_here}
+        names = sorted({match[1] for match in split.values() if match})
+        misnamed = [name for name, match in split.items() if not match]
+        if not names:
+            allowed = f"a folder with files like CASE_0000{file_ending}"
+            raise InputError.of(
+                "images_folder", str(images), allowed, f"it holds {', '.join(misnamed[:3]) or 'no files'}"
+            )
+        # Other files may lie there, but what looks like an image was meant to be one.
+        problems += [f"{n}: not called CASE_0000{file_ending}" for n in misnamed if n.endswith(file_ending)]
     for name in names:
         files = tuple(images / f"{name}_{channel:04d}{file_ending}" for channel in range(channels))
         truth = labels / f"{name}{file_ending}"
