@@ -11,11 +11,10 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
+from monai_adv import openmp
 from monai_adv.errors import InputError
 
 MODULE = "nnunet_trainers.demo"
-# On few cores threads that spin while they wait take the time of those that work.
-OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     for package, name in (("nnunetv2", "nnunetv2>=2.8"), ("nnunet_trainers", "monai-adv")):
         if find_spec(package) is None:
             raise InputError(f"demo: the package {package} is missing; run 'pip install \"{name}\"'.")
-    process = subprocess.Popen([sys.executable, "-m", MODULE, args.output], env={**os.environ, **OPENMP})
+    process = subprocess.Popen([sys.executable, "-m", MODULE, args.output], env={**os.environ, **openmp.PASSIVE})
     while True:
         try:
             return process.wait()

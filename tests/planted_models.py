@@ -45,10 +45,10 @@ class ClippedGradient(torch.autograd.Function):
 
 
 def classifier(before: Any = None, after: Any = None, name: str = "planted", **more: Any) -> ClassificationSubject:
-    """24 images of 8 x 8 voxels in noise, half of them with a brighter, half with a darker centre."""
+    """16 images of 8 x 8 voxels in noise, half of them with a brighter, half with a darker centre."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(24) % 2
-    images = torch.randn(24, 1, 8, 8, generator=generator)
+    labels = torch.arange(16) % 2
+    images = torch.randn(16, 1, 8, 8, generator=generator)
     images[:, :, 2:6, 2:6] += 0.7 * (2 * labels - 1).view(-1, 1, 1, 1)
     images = more.pop("scale", 1.0) * (images - images.mean()) / images.std()
     linear = nn.Linear(64, 2)
@@ -63,12 +63,12 @@ def classifier(before: Any = None, after: Any = None, name: str = "planted", **m
 
 
 def segmenter(before: Any = None, after: Any = None, name: str = "planted", **more: Any) -> SegmentationSubject:
-    """Four images of 16 x 16 voxels with a bright disc in noise."""
+    """Two images of 16 x 16 voxels with a bright disc in noise."""
     generator = torch.Generator().manual_seed(0)
     row, column = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
-    centres = 5 + 6 * torch.rand(4, 2, 1, 1, generator=generator)
+    centres = 5 + 6 * torch.rand(2, 2, 1, 1, generator=generator)
     labels = (((row - centres[:, 0]) ** 2 + (column - centres[:, 1]) ** 2) < 16).long()
-    images = 2.0 * labels[:, None] + 0.5 * torch.randn(4, 1, 16, 16, generator=generator)
+    images = 2.0 * labels[:, None] + 0.5 * torch.randn(2, 1, 16, 16, generator=generator)
     images = (images - images.mean()) / images.std()
     network = nn.Conv2d(1, 2, 3, padding=1)
     with torch.no_grad():
@@ -150,8 +150,8 @@ def wrong_scale() -> ClassificationSubject:
 
 
 def honest_but_sure() -> ClassificationSubject:
-    """Logits 30 times as large, which hide nothing from attacks that rescale their gradients."""
-    return classifier(after=lambda y: 30 * y, name="honest")
+    """Logits 5 times as large, which hide nothing from attacks that rescale their gradients."""
+    return classifier(after=lambda y: 5 * y, name="honest")
 
 
 def roughly_quantised_input() -> ClassificationSubject:

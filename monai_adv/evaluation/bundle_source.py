@@ -343,8 +343,10 @@ class _Bundle:
                 return name, self.item(name)
             except InputError as error:
                 reasons.append(str(error))
-        found = "; ".join(reason.rstrip(".") for reason in reasons[:3]) or "no data"
-        raise InputError.of("bundle", found, "at least one case that can be read", self.absent)
+        if not reasons:
+            raise InputError.of("bundle", "no data", "at least one case that can be read", self.absent)
+        todo = f"; {self.absent}" if self.absent else ""
+        raise InputError(f"{self.name}: no case can be read. {reasons[0].rstrip('.')}{todo}.")
 
     def _heads(self, image: Tensor) -> int:
         """Output channels."""
@@ -461,7 +463,9 @@ def _part(
 
 def _load_weights(network: nn.Module, file: Path) -> None:
     if not file.is_file():
-        todo = f"in {file.parent} there is {_names_in(file.parent)}; train the bundle, download its weights, or name them"
+        todo = (
+            f"in {file.parent} there is {_names_in(file.parent)}; train the bundle, download its weights, or name them"
+        )
         raise InputError.of("bundle-weights", str(file), "an existing file", todo)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation import factory
+from monai_adv.openmp import wait_passively
 
 if TYPE_CHECKING:
     from monai_adv.evaluation.settings import EvaluationSettings
@@ -31,7 +32,7 @@ exit codes:
   0    all is well
   1    finished, but some cases could not be used; the summary names the files
   2    the input cannot be used
-  3    finished, and a red flag says that the figures are not reliable
+  3    finished, and a red flag says that the figures are not reliable (also if cases could not be used)
   130  interrupted; the same command goes on
 
 examples:
@@ -102,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: input that cannot be used.
     """
+    wait_passively()
     from monai_adv.evaluation.session import Session
     from monai_adv.evaluation.workers import Dask, Pool, ThisProcess
 

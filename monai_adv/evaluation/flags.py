@@ -342,7 +342,9 @@ def inputs(found: Mapping[str, Any]) -> Flag:
         faults.append(f"their standard deviation is {found['sd']:.3g}, but the stated unit is: {found['unit']}")
     for key, share in found.get("relative", {}).items():
         if share < (4e-4 if key.startswith("linf") else 1e-5):
-            faults.append(f"the radius {_name(key)} is {100 * share:.1g} % of the intensity range per voxel, next to nothing")
+            faults.append(
+                f"the radius {_name(key)} is {100 * share:.1g} % of the intensity range per voxel, next to nothing"
+            )
         elif share > 1:
             faults.append(f"the radius {_name(key)} is {share:.1f} times the intensity range per voxel")
     measured = (

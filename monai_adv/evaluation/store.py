@@ -228,8 +228,9 @@ class Store:
             # Plans follow from settings, levels and kinds: they are news only if nothing else differs.
             told = {k: v for k, v in found.items() if ".stages" not in k and ".corruptions" not in k} or found
             if found:
+                differs = "; ".join(f"{name}: {how}" for name, how in told.items())
                 raise InputError(
-                    f"{folder}: holds another evaluation; it differs in {'; '.join(f'{k}: {v}' for k, v in told.items())}. "
+                    f"{folder}: holds another evaluation; it differs in {differs}. "
                     "Give its own settings to go on with it, or a new folder."
                 )
         else:

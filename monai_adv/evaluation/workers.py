@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
+from monai_adv import openmp
 from monai_adv.errors import InputError
 from monai_adv.evaluation import cost
 from monai_adv.evaluation.plans import Stage, corruption_key, corruptions, stages
@@ -203,9 +204,7 @@ class Dask:
 
         self._cluster: Any = None
         if address == "local":
-            # Threads that spin while they wait take the time of the other workers.
-            environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-            with dask.config.set({"distributed.nanny.pre-spawn-environ": environment}):
+            with dask.config.set({"distributed.nanny.pre-spawn-environ": openmp.PASSIVE}):
                 self._cluster = distributed.LocalCluster(
                     n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None
                 )
