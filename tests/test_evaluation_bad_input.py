@@ -101,11 +101,12 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, folder: Path) -> str:
     return message
 
 
-def rewrite(file: Path, change: Callable[[Any], Any]) -> None:
-    """Other voxels in the same geometry."""
+def rewrite(file: Path, change: Callable[[Any], Any], spacing: tuple[float, ...] | None = None) -> None:
+    """Other voxels in the same geometry, or another spacing."""
     image = SimpleITK.ReadImage(str(file))
     changed = SimpleITK.GetImageFromArray(change(SimpleITK.GetArrayFromImage(image)))
     changed.CopyInformation(image)
+    changed.SetSpacing(spacing or image.GetSpacing())
     SimpleITK.WriteImage(changed, str(file))
 
 
@@ -245,7 +246,7 @@ def test_files_that_cannot_be_used_are_named_and_the_others_go_on(
     assert nnunet(trained, "--cases", "a") == 0
     alone = records(trained)["a"]
     (trained / "out").rename(trained / "alone")
-    for name in ("damaged", "empty", "mismatch", "nolabel", "unknown"):
+    for name in ("channels", "damaged", "empty", "mismatch", "nolabel", "spacing", "unknown"):
         write_case(trained, name=name)
     images, labels = trained / "imagesTr", trained / "labelsTr"
     _cut(images / "damaged_0000.nii.gz")
@@ -254,6 +255,8 @@ def test_files_that_cannot_be_used_are_named_and_the_others_go_on(
     (labels / "mismatch.nii.gz").write_bytes((trained / "model" / "labelsTr" / "other.nii.gz").read_bytes())
     (labels / "nolabel.nii.gz").unlink()
     rewrite(labels / "unknown.nii.gz", lambda values: np.where(values == 2, 7, values))
+    (images / "channels_0001.nii.gz").write_bytes((images / "channels_0000.nii.gz").read_bytes())
+    rewrite(labels / "spacing.nii.gz", lambda values: values, spacing=(1.0, 1.0, 1.25))
     (images / "CASE.nii.gz").write_bytes(b"")
     (images / "notes.txt").write_text("no image")
     capsys.readouterr()
@@ -265,11 +268,14 @@ def test_files_that_cannot_be_used_are_named_and_the_others_go_on(
         f"model: empty: {images / 'empty_0000.nii.gz'} is empty",
         f"model, damaged: image_files: received '{images / 'damaged_0000.nii.gz'}', allowed is a whole gzip file; ",
         "model, mismatch: image_files: received [",
+        f"model: channels: {images / 'channels_0001.nii.gz'} is one channel more than the 1 of the model",
+        f"model, spacing: ground_truth_file: received '{labels / 'spacing.nii.gz'} with voxels of 1.25 × 1 × 1 mm', "
+        "allowed is the spacing of its image, 1.25 × 1 × 0.8 mm; resample it to its image.",
         f"model, unknown: ground_truth_file: received '{labels / 'unknown.nii.gz'} with the values 7', allowed is the "
         "model's labels [0, 1, 2].",
     ):
         assert f"not used: {text}" in said
-    assert said.count("not used: ") == len(read_problems(trained / "out")) == 6
+    assert said.count("not used: ") == len(read_problems(trained / "out")) == 8
     assert "notes.txt" not in said
     found = records(trained)
     assert set(found) == {"a", "b", "c"}
@@ -291,6 +297,14 @@ def test_a_case_that_becomes_unreadable_on_the_way(trained: Path, capsys: pytest
     label.write_bytes(content)
     assert nnunet(trained, "--cases", "a", "b") == 0
     assert not read_problems(trained / "out")
+
+
+def test_words_of_nnunet_without_a_model_of_it(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing that was given is passed over in silence."""
+    for words in (["-f", "1"], ["-chk", "x.pth"], ["--mirroring"], ["--patches"], ["-p", "nnUNetPlans"]):
+        message = refused(capsys, evaluate(trained / "out", *words), trained)
+        assert f"{words[0]}: received" in message
+        assert message.endswith("allowed is an addition to -d DATASET or -m FOLDER.")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from nnunet_trainers.evaluation.source import NNUNetSource
 
 
+CHECKPOINT = "checkpoint_final.pth"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a group with nnU-Net's arguments."""
     add = parser.add_argument_group("nnU-Net models, in nnU-Net's own words").add_argument
@@ -30,13 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-m", metavar="FOLDER", nargs="+", help="trained nnU-Net folders, TRAINER__PLANS__CONFIGURATION, compared")
     add("-i", metavar="IMAGES", help="folder of images, CASE_0000.nii.gz (default with -d: imagesTr)")
     add("-gt", metavar="LABELS", help="folder of their ground truth, CASE.nii.gz (default with -d: labelsTr)")
-    add("-f", metavar="FOLD", nargs="+", default=["0"], help="folds; of several the mean (default: 0)")
-    add(
-        "-chk",
-        metavar="CHECKPOINT",
-        default="checkpoint_final.pth",
-        help="file in the fold's folder (default: %(default)s)",
-    )
+    add("-f", metavar="FOLD", nargs="+", help="folds; of several the mean (default: 0)")
+    add("-chk", metavar="CHECKPOINT", help=f"file in the fold's folder (default: {CHECKPOINT})")
     add("--mirroring", action="store_true", help="average over mirrored images (nnUNetv2_predict's default)")
     add("--patches", action="store_true", help="one patch per volume, faster, not what is deployed")
 
@@ -50,15 +48,15 @@ def sources(args: argparse.Namespace) -> list[NNUNetSource]:
         InputError: arguments that do not go together, missing environment variables, or no such model or data.
     """
     if args.d is None and args.m is None:
-        for name in ("c", "tr", "p", "i", "gt"):
-            if getattr(args, name) is not None:
-                raise InputError.of(f"-{name}", getattr(args, name), "an addition to -d DATASET or -m FOLDER")
+        for word in ("-c", "-tr", "-p", "-i", "-gt", "-f", "-chk", "--mirroring", "--patches"):
+            if (given := getattr(args, word.lstrip("-"))) not in (None, False):
+                raise InputError.of(word, given, "an addition to -d DATASET or -m FOLDER")
         return []
     if args.d is not None and args.m is not None:
         raise InputError.of("-d and -m", f"{args.d} and {args.m}", "one of the two")
     if (args.i is None) != (args.gt is None):
         raise InputError.of("-i and -gt", f"-i {args.i} -gt {args.gt}", "both or none", "an attack needs the truth")
-    folds = tuple(_fold(word) for word in args.f)
+    folds = tuple(_fold(word) for word in args.f or ["0"])
     folders, names = _by_dataset(args) if args.d is not None else _by_folder(args)
     if args.i is not None:
         images, labels, cases, note = args.i, args.gt, None, f"all cases of {args.i}"
@@ -74,7 +72,7 @@ def sources(args: argparse.Namespace) -> list[NNUNetSource]:
             images_folder=str(images),
             labels_folder=str(labels),
             folds=folds,
-            checkpoint=args.chk,
+            checkpoint=args.chk or CHECKPOINT,
             cases=cases,
             mirroring=args.mirroring,
             mode="patch" if args.patches else "whole",

@@ -50,6 +50,12 @@ class NNUNetCase:
         self.name, self.model, self.network, self.box = files.name, model, network, box
         self.truth, self.spacing = model.read_labels(files.ground_truth_file)
         volume, labels, self.properties = model.preprocess_labelled(files.image_files, files.ground_truth_file)
+        spacing = tuple(float(s) for s in self.properties["spacing"])
+        if not np.allclose(spacing, self.spacing, rtol=1e-3):
+            raise InputError.of(
+                "ground_truth_file", f"{files.ground_truth_file} with voxels of {_millimetres(self.spacing)}",
+                f"the spacing of its image, {_millimetres(spacing)}", "resample it to its image",
+            )  # fmt: skip
         volume, labels = self._attacked_part(volume, labels)
         self.images = model.to_inputs(volume).contiguous()
         self.labels = model.to_inputs(labels).contiguous()
@@ -239,6 +245,10 @@ def _per_slice(mask: LabelMap) -> LabelMap:
 def _numbers(values: Tensor | LabelMap) -> LabelMap:
     numbers: LabelMap = np.asarray(values)
     return numbers
+
+
+def _millimetres(spacing: tuple[float, ...]) -> str:
+    return " × ".join(f"{s:.4g}" for s in spacing) + " mm"
 
 
 def _or_infinity(value: float) -> float:

@@ -43,9 +43,9 @@ def find_cases(
             raise InputError.of(name, str(folder), "an existing folder", "check the path")
     cases: list[CaseFiles] = []
     problems: list[str] = []
+    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(file_ending)}")
+    split = {p.name: pattern.fullmatch(p.name) for p in sorted(images.iterdir()) if p.is_file()}
     if names is None:
-        files_here = sorted(path.name for path in images.iterdir() if path.is_file())
-        split = {name: re.fullmatch(rf"(.+)_\d{{4}}{re.escape(file_ending)}", name) for name in files_here}
         names = sorted({match[1] for match in split.values() if match})
         misnamed = [name for name, match in split.items() if not match]
         if not names:
@@ -55,10 +55,13 @@ def find_cases(
             )
         # Other files may lie there, but what looks like an image was meant to be one.
         problems += [f"{n}: not called CASE_0000{file_ending}" for n in misnamed if n.endswith(file_ending)]
+    too_many = {match[1]: name for name, match in split.items() if match and int(match[2]) >= channels}
     for name in names:
         files = tuple(images / f"{name}_{channel:04d}{file_ending}" for channel in range(channels))
         truth = labels / f"{name}{file_ending}"
         wrong = [f"there is no {f}" for f in (*files, truth) if not f.is_file()]
+        if name in too_many:
+            wrong.append(f"{images / too_many[name]} is one channel more than the {channels} of the model")
         wrong += [f"{f} is empty" for f in (*files, truth) if f.is_file() and f.stat().st_size == 0]
         if wrong:
             problems.append(f"{name}: {', '.join(wrong)}")
