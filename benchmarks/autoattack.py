@@ -234,7 +234,12 @@ def row(name: str, kind: str, problem: Problem, runs: dict[str, Run]) -> dict[st
         "samples": len(problem.images),
         "clean_accuracy": float(clean.float().mean()),
         "runs": {
-            key: {"robust_accuracy": len(run.robust) / len(problem.images), **asdict(run)} for key, run in runs.items()
+            key: {
+                "robust_accuracy": len(run.robust) / len(problem.images),
+                **asdict(run),
+                "robust": " ".join(map(str, run.robust)),
+            }
+            for key, run in runs.items()
         },
     }
 
