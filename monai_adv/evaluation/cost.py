@@ -13,10 +13,11 @@ from monai_adv.evaluation.plans import Stage
 from monai_adv.evaluation.runner import device_of, to_device
 from monai_adv.evaluation.subject import Case, Record
 from monai_adv.network_state import frozen
+from monai_adv.statistics import Passes
 from monai_adv.tasks import take
 
-SCORING = 4
-"""Forwards per input that a stage spends on scores: of the attack's images, of two versions, of the worst."""
+SCORING = 5
+"""Forwards per input that a stage spends on its aim and on scores: of its images, of two versions, of the worst."""
 
 CLEAN = 2
 """Forwards per input of the clean record."""
@@ -85,17 +86,22 @@ def bound(plan: Mapping[str, Sequence[Stage]], sizes: Iterable[Size], timing: Ti
         corruptions: number of natural corruptions, each one forward.
 
     Example:
-        One level of PGD with 10 steps: 11 forwards and 10 backwards, and 8 forwards for scores and pictures.
+        One level of PGD with 10 steps: 11 forwards and 10 backwards, and 9 forwards for scores and pictures.
 
         >>> from monai_adv.attacks import PGD
         >>> from monai_adv.threats import Threat
         >>> plan = {"l2-1": [Stage("PGD", PGD(Threat("l2", 1.0), steps=10))]}
         >>> bound(plan, [Size(inputs=1, voxels=100)], Timing(0.001, 0.001))
-        Cost(forward=19, backward=10, seconds=2.9)
+        Cost(forward=20, backward=10, seconds=3.0)
     """
     most = [stage.attack.most_passes() for stages in plan.values() for stage in stages]
     forward = CLEAN + corruptions + PICTURES * len(plan) + sum(passes.forward + SCORING for passes in most)
-    backward = sum(passes.backward_input for passes in most)
+    return priced(Passes(forward, sum(passes.backward_input for passes in most)), sizes, timing)
+
+
+def priced(passes: Passes, sizes: Iterable[Size], timing: Timing) -> Cost:
+    """Passes that every input of some cases makes."""
+    forward, backward = passes.forward, passes.backward_input
     total = Cost(0, 0, 0.0)
     for size in sizes:
         seconds = size.voxels * (forward * timing.forward + backward * timing.backward)

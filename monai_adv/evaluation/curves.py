@@ -28,6 +28,8 @@ from monai_adv.evaluation.subject import Kind, Level, Record
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe & Ito: told apart by colour-blind readers; markers and dashes tell the same once more."""
+MORE_COLOURS = (*COLOURS[:-1], "#777777", "#8c6d31", "#332288")
+"""For attacks; black is the worst case."""
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (3, 3)), (0, (8, 2)))
 SCORE: dict[Kind, str] = {"classification": "accuracy in %", "segmentation": "Dice in %"}
@@ -109,7 +111,7 @@ def per_attack_curve(
     keys = {level.key for level in chain}
     names = dict.fromkeys(r.attack for r in records if r.model == model and r.level in keys)
     worst = _line(records, model, chain, kind)
-    styles = zip(names, cycle(COLOURS[:-1]), cycle(MARKERS), cycle(DASHES[1:]), strict=False)
+    styles = zip(names, cycle(MORE_COLOURS), cycle(MARKERS), cycle(DASHES[1:]), strict=False)
     for name, colour, marker, dashes in styles:
         line = _line(records, model, chain, kind, name)
         plot.fill_between(x, line.low, line.high, color=colour, alpha=0.07, linewidth=0)

@@ -25,8 +25,9 @@ from monai_adv.attacks.sea import radius_reduction
 from monai_adv.attacks.segmentation_ensemble import relay
 from monai_adv.errors import InputError
 from monai_adv.evaluation.settings import Version
-from monai_adv.evaluation.subject import Case, Level, Subject
+from monai_adv.evaluation.subject import Case, Kind, Level, Subject
 from monai_adv.network_state import frozen
+from monai_adv.statistics import Passes
 from monai_adv.tasks import ClassificationTask, Output, Target, take
 from monai_adv.threats import Threat
 
@@ -77,7 +78,7 @@ def probe(
         InputError: a case that cannot be read, or a unit that it cannot convert.
     """
     found: list[dict[str, Any]] = []
-    names = list(cases) if cases is not None else _spread(subject.cases, CASES)
+    names = list(cases) if cases is not None else spread(subject.cases, CASES)
     if not names:
         raise InputError("cases: the model has no case to probe.")
     for name in names:
@@ -110,12 +111,27 @@ def probe(
     return result
 
 
+def most_passes(kind: Kind, levels: Sequence[Level], version: Version, box: bool) -> Passes:
+    """What one probed input costs, apart from single passes: for predicting what an evaluation costs.
+
+    Example:
+        Two losses at four radii without a bound for the norm, two long attacks for the level:
+
+        >>> most_passes("classification", [Level("l2", 1.0)], "quick", box=False).backward_input
+        560
+    """
+    steps = STEPS[version]
+    unbounded = len({level.norm for level in levels}) * 2 * (1 if box else len(LADDER)) * UNBOUNDED_STEPS
+    longer = len(levels) * (2 * steps if kind == "classification" else 2 * (steps // 4) + steps)
+    return Passes(forward=unbounded + longer, backward_input=unbounded + longer)
+
+
 def _probe_case(subject: Subject, case: Case, levels: Sequence[Level], seed: int, steps: int) -> dict[str, Any]:
     device = _device(case.network)
     classification = subject.kind == "classification"
     # A patient's score needs all slices; of independent images some will do.
     count = len(case.images)
-    chosen = torch.tensor(_spread(range(count), IMAGES) if classification else list(range(count)))
+    chosen = torch.tensor(spread(range(count), IMAGES) if classification else list(range(count)))
     images, target = case.images[chosen].to(device), _to(take(case.target, chosen), device)
     threats = {level.key: case.threat(level) for level in levels}
     any_threat = next(iter(threats.values()), Threat("l2", 0.0))
@@ -279,7 +295,7 @@ def _full(output: Output) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _spread(names: Sequence[Any], count: int) -> list[Any]:
+def spread(names: Sequence[Any], count: int) -> list[Any]:
     """At most ``count`` of the names, evenly spread."""
     if len(names) <= count:
         return list(names)

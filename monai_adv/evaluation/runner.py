@@ -27,7 +27,7 @@ from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Saved, State, Store
 from monai_adv.evaluation.subject import Case, Level, Record, Score, Subject
 from monai_adv.network_state import frozen
-from monai_adv.tasks import Target, Task, take
+from monai_adv.tasks import Target, take
 from monai_adv.threats import Threat, per_sample
 
 TOLERANCE = 1e-5
@@ -209,8 +209,7 @@ class _Run:
         for number, stage in enumerate(plan[count:], count):
             # A score that inputs share is attacked best if it is known how low it can get.
             known = any(earlier.family == "white-box" for earlier in plan[:number])
-            task = self.case.aim(state.images) if known else self.case.task
-            record, state, changed = self._stage(level, threat, stage, state, task)
+            record, state, changed = self._stage(level, threat, stage, state, known)
             done = self.store.commit(record, state, None if changed or done is None else done.images)
             if before is not None and before.images != done.images:
                 self.store.drop_images(before.images)
@@ -236,7 +235,7 @@ class _Run:
         return State(images, finished | _at_bottom(lower.record.worst, len(finished)), carried, lower.record.worst)
 
     def _stage(
-        self, level: Level, threat: Threat, stage: Stage, state: State, task: Task
+        self, level: Level, threat: Threat, stage: Stage, state: State, known: bool
     ) -> tuple[Record, State, bool]:
         """One attack on the inputs that are not finished.
 
@@ -244,6 +243,7 @@ class _Run:
             its record, the state after it, and whether any worst image changed.
         """
         case, start = self.case, time.perf_counter()
+        task = case.aim(state.images) if known else case.task
         attacked = state.images.clone()
         finished = state.finished.clone()
         forward = backward = dead = broken = 0

@@ -16,13 +16,11 @@ from tqdm import tqdm
 from monai_adv.errors import InputError
 from monai_adv.evaluation import cost
 from monai_adv.evaluation.cost import Cost, Size, duration
+from monai_adv.evaluation.probes import CASES, most_passes, spread
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store, read_cost, read_evaluation, read_probes, read_problems, read_records
 from monai_adv.evaluation.subject import Record, Source
 from monai_adv.evaluation.workers import Job, Pool, ThisProcess, plan_of
-
-PROBED = 3
-"""Cases per model that the probes get."""
 
 
 class Session:
@@ -153,14 +151,18 @@ class Session:
             return
         total = Cost(0, 0, 0.0)
         timings = self._all([(job.timing, self._good(i)[0]) for i, job in enumerate(self.jobs)])
-        for model, sizes, timing in zip(self.models, self.sizes, timings, strict=True):
+        for i, (model, sizes, timing) in enumerate(zip(self.models, self.sizes, timings, strict=True)):
             plan = plan_of(self.settings, model["kind"], len(model["classes"]))
             total += cost.bound(plan, sizes.values(), timing, len(model["corruptions"]))
+            probing = most_passes(
+                model["kind"], self.settings.levels, self.settings.attacks, self.settings.box is not None
+            )
+            total += cost.priced(probing, [sizes[case] for case in self._probed(i)], timing)
         cases, levels = sum(map(len, self.sizes)), len(self.settings.levels)
         self.say(
             f"{_count(len(self.models), 'model')}, {_count(cases, 'case')}, {_count(levels, 'level')}: at most "
             f"{total.forward} forward and {total.backward} backward passes of one input, about "
-            f"{duration(total.seconds / self.pool.workers)}; less if attacks succeed early. Probes come on top."
+            f"{duration(total.seconds / self.pool.workers)}; less if attacks succeed early."
         )
         if write:
             self.store.add_cost(bound={"forward": total.forward, "backward": total.backward, "seconds": total.seconds})
@@ -169,11 +171,10 @@ class Session:
         """The pilot with the probes, a prediction, then all other cases."""
         pilot, rest = self._tasks()
         records = sum(_records_per_case(m) * len(m["cases"]) for m in self.models)
-        with _progress(records) as tell:
+        with _progress(records + len(self.jobs)) as tell:
             self._attack(pilot, tell)
-            probes = [(job.probe, self._probed(i)) for i, job in enumerate(self.jobs)]
-            for _ in self.pool.run(_call, probes):
-                pass
+            for _ in self.pool.run(_call, [(job.probe, self._probed(i)) for i, job in enumerate(self.jobs)]):
+                tell()
             self._predict(len(pilot))
             self._attack(rest, tell)
 
@@ -199,9 +200,7 @@ class Session:
 
     def _probed(self, i: int) -> tuple[str, ...]:
         """Cases that the probes get, spread over the good ones."""
-        good = self._good(i)
-        count = min(PROBED, len(good))
-        return tuple(good[round(k * (len(good) - 1) / max(count - 1, 1))] for k in range(count))
+        return tuple(spread(self._good(i), CASES))
 
     def _predict(self, count: int) -> None:
         """Seconds of the whole, from the pilot and the probes."""
