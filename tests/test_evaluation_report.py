@@ -339,8 +339,8 @@ def test_settings_are_words(tmp_path):
 def test_cost_settings_and_versions_stand_on_the_page(tmp_path):
     folder = folder_of(tmp_path, _segmentation(), settings={"attacks": "quick", "cases": 8})
     page = _page(folder)
-    assert page.row("in all: predicted, from the first cases")[-1] == "10 min"
-    assert page.row("in all: measured")[1:] == ["5 000", "4 000", "11 min"]
+    assert page.row("predicted, from the first cases")[-1] == "10 min"
+    assert page.row("measured")[1:] == ["5 000", "4 000", "11 min"]
     for words in ("seed7", "torch2.15.0", "the first 8", "“Quick” is a first look", "100.000 % of its radius"):
         assert words in page.plain.replace("seed 7", "seed7").replace("torch 2", "torch2"), words
 

@@ -121,12 +121,10 @@ def black_box(records: Sequence[Record], kind: Kind, families: Mapping[str, Fami
             gains[level] = _mean(_gained_without_gradient(records, level, names).values())
     gains = {level: gain for level, gain in gains.items() if not math.isnan(gain)}
     largest = max(gains, key=gains.__getitem__, default="")
-    measured = (
-        f"Black-box and transfer attacks lower the mean worst case by up to {_points(gains[largest])} points more "
-        f"({_name(largest)})."
-        if gains
-        else "No black-box or transfer attack was run; the standard attacks include one."
-    )
+    measured = "No black-box or transfer attack was run; the standard attacks include one."
+    if gains:
+        more = f"lower the mean worst case by up to {_points(gains[largest])} points more ({_name(largest)})"
+        measured = f"Black-box and transfer attacks {more if gains[largest] > 0 else 'find nothing more'}."
     return Flag(
         "black-box",
         "Do attacks without gradients find more than those with gradients?",
@@ -159,12 +157,11 @@ def longer(records: Sequence[Record], kind: Kind, found: Mapping[str, Any]) -> F
             gains[level] = _mean(drops)
     largest = max(gains, key=gains.__getitem__, default="")
     steps = found.get("steps", 0)
-    measured = (
-        f"{steps} steps from new random starts, on {_cases(len(found['cases']))}: up to {_points(gains[largest])} "
-        f"points below the reported worst case ({_name(largest)})."
-        if gains
-        else _not_probed(found)
-    )
+    measured = _not_probed(found)
+    if gains:
+        less = f"up to {_points(gains[largest])} points below the reported worst case ({_name(largest)})"
+        less = less if gains[largest] > 0 else "nothing below the reported worst case"
+        measured = f"{steps} steps from new random starts, on {_cases(len(found['cases']))}: {less}."
     return Flag(
         "longer",
         "Does a longer attack still find more?",
@@ -269,12 +266,12 @@ def zero_gradients(records: Sequence[Record], families: Mapping[str, Families], 
     attacked, dead = sum(r.attacked for r in mine), sum(r.dead for r in mine)
     parts, up = [], []
     if attacked:
-        parts.append(f"during the white-box attacks {_percent(dead / attacked)} of the attacked inputs")
+        parts.append(f"during the white-box attacks on {_percent(dead / attacked)} of the attacked inputs")
         up.append(dead / attacked > 0.05)
     if "zero_samples" in found:
         parts.append(
-            f"in the probes {_percent(found['zero_samples'])} of the inputs, and {_percent(found['zero_voxels'])} of "
-            "all voxels"
+            f"at and around unchanged images on {_percent(found['zero_samples'])} of the inputs, and in "
+            f"{_percent(found['zero_voxels'])} of all voxels"
         )
         up += [found["zero_samples"] > 0.05, found["zero_voxels"] > 0.5]
     return Flag(
@@ -282,7 +279,7 @@ def zero_gradients(records: Sequence[Record], families: Mapping[str, Families], 
         "Are gradients zero?",
         "gradients are zero",
         any(up) if "zero_samples" in found or any(up) else None,
-        f"Gradient exactly zero or not finite: {'; '.join(parts)}." if parts else _not_probed(found),
+        f"Zero, vanishing or not finite: {'; '.join(parts)}." if parts else _not_probed(found),
         "More than 5 % of the inputs, or half of the voxels: our attacks rescale every gradient, so that only one that "
         "is exactly zero counts, and an honest network has hardly any.",
         "Where the gradient is zero a gradient attack stands still, whatever the model would do. Look for rounding, "
