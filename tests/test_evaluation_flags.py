@@ -181,6 +181,17 @@ def test_more_steps_may_not_lower_the_reported_worst_case():
     assert longer(records, "classification", {}).up is None
 
 
+@pytest.mark.parametrize(
+    ("version", "left", "up"), [("quick", 0.47, False), ("quick", 0.43, True), ("full", 0.47, True)]
+)
+def test_quick_attacks_are_a_first_look(version, left, up):
+    records = plant("m", [Score("a", 0.9)], {("l2-3", "APGD-CE"): [Score("a", 0.5)]})
+    found = {"cases": ["a"], "steps": probes.STEPS[version], "longer": {"l2-3": {"a": {"a": left}}}}
+    flag = longer(records, "segmentation", found)
+    assert flag.up is up
+    assert f"{100 * (0.5 - left):.1f} points below the reported worst case (L2 3)" in flag.measured
+
+
 def test_random_noise_may_not_do_what_the_attack_does():
     assert noise(_record_flags(0.6, 0.6, 0.6), FAMILY).up
     assert noise(_record_flags(0.8, 0.4, 0.4), FAMILY).up is False

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import matplotlib.image
 import numpy as np
+import planted_models
 import pytest
 from planted_evaluation import dice_score, folder_of, label_score, picture, plant
 
+from monai_adv.cli import main
 from monai_adv.errors import InputError
-from monai_adv.evaluation import curves, pictures, statistics, store
+from monai_adv.evaluation import curves, pictures, report, statistics, store
 from monai_adv.evaluation.curves import chains, repetitions
 from monai_adv.evaluation.pictures import draw, largest_change
 from monai_adv.evaluation.report import _settings_of, duration, p_value, percent, points, write_report
@@ -280,8 +282,9 @@ def test_several_models_are_compared_in_words(tmp_path):
     row = page.row("L2 5", "+10.0")
     # every case differs by the same 0.1 up to rounding: the smallest p of 8 pairs, 2 / 2**8, times three tests
     assert row[3:6] == ["8 / 0 of 8", "0.008", "0.023"]
-    assert row[-1] == "IMA has the higher Dice than plain; chance alone would rarely give such a difference."
-    assert page.row("unchanged", "+0.0")[-1].startswith("No test: the two models score the same on every case")
+    higher = "IMA has the higher Dice than plain; chance alone would rarely give such a difference."
+    assert f"L2 5, L2 15, L-inf 0.1: {higher}" in page.plain
+    assert "unchanged: No test: the two models score the same on every case" in page.plain
     assert "Not reliable: plain. Comparisons with it mean nothing until that is settled." in page.plain
 
 
@@ -326,6 +329,17 @@ def test_natural_corruptions_are_a_table_of_their_own(tmp_path):
     assert page.row("L2 5", "77.0")[2] == "52.0"  # no part of the worst case
 
 
+def test_many_classes_do_not_widen_the_table_of_attacks(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, _segmentation())
+    assert _page(folder).row("Dice in %", "attack")[2:] == [
+        "mean", "95 % interval", "worst patient", "anterior", "posterior",
+    ]  # fmt: skip
+    monkeypatch.setattr(report, "MOST_COLUMNS", 1)
+    page = _page(folder)
+    assert page.row("Dice in %", "attack")[2:] == ["mean", "95 % interval", "worst patient"]
+    assert len(page.row("", "SegPGD")) == 5
+
+
 def test_settings_are_words(tmp_path):
     phase = {"attack": "Phase", "steps": 20, "loss": "balanced_masked_cross_entropy", "multiple": 1.0}
     stage = {
@@ -343,6 +357,23 @@ def test_cost_settings_and_versions_stand_on_the_page(tmp_path):
     assert page.row("measured")[1:] == ["5 000", "4 000", "11 min"]
     for words in ("seed7", "torch2.15.0", "the first 8", "“Quick” is a first look", "100.000 % of its radius"):
         assert words in page.plain.replace("seed 7", "seed7").replace("torch 2", "torch2"), words
+
+
+def test_from_the_command_to_the_page(tmp_path):
+    """Two real models in one call; the inputs of one of them are quantised."""
+    models = [f"{planted_models.__file__}:{name}" for name in ("honest", "quantised_input")]
+    words = ["--attacks", "quick", "--norm", "l2", "--eps", "1", "3", "--device", "cpu", "-y", "-o", str(tmp_path)]
+    assert main(["evaluate", "--factory", models[0], "--factory", models[1], *words]) == 3
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "honest: ? figures not fully checked It is right on 93.8 % of the unchanged images." in page.plain
+    assert re.search(r"planted: ✗ figures not reliable Do not trust these figures: [^.]*gradients are zero", page.plain)
+    assert "Not reliable: planted. Comparisons with it mean nothing until that is settled." in page.plain
+    assert "on 100.0 % of the attacked inputs" in page.plain
+    found = gather(tmp_path)
+    for key, name in (("l2-1", "L2 1"), ("l2-3", "L2 3")):
+        shown = [percent(m.summaries[key].mean) for m in found.models]
+        assert page.row(name, shown[0])[1:] == shown
+        assert float(shown[0]) < float(shown[1])  # what looks more robust is the masked one
 
 
 def test_another_folder_is_refused(tmp_path):

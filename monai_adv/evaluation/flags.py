@@ -35,6 +35,8 @@ GAIN: dict[Kind, float] = {"classification": 0.002, "segmentation": 0.01}
 """A black-box attack may lower the mean score by this much below the white-box attacks. Dice gets more room: it is a
 step function, on which a random search wins a voxel here and there on honest models too."""
 POINT = 0.01
+FIRST_LOOK = 0.05
+"""After quick attacks, a longer one may still find this much: on honest models it finds a few points."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def longer(records: Sequence[Record], kind: Kind, found: Mapping[str, Any]) -> F
             gains[level] = _mean(drops)
     largest = max(gains, key=gains.__getitem__, default="")
     steps = found.get("steps", 0)
+    allowed = FIRST_LOOK if steps < STEPS["standard"] else POINT
     measured = _not_probed(found)
     if gains:
         less = f"up to {_points(gains[largest])} points below the reported worst case ({_name(largest)})"
@@ -166,9 +169,10 @@ def longer(records: Sequence[Record], kind: Kind, found: Mapping[str, Any]) -> F
         "longer",
         "Does a longer attack still find more?",
         "a longer attack still finds more",
-        gains[largest] > POINT if gains else None,
+        gains[largest] > allowed if gains else None,
         measured,
-        "More than 1 point: less than that comes and goes with the random start.",
+        "More than 1 point: less than that comes and goes with the random start. After quick attacks 5 points: they "
+        "are a first look.",
         "The attacks were stopped before they were done, so the true worst case is lower than reported. "
         "Run the evaluation again with --attacks standard or full.",
     )

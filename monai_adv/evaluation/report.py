@@ -113,7 +113,7 @@ def render(
         measure="dice" if segmentation else "sensitivity",
         probing=sum(m.probes.get("seconds", 0.0) for m in results.models),
         headline=_headline,
-        in_words=_in_words,
+        in_words=_all_in_words,
         deviations=_deviations(results),
         noise={m.name: _noise(m) for m in results.models},
         settings_of=_settings_of,
@@ -200,8 +200,8 @@ def _headline(model: ModelResults, levels: Sequence[Level]) -> dict[str, Any]:
             (
                 level,
                 model.summaries[level.key],
-                f"{percent(noise[level.key].mean)} %" if level.key in noise else "",
-                f"{100 * relative[level.key]:.2g} %" if level.key in relative else "",
+                f"{percent(noise[level.key].mean)}\u00a0%" if level.key in noise else "",
+                f"{100 * relative[level.key]:.2g}\u00a0%" if level.key in relative else "",
             )
             for level in first
         ],
@@ -223,6 +223,16 @@ def _in_words(comparison: Comparison, score: str) -> str:
     if test.p < SIGNIFICANT:
         return "Not convincing: a small p by itself, but one of several tests."
     return "These cases do not show a difference; that is not proof that there is none."
+
+
+def _all_in_words(
+    comparisons: Sequence[Comparison], score: str, names: Mapping[str, str]
+) -> list[tuple[str, list[str]]]:
+    """(sentence, radii that it is true of) for two models."""
+    places: dict[str, list[str]] = {}
+    for comparison in comparisons:
+        places.setdefault(_in_words(comparison, score), []).append(names.get(comparison.level, "unchanged"))
+    return list(places.items())
 
 
 def _deviations(results: Results) -> list[tuple[list[str], tuple[str, ...]]]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation import cost
-from monai_adv.evaluation.cost import Cost, Size, duration
+from monai_adv.evaluation.cost import Cost, Size, Timing, duration
 from monai_adv.evaluation.probes import CASES, most_passes, spread
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store, read_cost, read_evaluation, read_probes, read_problems, read_records
@@ -151,13 +151,9 @@ class Session:
             return
         total = Cost(0, 0, 0.0)
         timings = self._all([(job.timing, self._good(i)[0]) for i, job in enumerate(self.jobs)])
-        for i, (model, sizes, timing) in enumerate(zip(self.models, self.sizes, timings, strict=True)):
-            plan = plan_of(self.settings, model["kind"], len(model["classes"]))
-            total += cost.bound(plan, sizes.values(), timing, len(model["corruptions"]))
-            probing = most_passes(
-                model["kind"], self.settings.levels, self.settings.attacks, self.settings.box is not None
-            )
-            total += cost.priced(probing, [sizes[case] for case in self._probed(i)], timing)
+        for i, timing in enumerate(timings):
+            for part in self._most(i, timing):
+                total += part
         cases, levels = sum(map(len, self.sizes)), len(self.settings.levels)
         self.say(
             f"{_count(len(self.models), 'model')}, {_count(cases, 'case')}, {_count(levels, 'level')}: at most "
@@ -167,16 +163,23 @@ class Session:
         if write:
             self.store.add_cost(bound={"forward": total.forward, "backward": total.backward, "seconds": total.seconds})
 
+    def _most(self, i: int, timing: Timing) -> tuple[Cost, Cost]:
+        """Upper bounds for a model's cases, and for its probes."""
+        model, sizes = self.models[i], self.sizes[i]
+        plan = plan_of(self.settings, model["kind"], len(model["classes"]))
+        attacks = cost.bound(plan, sizes.values(), timing, len(model["corruptions"]))
+        probed = most_passes(model["kind"], self.settings.levels, self.settings.attacks, self.settings.box is not None)
+        return attacks, cost.priced(probed, [sizes[case] for case in self._probed(i)], timing)
+
     def _run_cases(self) -> None:
-        """The pilot with the probes, a prediction, then all other cases."""
+        """The pilot, a prediction, then the probes and all other cases."""
         pilot, rest = self._tasks()
         records = sum(_records_per_case(m) * len(m["cases"]) for m in self.models)
         with _progress(records + len(self.jobs)) as tell:
-            self._attack(pilot, tell)
-            for _ in self.pool.run(_call, [(job.probe, self._probed(i)) for i, job in enumerate(self.jobs)]):
-                tell()
-            self._predict(len(pilot))
-            self._attack(rest, tell)
+            self._run(self._attacks(pilot, tell), tell)
+            self._predict(pilot)
+            probes = [((job.probe, self._probed(i)), 1) for i, job in enumerate(self.jobs)]
+            self._run(probes + self._attacks(rest, tell), tell)
 
     def _tasks(self) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
         """(model, case) of the pilot and of the rest; cases that the survey could not use are among the rest."""
@@ -187,12 +190,19 @@ class Session:
             rest += [(i, case) for case in model["cases"] if case not in first]
         return pilot, rest
 
-    def _attack(self, tasks: Sequence[tuple[int, str]], tell: Callable[..., None]) -> None:
+    def _attacks(
+        self, tasks: Sequence[tuple[int, str]], tell: Callable[..., None]
+    ) -> list[tuple[tuple[Any, ...], int]]:
+        """(call, records to tell of when it is over); in this process a call tells of its records itself."""
         here = isinstance(self.pool, ThisProcess)
-        calls = [(self.jobs[i].attack, case, *([tell] if here else [])) for i, case in tasks]
-        for number, _ in self.pool.run(_call, calls):
-            if not here:
-                tell(_records_per_case(self.models[tasks[number][0]]))
+        return [
+            ((self.jobs[i].attack, case, *([tell] if here else [])), 0 if here else _records_per_case(self.models[i]))
+            for i, case in tasks
+        ]
+
+    def _run(self, calls: Sequence[tuple[tuple[Any, ...], int]], tell: Callable[..., None]) -> None:
+        for number, _ in self.pool.run(_call, [call for call, _ in calls]):
+            tell(calls[number][1])
 
     def _good(self, i: int) -> list[str]:
         """Cases of a model that can be used."""
@@ -202,15 +212,19 @@ class Session:
         """Cases that the probes get, spread over the good ones."""
         return tuple(spread(self._good(i), CASES))
 
-    def _predict(self, count: int) -> None:
-        """Seconds of the whole, from the pilot and the probes."""
+    def _predict(self, pilot: Sequence[tuple[int, str]]) -> None:
+        """Seconds of the whole, from the pilot."""
         known = read_cost(self.folder).get("predicted")
         if known is None:
             records = read_records(self.folder)
-            total = sum(p["seconds"] for p in read_probes(self.folder).values())
-            for model, sizes in zip(self.models, self.sizes, strict=True):
-                total += cost.predict(_seconds(records, model["name"]), sizes)
-            known = {"seconds": total, "cases": count}
+            total = 0.0
+            for i, (model, sizes) in enumerate(zip(self.models, self.sizes, strict=True)):
+                seconds = _seconds(records, model["name"])
+                whole = cost.predict(seconds, sizes)
+                # The probes take what the cases take, in proportion to the passes that both make at most.
+                attacks, probes = self._most(i, Timing(1.0, 1.0))
+                total += whole * (1 + probes.seconds / attacks.seconds)
+            known = {"seconds": total, "cases": len(pilot)}
             self.store.add_cost(predicted=known)
         done = self._spent().seconds
         left = max(known["seconds"] - done, 0.0) / self.pool.workers
