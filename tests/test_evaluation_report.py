@@ -185,6 +185,17 @@ def test_the_page_needs_nothing_from_outside(tmp_path):
     assert not any(name.startswith("on") for _, name, _ in page.attributes)
 
 
+def test_worst_cases_are_shown_at_one_radius_for_all_models(tmp_path):
+    """Means at L2 5, L2 15 and L-inf 0.1: weak 42, 17, 22; strong 62, 37, 42; half of the clean score is 41.75."""
+    folder = folder_of(tmp_path, _segmentation("weak", -0.1) + _segmentation("strong", 0.1), pictures=True)
+    results = gather(folder)
+    assert report._telling_level(results.models[:1], results.levels).key == "l2-5"
+    shown = report._worst_cases(folder, results)
+    assert {p["level"] for pictures in shown.values() for p in pictures} == {"L-inf 0.1"}
+    assert [p["case"] for p in shown["weak"]] == ["a", "b", "c"]
+    assert (shown["weak"][0]["before"], shown["weak"][0]["after"]) == ("Dice 80.0 %", "Dice 15.0 %")
+
+
 def test_odd_names_are_text_and_nothing_else(tmp_path):
     records = _segmentation(NASTY, names=[NASTY, *"bcdefgh"])
     folder = folder_of(

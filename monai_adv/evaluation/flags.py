@@ -126,7 +126,7 @@ def black_box(records: Sequence[Record], kind: Kind, families: Mapping[str, Fami
     measured = "No black-box or transfer attack was run; the standard attacks include one."
     if gains:
         more = f"lower the mean worst case by up to {_points(gains[largest])} points more ({_name(largest)})"
-        measured = f"Black-box and transfer attacks {more if gains[largest] > 0 else 'find nothing more'}."
+        measured = f"Black-box and transfer attacks {more if gains[largest] >= 5e-4 else 'find nothing more'}."
     return Flag(
         "black-box",
         "Do attacks without gradients find more than those with gradients?",
@@ -162,9 +162,12 @@ def longer(records: Sequence[Record], kind: Kind, found: Mapping[str, Any]) -> F
     allowed = FIRST_LOOK if steps < STEPS["standard"] else POINT
     measured = _not_probed(found)
     if gains:
-        less = f"up to {_points(gains[largest])} points below the reported worst case ({_name(largest)})"
-        less = less if gains[largest] > 0 else "nothing below the reported worst case"
-        measured = f"{steps} steps from new random starts, on {_cases(len(found['cases']))}: {less}."
+        less = (
+            f"up to {_points(gains[largest])} points less ({_name(largest)})"
+            if gains[largest] >= 5e-4
+            else "nothing less"
+        )
+        measured = f"Longer attacks ({steps} steps, new random starts) on {_cases(len(found['cases']))} found {less}."
     return Flag(
         "longer",
         "Does a longer attack still find more?",

@@ -191,7 +191,7 @@ def _headline(model: ModelResults, levels: Sequence[Level]) -> dict[str, Any]:
     measured = [v for v in levels if v.key in model.summaries and model.summaries[v.key].count]
     first = [v for v in measured if (v.norm, v.unit) == (measured[0].norm, measured[0].unit)]
     if len(first) > 3:
-        middle = _telling_level(model, first[1:-1])
+        middle = _telling_level([model], first[1:-1])
         first = [first[0], *([middle] if middle else []), first[-1]]
     noise, relative = model.attacks.get(_noise(model), {}), model.probes.get("relative", {})
     return {
@@ -310,18 +310,17 @@ def _curves(results: Results) -> tuple[list[Curve], dict[str, list[Curve]]]:
 
 
 def _worst_cases(folder: Path, results: Results) -> dict[str, list[dict[str, Any]]]:
-    """For each model the cases that lose most, at the radius where about half of the clean score is left.
+    """For each model the cases with the lowest scores, at one radius for all models.
 
     Returns:
         name -> dicts with ``png``, ``alt``, ``case``, ``level``, ``caption``, ``change``, ``before``, ``after``.
     """
     count = max(1, min(PICTURES, MOST_PICTURES // len(results.models)))
-    shown: dict[str, list[dict[str, Any]]] = {}
+    shown: dict[str, list[dict[str, Any]]] = {m.name: [] for m in results.models}
+    level = _telling_level(results.models, results.levels)
+    if level is None:
+        return shown
     for model in results.models:
-        shown[model.name] = []
-        level = _telling_level(model, results.levels)
-        if level is None:
-            continue
         clean, attacked = results.scores(model.name, ""), results.scores(model.name, level.key)
         for case, patient in statistics.lowest_cases(clean, attacked, len(attacked)):
             drawn = [p for p in read_pictures(folder, model.name, case, level.key) if p.case == patient]
@@ -362,11 +361,15 @@ def _result(score: Score, model: ModelResults) -> str:
     return f"{name}, {percent(score.probabilities[best])} %"
 
 
-def _telling_level(model: ModelResults, levels: Sequence[Level]) -> Level | None:
-    """Where about half of the clean score is left; None without a level."""
-    half = model.summaries[""].mean / 2
-    known = [v for v in levels if v.key in model.summaries and not math.isnan(model.summaries[v.key].mean)]
-    return min(known, key=lambda v: abs(model.summaries[v.key].mean - half), default=None)
+def _telling_level(models: Sequence[ModelResults], levels: Sequence[Level]) -> Level | None:
+    """Where the models together are closest to half of their clean scores; None without a level."""
+
+    def distance(level: Level) -> float:
+        known = [m.summaries for m in models if level.key in m.summaries]
+        return sum(abs(s[level.key].mean - s[""].mean / 2) for s in known) / max(len(known), 1)
+
+    known = [v for v in levels if any(v.key in m.summaries for m in models) and not math.isnan(distance(v))]
+    return min(known, key=distance, default=None)
 
 
 def _data_uri(png: bytes) -> str:
