@@ -23,6 +23,14 @@ def unwrap_ddp(network: nn.Module) -> nn.Module:
     return network.module if isinstance(network, DistributedDataParallel) else network
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Where the network computes."""
+    for values in (network.parameters(), network.buffers()):
+        for value in values:
+            return value.device
+    return torch.device("cpu")
+
+
 def is_compiled(network: nn.Module) -> bool:
     """Whether ``torch.compile`` wrapped this network."""
     # Only what compiled it has imported torch._dynamo; doing so here would cost seconds.

@@ -12,7 +12,7 @@ from monai_adv.attacks.base import Strongest
 from monai_adv.errors import InputError
 from monai_adv.evaluation.plain import Box, check_box, fingerprint, images_of, slice_2d
 from monai_adv.evaluation.subject import Kind, Level, Picture, Score
-from monai_adv.network_state import frozen
+from monai_adv.network_state import device_of, frozen
 from monai_adv.tasks import ClassificationTask
 from monai_adv.threats import Threat
 
@@ -102,7 +102,7 @@ class ClassificationSubject:
                 raise InputError.of(name, f"{len(values)} {name}", f"one per image, here {len(self.images)}")
         if len(set(self.names)) < len(self.names):
             raise InputError.of("names", "repeated names", "a name of its own for each image")
-        device = next(iter(self.network.parameters()), torch.empty(0)).device
+        device = device_of(self.network)
         with frozen(self.network) as network, torch.no_grad():
             output = network(self.images[:1].to(device))
         heads = self.task.logits(output).shape[1]
@@ -166,7 +166,7 @@ class ClassificationCase:
         ]  # fmt: skip
 
     def _output(self, images: Tensor) -> Tensor:
-        device = next(iter(self.network.parameters()), torch.empty(0)).device
+        device = device_of(self.network)
         with frozen(self.network) as network, torch.no_grad():
             output: Tensor = network(images.to(device)).cpu()
         return output

@@ -10,11 +10,10 @@ import torch
 
 from monai_adv.attacks.base import input_gradient
 from monai_adv.evaluation.plans import Stage
-from monai_adv.evaluation.runner import device_of, to_device
 from monai_adv.evaluation.subject import Case, Record
-from monai_adv.network_state import frozen
+from monai_adv.network_state import device_of, frozen
 from monai_adv.statistics import Passes
-from monai_adv.tasks import take
+from monai_adv.tasks import take, to_device
 
 SCORING = 5
 """Forwards per input that a stage spends on its aim and on scores: of its images, of two versions, of the worst."""

@@ -16,7 +16,7 @@ from monai_adv.evaluation.classification import plain_threat
 from monai_adv.evaluation.plain import Box, check_box, fingerprint, images_of, slice_2d
 from monai_adv.evaluation.subject import Kind, Level, Picture, Score
 from monai_adv.evaluation.volume_scores import volume_score
-from monai_adv.network_state import frozen
+from monai_adv.network_state import device_of, frozen
 from monai_adv.tasks import SegmentationTask, Target
 from monai_adv.threats import Threat
 
@@ -155,7 +155,7 @@ class SegmentationCase:
         return [Picture(self.name, clean, attacked, truth, before, after, caption)]
 
     def _found(self, images: Tensor) -> list[Mask]:
-        device = next(iter(self.network.parameters()), torch.empty(0)).device
+        device = device_of(self.network)
         with frozen(self.network) as network, torch.no_grad():
             output = network(images.to(device))
         logits = (output if isinstance(output, Tensor) else output[0])[0].cpu()

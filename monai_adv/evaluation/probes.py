@@ -26,9 +26,9 @@ from monai_adv.attacks.segmentation_ensemble import relay
 from monai_adv.errors import InputError
 from monai_adv.evaluation.settings import Version
 from monai_adv.evaluation.subject import Case, Kind, Level, Subject
-from monai_adv.network_state import frozen
+from monai_adv.network_state import device_of, frozen
 from monai_adv.statistics import Passes
-from monai_adv.tasks import ClassificationTask, Output, Target, take
+from monai_adv.tasks import ClassificationTask, Output, Target, take, to_device
 from monai_adv.threats import Threat
 
 CASES = 3
@@ -127,12 +127,12 @@ def most_passes(kind: Kind, levels: Sequence[Level], version: Version, box: bool
 
 
 def _probe_case(subject: Subject, case: Case, levels: Sequence[Level], seed: int, steps: int) -> dict[str, Any]:
-    device = _device(case.network)
+    device = device_of(case.network)
     classification = subject.kind == "classification"
     # A patient's score needs all slices; of independent images some will do.
     count = len(case.images)
     chosen = torch.tensor(spread(range(count), IMAGES) if classification else list(range(count)))
-    images, target = case.images[chosen].to(device), _to(take(case.target, chosen), device)
+    images, target = case.images[chosen].to(device), to_device(take(case.target, chosen), device)
     threats = {level.key: case.threat(level) for level in levels}
     any_threat = next(iter(threats.values()), Threat("l2", 0.0))
     values = images if any_threat.channels is None else images[:, list(any_threat.channels)]
@@ -238,13 +238,13 @@ def _left_by(attacks: Sequence[Attack], case: Case, chosen: Tensor, generator: t
 
     Inputs that share a score are attacked as the evaluation does it: each attack knows what those before it have found.
     """
-    device = _device(case.network)
+    device = device_of(case.network)
     worst, task = case.images, case.task
     scores = _scores(case, worst, chosen)
     for attack in attacks:
         found = case.images.clone()
         for part in torch.split(chosen, IMAGES):
-            images, target = case.images[part].to(device), _to(take(case.target, part), device)
+            images, target = case.images[part].to(device), to_device(take(case.target, part), device)
             result = attack(case.network, images, target, task, generator=generator)
             found[part] = result.images.to(found)
         worst = case.combine(worst, found)
@@ -314,13 +314,3 @@ def _mean(found: list[dict[str, Any]], name: str) -> float:
 def _mean_score(scores: list[float]) -> float:
     defined = [s for s in scores if not math.isnan(s)]
     return sum(defined) / len(defined) if defined else math.nan
-
-
-def _device(network: nn.Module) -> torch.device:
-    for value in (*network.parameters(), *network.buffers()):
-        return value.device
-    return torch.device("cpu")
-
-
-def _to(target: Target, device: torch.device) -> Target:
-    return target.to(device) if isinstance(target, Tensor) else [t.to(device) for t in target]

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_adv.attacks.base import Until
 from monai_adv.attacks.corruptions import CORRUPTIONS, Corruption
@@ -26,8 +26,8 @@ from monai_adv.evaluation.probes import consistency
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Saved, State, Store
 from monai_adv.evaluation.subject import Case, Level, Record, Score, Subject
-from monai_adv.network_state import frozen
-from monai_adv.tasks import Target, take
+from monai_adv.network_state import device_of, frozen
+from monai_adv.tasks import take, to_device
 from monai_adv.threats import Threat, per_sample
 
 TOLERANCE = 1e-5
@@ -366,19 +366,6 @@ def _hash(*values: str | int) -> int:
 def _entries(threat: Threat, images: Tensor) -> int:
     channels = images.shape[1] if threat.channels is None else len(threat.channels)
     return channels * images[0, 0].numel()
-
-
-def device_of(network: nn.Module) -> torch.device:
-    """Where the network computes."""
-    for values in (network.parameters(), network.buffers()):
-        for value in values:
-            return value.device
-    return torch.device("cpu")
-
-
-def to_device(target: Target, device: torch.device) -> Target:
-    """The ground truth there."""
-    return target.to(device) if isinstance(target, Tensor) else [t.to(device) for t in target]
 
 
 def _finite(output: Tensor | Sequence[Tensor]) -> Tensor:

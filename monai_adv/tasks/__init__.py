@@ -1,6 +1,6 @@
 """Task: what *right* means for a network's output."""
 
-from monai_adv.tasks.base import Output, Points, Target, Task, take
+from monai_adv.tasks.base import Output, Points, Target, Task, take, to_device
 from monai_adv.tasks.classification import ClassificationTask
 from monai_adv.tasks.segmentation import SegmentationSettings, SegmentationTask
 
@@ -13,4 +13,5 @@ __all__ = [
     "Target",
     "Task",
     "take",
+    "to_device",
 ]

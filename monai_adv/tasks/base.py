@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 Output = Tensor | list[Tensor] | tuple[Tensor, ...]
@@ -69,3 +70,10 @@ def take(values: T, index: Tensor) -> T:
     if isinstance(values, Tensor):
         return values[index]
     return [v[index] for v in values]
+
+
+def to_device(values: T, device: torch.device) -> T:
+    """A tensor, or every tensor in a list, on a device."""
+    if isinstance(values, Tensor):
+        return values.to(device)
+    return [v.to(device) for v in values]
