@@ -56,22 +56,30 @@ class Score:
 
 
 class Case(Protocol):
-    """What is attacked together and stored together: one patient's volume, or a fixed group of images.
+    """What is attacked together and stored together: one patient's volume, or a fixed group of images."""
 
-    Attributes:
-        name: unique within the subject; file systems may not like it.
-        images: ``(B, C, *spatial)`` network inputs on the CPU. Each of the B has a budget of its own: for a 2D
-            nnU-Net the slices of the volume, for a 3D one the volume (B = 1), for classification the images.
-        target: ground truth in the task's layout, on the CPU.
-        network: the deployed function (preprocessing and sliding window included), on its device, in eval mode.
-        task: how an output is judged.
-    """
+    @property
+    def name(self) -> str:
+        """Unique within the subject; file systems may not like it."""
 
-    name: str
-    images: Tensor
-    target: Target
-    network: nn.Module
-    task: Task
+    @property
+    def images(self) -> Tensor:
+        """``(B, C, *spatial)`` network inputs on the CPU, each with a budget of its own.
+
+        For a 2D nnU-Net the slices of the volume, for a 3D one the volume (B = 1), for classification the images.
+        """
+
+    @property
+    def target(self) -> Target:
+        """Ground truth in the task's layout, on the CPU."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The deployed function (preprocessing and sliding window included), on its device, in eval mode."""
+
+    @property
+    def task(self) -> Task:
+        """How an output is judged."""
 
     def threat(self, level: Level) -> Threat:
         """The level in the units of ``images``, with the subject's box and attacked channels.
@@ -117,27 +125,39 @@ class Picture:
 
 
 class Subject(Protocol):
-    """A model with its data.
+    """A model with its data."""
 
-    Attributes:
-        name: how tables call the model.
-        kind: classification or segmentation.
-        classes: names; for segmentation of the foreground classes or regions.
-        fingerprint: changes whenever the weights, the data or the deployed function change.
-        space: in words, what is attacked: "whole volumes through nnU-Net's sliding window, mirroring off", ...
-        unit: in words, the unit of network inputs: "standard deviations of the z-scored image", ...
-        cases: names of the cases, in a fixed order.
-        problems: files that cannot be used, with the reason; they are left out of ``cases``.
-    """
+    @property
+    def name(self) -> str:
+        """How tables call the model."""
 
-    name: str
-    kind: Kind
-    classes: tuple[str, ...]
-    fingerprint: str
-    space: str
-    unit: str
-    cases: tuple[str, ...]
-    problems: tuple[str, ...]
+    @property
+    def kind(self) -> Kind:
+        """Classification or segmentation."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names; for segmentation of the foreground classes or regions."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the weights, the data or the deployed function change."""
+
+    @property
+    def space(self) -> str:
+        """In words, what is attacked: "whole volumes through nnU-Net's sliding window, mirroring off", ..."""
+
+    @property
+    def unit(self) -> str:
+        """In words, the unit of network inputs: "standard deviations of the z-scored image", ..."""
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """Names of the cases, in a fixed order."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Files that cannot be used, with the reason; they are left out of ``cases``."""
 
     def load(self, case: str) -> Case:
         """One case.
@@ -149,8 +169,6 @@ class Subject(Protocol):
 
 class Source(Protocol):
     """A picklable description of a subject (a frozen dataclass); another process opens the same."""
-
-    device: str
 
     def open(self) -> Subject:
         """Load the model.

@@ -37,7 +37,7 @@ def measure(stages: Stages, recipe: Recipe) -> None:
     """
     place = stages.place
     images, labels = (str(place.raw(DATASET, part)) for part in ("imagesTs", "labelsTs"))
-    sources: list[Any] = [
+    sources = [
         NNUNetSource(str(place.results(*model_folder(t))), images, labels, folds=(FOLD,), name=t) for t in TRAINERS
     ]
     with stages.quiet():
