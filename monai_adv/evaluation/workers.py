@@ -6,6 +6,7 @@ The task of a worker that dies is given to another one, which goes on from the s
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import platform
@@ -206,7 +207,12 @@ class Dask:
         if address == "local":
             with dask.config.set({"distributed.nanny.pre-spawn-environ": openmp.PASSIVE}):
                 self._cluster = distributed.LocalCluster(
-                    n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    memory_limit=0,
+                    dashboard_address=None,
+                    silence_logs=logging.ERROR,  # how it stops its own workers is no news
                 )
         try:
             self._client: Any = distributed.Client(self._cluster or address, timeout="20s")
