@@ -10,19 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
-
 from monai_adv.attacks.apgd import APGD, TargetedAPGD
 from monai_adv.attacks.base import Attack, Until
-from monai_adv.attacks.ensemble import Ensemble, EnsembleResult, Stage
+from monai_adv.attacks.ensemble import Ensemble, EnsembleAttack, Stage
 from monai_adv.attacks.fab import FAB, TargetedFAB
 from monai_adv.attacks.losses import cross_entropy, dlr, margin, targeted_dlr, targeted_margin
 from monai_adv.attacks.square import Square
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode
-from monai_adv.statistics import Passes
-from monai_adv.tasks.base import Target, Task
 from monai_adv.threats import Threat
 
 Version = Literal["standard", "plus", "rand", "quick"]
@@ -32,7 +27,7 @@ EOT = 20
 
 
 @dataclass(frozen=True)
-class AutoAttack:
+class AutoAttack(EnsembleAttack):
     """AutoAttack for networks with ``classes`` >= 2 classes.
 
     ====================  =============================================================================================
@@ -130,27 +125,6 @@ class AutoAttack:
         stages = ", ".join(stage.name for stage in self.ensemble.stages)
         text = f"AutoAttack {self.version} ({stages}); {self.threat.describe()}"
         return text + (f". Deviations: {'; '.join(self.deviations)}." if self.deviations else ".")
-
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> EnsembleResult:
-        """Attack a batch, see :class:`~monai_adv.attacks.base.Attack`.
-
-        Raises:
-            InputError: a network with another number of classes, or a task with several points per sample.
-        """
-        return self.ensemble(network, images, target, task, radius=radius, generator=generator)
-
-    def most_passes(self) -> Passes:
-        """The clean forward, and those of all stages."""
-        return self.ensemble.most_passes()
 
     def _apgd_ce(self, *, steps: int = 100, eot: int = 1) -> Stage:
         return Stage("apgd-ce", APGD(self.threat, steps, cross_entropy, until=self.until, eot=eot, mode=self.mode))

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from monai_adv.network_state import Mode, any_batch_size, frozen
 from monai_adv.statistics import Passes
 from monai_adv.tasks.base import Output, Points, Target, Task
 from monai_adv.threats import Threat, per_sample
@@ -143,6 +144,18 @@ class Strongest:
     def running(self) -> Tensor:
         """Indices of the samples that are not finished. Costs a host sync."""
         return (~self.finished()).nonzero()[:, 0]
+
+
+def judged(
+    network: nn.Module, images: Tensor, target: Target, task: Task, until: Until = "wrong", mode: Mode = "eval"
+) -> tuple[AttackResult, Output]:
+    """``images`` as the result of an attack that does nothing, and the network's output: one forward."""
+    best = Strongest(images, task, until)
+    with frozen(network, mode) as model, torch.no_grad():
+        output = model(any_batch_size(images, model))
+    best.update(torch.arange(len(images), device=images.device), images, output, target)
+    dead = torch.zeros_like(best.wrong)
+    return AttackResult(best.images, best.wrong, best.margin, dead, best.broken, Passes(forward=len(images))), output
 
 
 def sample_loss(task: Task, loss: Loss | None, output: Output, target: Target, progress: float = 0.0) -> Tensor:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.base import Attack, AttackResult, Strongest, Until
+from monai_adv.attacks.base import Attack, AttackResult, Strongest, Until, judged
 from monai_adv.errors import InputError
-from monai_adv.network_state import any_batch_size, frozen
 from monai_adv.statistics import Passes
 from monai_adv.tasks.base import Target, Task, take
 from monai_adv.threats import Threat, per_sample
@@ -186,15 +185,42 @@ class Ensemble:
         return sum((stage.attack.most_passes() for stage in self.stages), Passes(forward=1))
 
     def _look(self, network: nn.Module, images: Tensor, target: Target, task: Task) -> AttackResult:
-        """How the network judges the clean images, as the result of an attack that does nothing."""
-        best = Strongest(images, task, self.until)
-        with frozen(network) as model, torch.no_grad():
-            output = model(any_batch_size(images, model))
+        """How the network judges the clean images."""
+        result, output = judged(network, images, target, task, self.until)
         if self.classes is not None:
             _, classes, points = task.points(output, target).logits.shape
             if (classes, points) != (self.classes, 1):
                 found = f"{classes} classes at {points} points"
                 raise InputError.of("network", found, f"{self.classes} classes at one point per sample")
-        best.update(torch.arange(len(images), device=images.device), images, output, target)
-        none = torch.zeros_like(best.wrong)
-        return AttackResult(best.images, best.wrong, best.margin, none, best.broken, Passes(forward=len(images)))
+        return result
+
+
+class EnsembleAttack:
+    """An attack that is an ensemble by another name: subclasses have settings and say which."""
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """The stages."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        target: Target,
+        task: Task,
+        *,
+        radius: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> EnsembleResult:
+        """Attack a batch; see :class:`~monai_adv.attacks.base.Attack`.
+
+        Raises:
+            InputError: images that the threat cannot be applied to, a network that the stages cannot attack, or no
+                generator for a stage that needs one.
+        """
+        return self.ensemble(network, images, target, task, radius=radius, generator=generator)
+
+    def most_passes(self) -> Passes:
+        """The clean forward, and those of all stages."""
+        return self.ensemble.most_passes()

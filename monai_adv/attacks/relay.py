@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.attacks.apgd import APGD
-from monai_adv.attacks.base import AttackResult, Loss, Strongest, Until
+from monai_adv.attacks.base import AttackResult, Loss, Until, judged
 from monai_adv.attacks.ensemble import WorstCase
 from monai_adv.errors import InputError
-from monai_adv.network_state import any_batch_size, frozen
 from monai_adv.statistics import Passes
 from monai_adv.tasks.base import Target, Task, take
 from monai_adv.threats import Threat
@@ -114,7 +113,7 @@ class Relay:
             if phase.multiple > 1:
                 # Beyond the radius the network may do what it likes: only the projection is judged.
                 projected = clean + self.threat.project(delta[index], clean, own)
-                inside = self._judged(network, projected, labels, task)
+                inside, _ = judged(network, projected, labels, task, self.until)
                 found = replace(inside, dead=found.dead, passes=found.passes + inside.passes)
             worst.add(index, found)
         return worst.result
@@ -126,12 +125,3 @@ class Relay:
 
     def _attack(self, phase: Phase) -> APGD:
         return APGD(self.threat, phase.steps, phase.loss, until=self.until, start=self.start)
-
-    def _judged(self, network: nn.Module, images: Tensor, target: Target, task: Task) -> AttackResult:
-        """``images`` as the result of an attack that does nothing."""
-        only = Strongest(images, task, self.until)
-        with frozen(network) as model, torch.no_grad():
-            output = model(any_batch_size(images, model))
-        only.update(torch.arange(len(images), device=images.device), images, output, target)
-        still = torch.zeros_like(only.wrong)
-        return AttackResult(only.images, only.wrong, only.margin, still, only.broken, Passes(forward=len(images)))

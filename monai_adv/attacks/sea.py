@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from monai_adv.attacks.base import AttackResult, Loss, Until
-from monai_adv.attacks.ensemble import Ensemble, Stage
+from monai_adv.attacks.base import Loss, Until
+from monai_adv.attacks.ensemble import Ensemble, EnsembleAttack, Stage
 from monai_adv.attacks.relay import Phase, Relay
-from monai_adv.statistics import Passes
-from monai_adv.tasks.base import Points, Target, Task
+from monai_adv.tasks.base import Points
 from monai_adv.threats import Threat
 
 
@@ -105,7 +104,7 @@ def radius_reduction(loss: Loss | None, steps: int = 300) -> tuple[Phase, ...]:
 
 
 @dataclass(frozen=True)
-class SEA:
+class SEA(EnsembleAttack):
     """The worst case of each sample over the losses, each with the schedule of :func:`radius_reduction`.
 
     Args:
@@ -124,24 +123,7 @@ class SEA:
     until: Until = "lowest"
 
     def __post_init__(self) -> None:
-        self._ensemble()
-
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> AttackResult:
-        """Attack a batch; see :class:`~monai_adv.attacks.base.Attack`.
-
-        Raises:
-            InputError: images that the threat cannot be applied to, or no generator.
-        """
-        return self._ensemble()(network, images, target, task, radius=radius, generator=generator)
+        _ = self.ensemble  # checks the settings
 
     def stages(self) -> tuple[Stage, ...]:
         """One per loss, named after it."""
@@ -150,9 +132,7 @@ class SEA:
             for name, loss in self.losses
         )
 
-    def most_passes(self) -> Passes:
-        """A clean forward, and all losses to their end."""
-        return self._ensemble().most_passes()
-
-    def _ensemble(self) -> Ensemble:
+    @property
+    def ensemble(self) -> Ensemble:
+        """The stages, with a look at the clean images first."""
         return Ensemble(self.stages(), self.until)

@@ -12,19 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
-from torch import Tensor, nn
-
 from monai_adv.attacks.apgd import APGD
-from monai_adv.attacks.ensemble import Ensemble, EnsembleResult, Stage
+from monai_adv.attacks.ensemble import Ensemble, EnsembleAttack, Stage
 from monai_adv.attacks.losses import margin
 from monai_adv.attacks.relay import Phase, Relay
 from monai_adv.attacks.sea import SEA, balanced_masked_cross_entropy, radius_reduction
 from monai_adv.attacks.segpgd import SegPGD
 from monai_adv.attacks.square import Square
 from monai_adv.errors import InputError
-from monai_adv.statistics import Passes
-from monai_adv.tasks.base import Target, Task
 from monai_adv.threats import Threat
 
 Version = Literal["quick", "standard", "full"]
@@ -82,7 +77,7 @@ def relay(threat: Threat, opening: int, closing: int, start: Literal["clean", "s
 
 
 @dataclass(frozen=True)
-class SegmentationEnsemble:
+class SegmentationEnsemble(EnsembleAttack):
     """The worst case of each sample over the stages of a version; survivors only go on, always from the clean image.
 
     Args:
@@ -98,28 +93,9 @@ class SegmentationEnsemble:
     version: Version = "standard"
 
     def __post_init__(self) -> None:
-        self._ensemble()
+        _ = self.ensemble  # checks the settings
 
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> EnsembleResult:
-        """Attack a batch; see :class:`~monai_adv.attacks.base.Attack`.
-
-        Raises:
-            InputError: images that the threat cannot be applied to, or no generator for a stage that needs one.
-        """
-        return self._ensemble()(network, images, target, task, radius=radius, generator=generator)
-
-    def most_passes(self) -> Passes:
-        """A clean forward, and all stages to their end."""
-        return self._ensemble().most_passes()
-
-    def _ensemble(self) -> Ensemble:
+    @property
+    def ensemble(self) -> Ensemble:
+        """The stages, with a look at the clean images first."""
         return Ensemble(stages(self.threat, self.version), until="lowest")

@@ -6,13 +6,13 @@ attacks this way is a sign of gradient masking (Athalye, Carlini, Wagner, ICML 2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.base import Attack, AttackResult, Strongest
-from monai_adv.network_state import Mode, any_batch_size, frozen
+from monai_adv.attacks.base import Attack, AttackResult, judged
+from monai_adv.network_state import Mode
 from monai_adv.statistics import Passes
 from monai_adv.tasks.base import Target, Task
 from monai_adv.threats import Threat
@@ -70,13 +70,8 @@ class Transfer:
         found = self.attack(
             self.surrogate, images, target, self.task or task, radius=radius, generator=generator
         )  # fmt: skip
-        best = Strongest(images.detach(), task, "wrong")
-        with frozen(network, self.mode) as model, torch.no_grad():
-            output = model(any_batch_size(found.images, model))
-        best.update(torch.arange(len(images), device=images.device), found.images, output, target)
-        dead = torch.zeros_like(best.wrong)
-        passes = found.passes + Passes(forward=len(images))
-        return AttackResult(best.images, best.wrong, best.margin, dead, best.broken, passes)
+        result, _ = judged(network, found.images, target, task, mode=self.mode)
+        return replace(result, passes=found.passes + result.passes)
 
     def most_passes(self) -> Passes:
         """Those of the attack (on the surrogate), and a forward of the network."""

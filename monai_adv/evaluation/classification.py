@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.base import Strongest
 from monai_adv.errors import InputError
-from monai_adv.evaluation.plain import Box, check_box, fingerprint, images_of, slice_2d
+from monai_adv.evaluation.plain import Box, check_box, fingerprint, forward, images_of, plain_threat, slice_2d
 from monai_adv.evaluation.subject import Kind, Level, Picture, Score
-from monai_adv.network_state import device_of, frozen
 from monai_adv.tasks import ClassificationTask
 from monai_adv.threats import Threat
 
@@ -102,9 +101,7 @@ class ClassificationSubject:
                 raise InputError.of(name, f"{len(values)} {name}", f"one per image, here {len(self.images)}")
         if len(set(self.names)) < len(self.names):
             raise InputError.of("names", "repeated names", "a name of its own for each image")
-        device = device_of(self.network)
-        with frozen(self.network) as network, torch.no_grad():
-            output = network(self.images[:1].to(device))
+        output = forward(self.network, self.images[:1])
         heads = self.task.logits(output).shape[1]
         if len(self.classes) != heads:
             raise InputError.of("classes", f"{len(self.classes)} names", f"one per class of the network, here {heads}")
@@ -166,21 +163,7 @@ class ClassificationCase:
         ]  # fmt: skip
 
     def _output(self, images: Tensor) -> Tensor:
-        device = device_of(self.network)
-        with frozen(self.network) as network, torch.no_grad():
-            output: Tensor = network(images.to(device)).cpu()
-        return output
-
-
-def plain_threat(level: Level, box: Box | None) -> Threat:
-    """The level in network units.
-
-    Raises:
-        InputError: ``raw`` radii.
-    """
-    if level.unit == "raw":
-        raise InputError.of("unit", "raw", "'norm' or 'rms': network inputs from memory have no other unit")
-    return Threat(level.norm, level.eps, box, level.unit)
+        return forward(self.network, images)
 
 
 def _from_data_set(items: Any) -> tuple[Tensor, Tensor]:

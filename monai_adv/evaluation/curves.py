@@ -24,7 +24,7 @@ from monai_adv.evaluation.statistics import (
     summarise,
     worst_scores,
 )
-from monai_adv.evaluation.subject import Kind, Level, Record
+from monai_adv.evaluation.subject import Kind, Level, Record, mean_known
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe & Ito: told apart by colour-blind readers; markers and dashes tell the same once more."""
@@ -182,8 +182,7 @@ def _mean_under(records: Sequence[Record], members: Sequence[str], attack: str, 
 
 
 def _mean(scores: Scores) -> float:
-    values = [s.score for s in scores.values() if not math.isnan(s.score)]
-    return sum(values) / len(values) if values else math.nan
+    return mean_known(s.score for s in scores.values())
 
 
 @matplotlib.style.context("default")  # nnU-Net's logger enlarges every font of the process

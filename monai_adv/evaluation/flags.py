@@ -24,7 +24,7 @@ from monai_adv.evaluation.statistics import (
     parse_level,
     worst_scores,
 )
-from monai_adv.evaluation.subject import Kind, Level, Record
+from monai_adv.evaluation.subject import Kind, Level, Record, mean_known
 
 __all__ = ["STEPS", "Flag", "Verdict", "find_flags", "probe", "verdict"]
 
@@ -120,7 +120,7 @@ def black_box(records: Sequence[Record], kind: Kind, families: Mapping[str, Fami
     gains: dict[str, float] = {}
     for _, level, names in _levels(records, families):
         if {"white-box", "black-box"} <= set(names.values()) or {"white-box", "transfer"} <= set(names.values()):
-            gains[level] = _mean(_gained_without_gradient(records, level, names).values())
+            gains[level] = mean_known(_gained_without_gradient(records, level, names).values())
     gains = {level: gain for level, gain in gains.items() if not math.isnan(gain)}
     largest = max(gains, key=gains.__getitem__, default="")
     measured = "No black-box or transfer attack was run; the standard attacks include one."
@@ -156,7 +156,7 @@ def longer(records: Sequence[Record], kind: Kind, found: Mapping[str, Any]) -> F
             if (case, name) in reported
         ]
         if any(not math.isnan(d) for d in drops):
-            gains[level] = _mean(drops)
+            gains[level] = mean_known(drops)
     largest = max(gains, key=gains.__getitem__, default="")
     steps = found.get("steps", 0)
     allowed = FIRST_LOOK if steps < STEPS["standard"] else POINT
@@ -187,7 +187,7 @@ def monotone(records: Sequence[Record], families: Mapping[str, Families]) -> Fla
     for model, level, names in _levels(records, families):
         own = _lowest_own(records, model, level, names, ("white-box",))
         if own:
-            means[level] = _mean(own.values())
+            means[level] = mean_known(own.values())
     rises: dict[str, float] = {}
     chains: dict[tuple[str, str], list[Level]] = {}
     for radius in levels(records):
@@ -225,8 +225,12 @@ def noise(records: Sequence[Record], families: Mapping[str, Families]) -> Flag:
         aimless = _lowest_own(records, model, level, names, ("random",))
         clean = own_scores(records, model, CLEAN)
         if aimed and aimless and clean:
-            start = _mean(s.score for s in clean.values())
-            shares[level] = (start - _mean(aimless.values()), start - _mean(aimed.values()), _mean(aimed.values()))
+            start = mean_known(s.score for s in clean.values())
+            shares[level] = (
+                start - mean_known(aimless.values()),
+                start - mean_known(aimed.values()),
+                mean_known(aimed.values()),
+            )
     # A radius at which nothing is left says nothing, and a drop of less than a point may be chance.
     judged = {k: a / b for k, (a, b, left) in shares.items() if b > POINT and left > 5 * POINT}
     largest = max(judged, key=judged.__getitem__, default="")
@@ -423,11 +427,6 @@ def _gained_without_gradient(records: Sequence[Record], level: str, names: Famil
 def _low(a: float, b: float) -> float:
     """The smaller one; a NaN gives way."""
     return b if math.isnan(a) or b < a else a
-
-
-def _mean(values: Iterable[float]) -> float:
-    defined = [v for v in values if not math.isnan(v)]
-    return sum(defined) / len(defined) if defined else math.nan
 
 
 def _points(value: float) -> str:

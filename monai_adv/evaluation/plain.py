@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.errors import InputError
+from monai_adv.evaluation.subject import Level
+from monai_adv.network_state import device_of, frozen
+from monai_adv.threats import Threat
 
 Box = tuple[float, float]
 
@@ -47,6 +50,24 @@ def check_box(box: Box | None) -> None:
     """Refuse an empty box."""
     if box is not None and not box[0] < box[1]:
         raise InputError.of("box", box, "(lowest, highest) with lowest < highest, or None")
+
+
+def plain_threat(level: Level, box: Box | None) -> Threat:
+    """The level in network units.
+
+    Raises:
+        InputError: ``raw`` radii.
+    """
+    if level.unit == "raw":
+        raise InputError.of("unit", "raw", "'norm' or 'rms': network inputs from memory have no other unit")
+    return Threat(level.norm, level.eps, box, level.unit)
+
+
+def forward(network: nn.Module, images: Tensor) -> Tensor:
+    """The network's full-resolution output, on the CPU and without gradient."""
+    with frozen(network) as model, torch.no_grad():
+        output = model(images.to(device_of(network)))
+    return (output if isinstance(output, Tensor) else output[0]).cpu()
 
 
 def fingerprint(network: nn.Module, *values: object) -> str:

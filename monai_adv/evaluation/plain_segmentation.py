@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.classification import plain_threat
-from monai_adv.evaluation.plain import Box, check_box, fingerprint, images_of, slice_2d
+from monai_adv.evaluation.plain import Box, check_box, fingerprint, forward, images_of, plain_threat, slice_2d
 from monai_adv.evaluation.subject import Kind, Level, Picture, Score
 from monai_adv.evaluation.volume_scores import volume_score
-from monai_adv.network_state import device_of, frozen
 from monai_adv.tasks import SegmentationTask, Target
 from monai_adv.threats import Threat
 
@@ -155,10 +153,7 @@ class SegmentationCase:
         return [Picture(self.name, clean, attacked, truth, before, after, caption)]
 
     def _found(self, images: Tensor) -> list[Mask]:
-        device = device_of(self.network)
-        with frozen(self.network) as network, torch.no_grad():
-            output = network(images.to(device))
-        logits = (output if isinstance(output, Tensor) else output[0])[0].cpu()
+        logits = forward(self.network, images)[0]
         channels = len(self.classes) + (not self.regions)
         if tuple(logits.shape) != (channels, *images.shape[2:]):
             raise InputError.of("network", f"outputs {tuple(logits.shape)}", f"{(channels, *images.shape[2:])}")

@@ -25,7 +25,7 @@ from monai_adv.attacks.sea import radius_reduction
 from monai_adv.attacks.segmentation_ensemble import relay
 from monai_adv.errors import InputError
 from monai_adv.evaluation.settings import Version
-from monai_adv.evaluation.subject import Case, Kind, Level, Subject
+from monai_adv.evaluation.subject import Case, Kind, Level, Subject, mean_known
 from monai_adv.network_state import device_of, frozen
 from monai_adv.statistics import Passes
 from monai_adv.tasks import ClassificationTask, Output, Target, take, to_device
@@ -103,7 +103,7 @@ def probe(
     if all("unbounded" in f for f in found):
         result |= {name: _mean(found, name) for name in ("zero_samples", "zero_voxels")}
         result["unbounded"] = {
-            norm: _mean_score([s for f in found for s in f["unbounded"][norm]]) for norm in found[0]["unbounded"]
+            norm: mean_known([s for f in found for s in f["unbounded"][norm]]) for norm in found[0]["unbounded"]
         }
         result["longer"] = {
             level.key: {name: f["longer"][level.key] for name, f in zip(names, found, strict=True)} for level in levels
@@ -309,8 +309,3 @@ def _stream(seed: int, *names: str) -> int:
 def _mean(found: list[dict[str, Any]], name: str) -> float:
     """Over the images of all cases."""
     return float(sum(f[name] * f["images"] for f in found) / sum(f["images"] for f in found))
-
-
-def _mean_score(scores: list[float]) -> float:
-    defined = [s for s in scores if not math.isnan(s)]
-    return sum(defined) / len(defined) if defined else math.nan

@@ -6,6 +6,8 @@ these classes, and never learns which host it is.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -53,6 +55,12 @@ class Score:
     hd95: dict[str, float] = field(default_factory=dict)
     label: int | None = None
     probabilities: tuple[float, ...] = ()
+
+
+def mean_known(values: Iterable[float]) -> float:
+    """Mean of what is not NaN; NaN if there is nothing."""
+    known = [v for v in values if not math.isnan(v)]
+    return sum(known) / len(known) if known else math.nan
 
 
 class Case(Protocol):

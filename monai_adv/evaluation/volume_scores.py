@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 
-from monai_adv.evaluation.subject import Score
+from monai_adv.evaluation.subject import Score, mean_known
 
 Mask = npt.NDArray[np.bool_]
 
@@ -61,12 +61,6 @@ def hausdorff95(found: Mask, there: Mask, spacing: Sequence[float]) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI warns of its own call
         return float(compute_hausdorff_distance(one, other, include_background=True, percentile=95, spacing=kept))
-
-
-def mean_known(values: Iterable[float]) -> float:
-    """Mean of what is not NaN; NaN if there is nothing."""
-    known = [v for v in values if not math.isnan(v)]
-    return sum(known) / len(known) if known else math.nan
 
 
 def volume_score(case: str, masks: Mapping[str, tuple[Mask, Mask]], spacing: Sequence[float]) -> Score:

@@ -69,7 +69,7 @@ class VolumeSlicesTask(SegmentationTask):
             expected: the Dice that an attack will reach, as a share of the present one. False positives weigh too much
                 while D is too high, so for a clean volume a guess below 1 is better.
         """
-        true_positive, predicted, there = (n.sum(0) for n in _counts(task, output, target))
+        true_positive, predicted, there = (n.sum(0) for n in counts(task, output, target))
         size = predicted + there
         return cls(task, expected * 2 * true_positive / size.clamp(min=1), size, len(_full(target)))
 
@@ -85,7 +85,7 @@ class VolumeSlicesTask(SegmentationTask):
     @torch.no_grad()
     def margin(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` see the class; lower is worse for the volume."""
-        true_positive, predicted, _ = _counts(self, output, target)
+        true_positive, predicted, _ = counts(self, output, target)
         return self._share(true_positive, predicted)
 
     def correct(self, output: Output, target: Target) -> Tensor:
@@ -102,7 +102,7 @@ class VolumeSlicesTask(SegmentationTask):
         return ((2 * true_positive - dice * predicted) * weight).sum(1)
 
 
-def _counts(task: SegmentationTask, output: Output, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+def counts(task: SegmentationTask, output: Output, target: Target) -> tuple[Tensor, Tensor, Tensor]:
     """``(B, K)`` voxels of each class that are found and there, found, there."""
     found, there = task.masks(output, target)
     return (found & there).flatten(2).sum(-1), found.flatten(2).sum(-1), there.flatten(2).sum(-1)

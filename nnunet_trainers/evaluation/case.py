@@ -14,7 +14,7 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation.subject import Level, Picture, Score
 from monai_adv.evaluation.volume_scores import volume_score
 from monai_adv.tasks import SegmentationTask, Target
-from monai_adv.tasks.volume_slices import VolumeSlicesTask
+from monai_adv.tasks.volume_slices import VolumeSlicesTask, counts
 from monai_adv.threats import Threat
 from nnunet_trainers.deployed import DeployedModel
 from nnunet_trainers.evaluation.case_files import CaseFiles
@@ -107,10 +107,9 @@ class NNUNetCase:
         logits = self.logits(images), self.logits(others)
         versions = [(images, logits[0]), (others, logits[1])]
         if len(images) > 1:
-            masks = [self.task.masks(version, self.target) for version in logits]
-            true_positive = torch.stack([(found & there).flatten(2).sum(-1) for found, there in masks])
-            size = torch.stack([found.flatten(2).sum(-1) + there.flatten(2).sum(-1) for found, there in masks])
-            taken = worst_slices(true_positive, size)
+            both = zip(*(counts(self.task, version, self.target) for version in logits), strict=True)
+            true_positive, found, there = (torch.stack(versions) for versions in both)
+            taken = worst_slices(true_positive, found + there)
 
             def mixed(one: Tensor, other: Tensor) -> Tensor:
                 return torch.where(taken.view(-1, *[1] * (one.ndim - 1)), other, one)
@@ -177,10 +176,9 @@ class NNUNetCase:
         A class that neither the ground truth nor the segmentation has gets Dice 0 as soon as something is found: its
         false positives weigh as much as those of the largest other class.
         """
-        masks = self.task.masks(self.logits(images), self.target)
-        found, there = (mask.transpose(0, 1).flatten(1) for mask in masks)
-        size = found.sum(1) + there.sum(1)
-        dice = torch.where(size > 0, 2 * (found & there).sum(1) / size.clamp(min=1), 1.0)
+        true_positive, found, there = (n.sum(0) for n in counts(self.task, self.logits(images), self.target))
+        size = found + there
+        dice = torch.where(size > 0, 2 * true_positive / size.clamp(min=1), 1.0)
         size = torch.where(size > 0, size, size.max().clamp(min=1))
         return VolumeSlicesTask(self.task, expected * dice, size, len(images))
 
