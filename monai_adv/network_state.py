@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Literal
 
@@ -81,9 +81,9 @@ def frozen(network: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
                 buffer.copy_(value)
 
 
-def detached(outputs: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+def detached(outputs: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
     """Outputs without their graph; deep supervision gives a list."""
-    return [o.detach() for o in outputs] if isinstance(outputs, list | tuple) else outputs.detach()
+    return outputs.detach() if isinstance(outputs, Tensor) else [o.detach() for o in outputs]
 
 
 def padded(index: Tensor, network: nn.Module) -> Tensor:

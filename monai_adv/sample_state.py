@@ -1,4 +1,4 @@
-"""Per-sample memory of a defence: one number per training sample, keyed by a stable id.
+"""Per-sample memory of a defence: numbers for every training sample, keyed by a stable id.
 
 A margin belongs to a patient's slice, not to a position in a shuffled batch. ``SampleIds`` gives every sample of the
 training set a fixed index; ``SampleState`` holds one value per index, merges what several ranks and repeated draws say
@@ -69,25 +69,27 @@ class SampleIds:
 
 
 class SampleState:
-    """One float per training sample.
+    """One float, or an array of floats, per training sample.
 
     Args:
         default: value of a sample that was never updated.
         name: what the values are, for error messages.
+        shape: of one sample's value; ``()`` is one number.
 
     The values live on the device given to :meth:`bind`; reads and updates never wait for the device.
     """
 
-    def __init__(self, default: float, name: str = "state") -> None:
+    def __init__(self, default: float, name: str = "state", shape: tuple[int, ...] = ()) -> None:
         self.default = default
         self.name = name
+        self.shape = shape
         self.ids: SampleIds | None = None
         self.values = torch.empty(0)
 
     def bind(self, ids: SampleIds, device: torch.device | str = "cpu") -> None:
         """Announce the training samples; every value becomes the default."""
         self.ids = ids
-        self.values = torch.full((len(ids),), float(self.default), device=device)
+        self.values = torch.full((len(ids), *self.shape), float(self.default), device=device)
 
     def __getitem__(self, index: Tensor) -> Tensor:
         if self.ids is None:
@@ -104,16 +106,18 @@ class SampleState:
         every rank must call this the same number of times (an empty index is allowed).
         """
         wide = wide_dtype(self.values.device)
-        total = torch.zeros(2, len(self.values), dtype=wide, device=self.values.device)
+        size = self.values[:1].numel()
+        # Column 0 counts the draws of a sample, the others sum its values.
+        total = torch.zeros(len(self.values), 1 + size, dtype=wide, device=self.values.device)
+        drawn = torch.cat([total.new_ones(len(index), 1), new.to(wide).reshape(len(index), size)], 1)
         # index_put with accumulate is deterministic on the CPU; on CUDA the order of the float64 additions is not,
         # which matters only below float32 resolution.
-        total[0].index_put_((index,), new.to(wide), accumulate=True)
-        total[1].index_put_((index,), torch.ones_like(new, dtype=wide), accumulate=True)
+        total.index_put_((index,), drawn, accumulate=True)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(total)
-        drawn = total[1] > 0
-        mean = (total[0] / total[1].clamp(min=1)).to(self.values.dtype)
-        self.values = torch.where(drawn, mean, self.values)
+        count, columns = total[:, :1], self.values.reshape(-1, size)
+        mean = (total[:, 1:] / count.clamp(min=1)).to(columns)
+        self.values = torch.where(count > 0, mean, columns).view_as(self.values)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and one tensor: loads with ``weights_only=True``."""

@@ -6,7 +6,6 @@ is the host's own. A method's trainer is a declaration, see ima.py.
 
 from __future__ import annotations
 
-import copy
 import io
 import math
 import os
@@ -115,12 +114,8 @@ class RobustTrainer(nnUNetTrainer):
             ignore_label=self.label_manager.ignore_label,
             deep_supervision_weights=getattr(loss, "weight_factors", None),
         )
-        if self.run.training_loss == "per_sample":
-            alone = copy.copy(task)  # with every resolution: DDP wants all parameters used
-            alone.settings = SegmentationSettings(
-                attack_loss="dice_ce", absent_classes="count", attack_deep_supervision=True
-            )
-            task.training_loss = lambda output, target: alone.sample_loss(output, target).mean()
+        if self.run.training_loss == "per_sample":  # with every resolution: DDP wants all parameters used
+            task.training_loss = lambda output, target: task.sample_training_loss(output, target).mean()
         self.task = task
         self.defense = self.defense_class(task, self.sections["defense"], self._intensity_channels())
 

@@ -166,7 +166,14 @@ def sample_loss(task: Task, loss: Loss | None, output: Output, target: Target, p
 def input_gradient(output: Output, x: Tensor, loss: Callable[[Output], Tensor]) -> tuple[Tensor, Tensor]:
     """``(B,)`` per-sample losses, and their gradient for the images ``x``.
 
-    The gradient's length is arbitrary for each sample, its direction exact.
+    The gradient's length is arbitrary for each sample, its direction exact; see :func:`scaled_input_gradient`.
+    """
+    losses, gradient, _ = scaled_input_gradient(output, x, loss)
+    return losses, gradient
+
+
+def scaled_input_gradient(output: Output, x: Tensor, loss: Callable[[Output], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """``(B,)`` per-sample losses, their gradient for the images ``x`` times a scale, and that ``(B,)`` scale.
 
     The loss is differentiated in single precision down to the logits and scaled there, each sample by a power of two,
     so that the largest entry is about 1. Under autocast the gradient of a mean over N voxels would otherwise underflow
@@ -189,7 +196,7 @@ def input_gradient(output: Output, x: Tensor, loss: Callable[[Output], Tensor]) 
     (gradient,) = torch.autograd.grad(
         [o for o, _ in used], x, [(g * per_sample(scale, g)).to(o.dtype) for o, g in used]
     )
-    return losses.detach(), gradient
+    return losses.detach(), gradient, scale
 
 
 def sync_interval(device: torch.device) -> int:

@@ -8,18 +8,30 @@ bracket of the last right and the first wrong one).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.base import AttackResult, Loss, Strongest, input_gradient, sample_loss, sync_interval
+from monai_adv.attacks.base import (
+    AttackResult,
+    Loss,
+    Strongest,
+    input_gradient,
+    sample_loss,
+    scaled_input_gradient,
+    sync_interval,
+)
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen, padded
 from monai_adv.statistics import Passes
-from monai_adv.tasks.base import Target, Task, take
+from monai_adv.tasks.base import Output, Target, Task, take
 from monai_adv.threats import Threat, per_sample
+
+Start = Literal["clean", "ball", "sphere", "gaussian"]
+GAUSSIAN_START = 0.001  # standard deviation, as in the official code of TRADES, MART, FAT, LBGAT and TE
 
 
 @dataclass
@@ -36,6 +48,33 @@ class PGDResult(AttackResult):
     steps: Tensor = field(default_factory=Tensor)
 
 
+@dataclass
+class Iterate:
+    """What PGD knows before it takes a step, for the samples that are still in the batch.
+
+    Attributes:
+        number: k, the gradient steps made so far.
+        index: ``(b,)`` positions in the attacked batch; on CUDA some may stand there twice, with equal values.
+        delta: ``(b, C, *spatial)`` the perturbation x_k - x_0.
+        output, target: of x_k; the target is the one the attack was given.
+        gradient: ``(b, C, *spatial)`` of the sample's own loss at x_k, times ``scale``.
+        scale: ``(b,)`` see :func:`~monai_adv.attacks.base.scaled_input_gradient`.
+    """
+
+    number: int
+    index: Tensor
+    delta: Tensor
+    output: Output
+    target: Target
+    gradient: Tensor
+    scale: Tensor
+
+
+Leave = Callable[[Iterate], Tensor]
+"""``(b,)`` bool: the samples that keep this iterate and leave. Early stops of training methods; must not wait for the
+device."""
+
+
 @dataclass(frozen=True)
 class PGD:
     """Projected gradient descent (the attack *raises* a loss, by default ``task.sample_loss``).
@@ -45,13 +84,18 @@ class PGD:
         steps: gradient steps K >= 1; the last iterate is checked once more, so a full run makes K + 1 forwards.
         relative_step: step size as a fraction of the radius; ``None``: ``4 / steps`` (IMA paper). ``steps * step``
             should exceed 1, otherwise the attack cannot reach the sphere from the centre.
-        start: ``"clean"``, or a random point ``"ball"`` inside the ball / ``"sphere"`` on its surface.
+        start: ``"clean"``, or a random point ``"ball"`` inside the ball / ``"sphere"`` on its surface, or
+            ``"gaussian"``: 0.001 standard normal (TRADES: the gradient of a divergence is 0 at the clean image).
         stop: ``"never"``: all steps for everyone. ``"first_wrong"``: a sample that the network gets wrong leaves the
             batch and keeps that iterate. ``"lowest"``: it leaves when its margin cannot fall further.
         keep: which iterate is returned: the ``"last"``, or the ``"strongest"`` (smallest task margin, then largest
             loss), which ``stop="lowest"`` needs.
         mode: network mode during the attack, restored afterwards.
         loss: what is raised, of the task's points; ``None``: ``task.sample_loss``.
+        check_last: look at the last iterate; a training method that runs it through the network anyway saves a pass.
+            Without it ``wrong`` is false for a sample that never left.
+        noise: standard deviation of the Gaussian noise added at every step, before the projection (FAT's omega).
+        leave: a stop of a method's own, asked before every step.
 
     Example:
         ``PGD(Threat("l2", 15.0))(network, images, target, task).images`` lies within L2 distance 15 of ``images``, and
@@ -61,11 +105,14 @@ class PGD:
     threat: Threat
     steps: int = 20
     relative_step: float | None = None
-    start: Literal["clean", "ball", "sphere"] = "clean"
+    start: Start = "clean"
     stop: Literal["never", "first_wrong", "lowest"] = "never"
     keep: Literal["last", "strongest"] = "last"
     mode: Mode = "eval"
     loss: Loss | None = None
+    check_last: bool = True
+    noise: float = 0.0
+    leave: Leave | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -73,7 +120,7 @@ class PGD:
         if self.relative_step is not None and not (math.isfinite(self.relative_step) and self.relative_step > 0):
             raise InputError.of("relative_step", self.relative_step, "a finite number > 0, or None for 4 / steps")
         for name, value, allowed in (
-            ("start", self.start, ("clean", "ball", "sphere")),
+            ("start", self.start, get_args(Start)),
             ("stop", self.stop, ("never", "first_wrong", "lowest")),
             ("keep", self.keep, ("last", "strongest")),
             ("mode", self.mode, ("eval", "train")),
@@ -82,6 +129,10 @@ class PGD:
                 raise InputError.of(name, value, "one of " + ", ".join(allowed))
         if self.stop == "lowest" and self.keep == "last":
             raise InputError.of("keep", "last", "'strongest' when stop is 'lowest'", "or let stop be 'first_wrong'")
+        if not (math.isfinite(self.noise) and self.noise >= 0):
+            raise InputError.of("noise", self.noise, "a finite number >= 0")
+        if self.keep == "strongest" and (self.leave is not None or not self.check_last or self.noise > 0):
+            raise InputError.of("keep", "strongest", "'last' with leave, noise or without check_last")
 
     def __call__(
         self,
@@ -103,7 +154,7 @@ class PGD:
             task: loss, correctness, margin.
             radius: ``(B,)`` radius of each sample in the norm's unit; default: the threat's.
             start_radius: ``(B,)`` radius of the random start, at most ``radius`` (the default).
-            generator: for the random start; required if there is one.
+            generator: for the random start and the noise; required if there is either.
 
         Returns:
             the result; with ``keep="last"`` its ``margin`` is NaN, because margins cost time and training does not
@@ -114,26 +165,38 @@ class PGD:
         """
         self.threat.check(images)
         radius = self.threat.radius(images) if radius is None else radius.to(images.dtype)
+        if generator is None and (self.start != "clean" or self.noise > 0):
+            raise InputError.of(
+                "generator", None, "a torch.Generator on the images' device for a random start or noise"
+            )
         delta = self._start(images, radius, start_radius, generator)
         with frozen(network, self.mode) as model, torch.enable_grad():
-            run = self._keep_strongest if self.keep == "strongest" else self._keep_last
-            return run(model, images.detach(), target, task, radius, delta)
+            if self.keep == "strongest":
+                return self._keep_strongest(model, images.detach(), target, task, radius, delta)
+            return self._keep_last(model, images.detach(), target, task, radius, delta, generator)
 
     def most_passes(self) -> Passes:
-        """K + 1 forwards, K backwards."""
-        return Passes(forward=self.steps + 1, backward_input=self.steps)
+        """K + 1 forwards (K without the last check), K backwards."""
+        return Passes(forward=self.steps + self.check_last, backward_input=self.steps)
 
     def _keep_last(
-        self, network: nn.Module, images: Tensor, target: Target, task: Task, radius: Tensor, delta: Tensor
+        self,
+        network: nn.Module,
+        images: Tensor,
+        target: Target,
+        task: Task,
+        radius: Tensor,
+        delta: Tensor,
+        generator: torch.Generator | None,
     ) -> PGDResult:
-        passes = Passes()
         early = self.stop == "first_wrong"
-        previous = torch.zeros_like(images)  # perturbations; they become images at the end
+        passes = Passes()
         wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        dead = torch.zeros_like(wrong)
+        left, dead = wrong.clone(), wrong.clone()
         steps = torch.zeros(len(images), dtype=torch.long, device=images.device)
+        previous = torch.zeros_like(images)
         active = padded(torch.arange(len(images), device=images.device), network)
-        for k in range(self.steps + 1):
+        for k in range(self.steps + self.check_last):
             last = k == self.steps
             x = any_batch_size(images[active] + delta[active], network).requires_grad_(not last)
             labels = take(target, active)
@@ -144,18 +207,30 @@ class PGD:
                 wrong[active] |= ~task.correct(output, labels)
             if last:
                 break
-            _, gradient = input_gradient(output, x, lambda o: sample_loss(task, self.loss, o, labels, k / self.steps))  # noqa: B023
+            _, gradient, scale = scaled_input_gradient(
+                output,
+                x,
+                lambda o: sample_loss(task, self.loss, o, labels, k / self.steps),  # noqa: B023
+            )
             passes.backward_input += len(x)
+            if early:
+                left |= wrong
+            if self.leave is not None:
+                with torch.no_grad():
+                    left[active] |= self.leave(Iterate(k, active, delta[active], output, labels, gradient, scale))
             del output  # its graph, before the next forward
-            moved, still = self._step(images, delta, radius, gradient, active)
+            noise = None
+            if self.noise > 0:  # drawn for the whole batch: what a sample gets must not depend on who has left
+                noise = self.noise * torch.empty_like(images).normal_(generator=generator)[active]
+            moved, still = self._step(images, delta, radius, gradient, active, noise)
             dead[active] |= still
-            # Samples found wrong stay where they are, also while they are still in the batch.
-            running = per_sample(~(wrong[active] & early), x)
-            steps[active] = torch.where(wrong[active] & early, steps[active], k + 1)
-            previous[active] = torch.where(running, delta[active], previous[active])
-            delta = delta.index_copy(0, active, torch.where(running, moved, delta[active]))
-            if early and k % sync_interval(images.device) == 0:
-                active = padded((~wrong).nonzero()[:, 0], network)
+            # Samples that are done stay where they are, also while they are still in the batch.
+            done = left[active]
+            steps[active] = torch.where(done, steps[active], k + 1)
+            previous[active] = torch.where(per_sample(done, x), previous[active], delta[active])
+            delta = delta.index_copy(0, active, torch.where(per_sample(done, x), delta[active], moved))
+            if (early or self.leave is not None) and k % sync_interval(images.device) == 0:
+                active = padded((~left).nonzero()[:, 0], network)
                 if len(active) == 0:
                     break
         unknown = torch.full_like(radius, torch.nan)
@@ -203,22 +278,28 @@ class PGD:
         return PGDResult(best.images, best.wrong, best.margin, dead, best.broken, passes, images, steps)
 
     def _step(
-        self, images: Tensor, delta: Tensor, radius: Tensor, gradient: Tensor, active: Tensor
+        self,
+        images: Tensor,
+        delta: Tensor,
+        radius: Tensor,
+        gradient: Tensor,
+        active: Tensor,
+        noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The next perturbation of the samples ``active``, and which of them did not move for want of a gradient."""
         direction = self.threat.direction(gradient)
         step = radius[active] * (self.relative_step or 4 / self.steps)
-        moved = self.threat.project(
-            delta[active] + per_sample(step, direction) * direction, images[active], radius[active]
-        )
+        moved = delta[active] + per_sample(step, direction) * direction
+        moved = self.threat.project(moved if noise is None else moved + noise, images[active], radius[active])
         return moved, direction.flatten(1).eq(0).all(1)
 
     def _start(
         self, images: Tensor, radius: Tensor, start_radius: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
-        if self.start == "clean":
+        if self.start == "clean" or generator is None:
             return torch.zeros_like(images)
-        if generator is None:
-            raise InputError.of("generator", None, "a torch.Generator on the images' device for a random start")
+        if self.start == "gaussian":
+            noise = torch.empty_like(images).normal_(generator=generator)
+            return self.threat.project(GAUSSIAN_START * noise, images, radius)
         start_radius = radius if start_radius is None else torch.minimum(start_radius, radius)
         return self.threat.random(images, start_radius, generator, surface=self.start == "sphere")

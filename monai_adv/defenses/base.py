@@ -18,15 +18,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from monai_adv.sample_state import SampleIds
+from monai_adv.attacks import PGD
+from monai_adv.attacks.pgd import PGDResult
+from monai_adv.defenses.settings import DefenseSettings
+from monai_adv.errors import InputError
+from monai_adv.network_state import detached
+from monai_adv.sample_state import SampleIds, SampleState
 from monai_adv.statistics import Statistics
-from monai_adv.tasks.base import Output, Target
+from monai_adv.tasks.base import Output, Target, Task, TrainingTask, take
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,13 @@ class Batch:
     Attributes:
         images: ``(B, C, *spatial)``.
         target: in the task's layout.
-        ids: ``(B,)`` int64 indices of the samples, see :class:`~monai_adv.sample_state.SampleIds`.
+        ids: ``(B,)`` int64 indices of the samples, see :class:`~monai_adv.sample_state.SampleIds`; None for methods
+            that remember nothing about samples.
     """
 
     images: Tensor
     target: Target
-    ids: Tensor
+    ids: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,13 @@ class LossPart:
     Attributes:
         loss: scalar with a graph; the parts of a batch add up to its training loss.
         output: the network's output on the clean images, detached, where this part made one (hosts use it for metrics).
+        noisy_output: the same on attacked images.
         update: the host makes a weight update after this part and goes on (methods with several updates per batch).
     """
 
     loss: Tensor
     output: Output | None = None
+    noisy_output: Output | None = None
     update: bool = False
 
 
@@ -64,39 +72,215 @@ class Defense(ABC):
 
     A defence knows neither its host nor whether it runs in 2D or 3D, on one GPU or many. Under ``torch.distributed`` it
     yields the same number of parts on every rank.
+
+    Args:
+        task: what is right; see :class:`~monai_adv.tasks.base.TrainingTask`.
+        settings: of :attr:`settings_class`; default: its defaults.
+        channels: input channels that are intensities; ``None`` means all.
     """
 
-    def __init__(self) -> None:
+    settings_class: ClassVar[type[DefenseSettings]] = DefenseSettings
+    needs_ids: ClassVar[bool] = False
+    """Whether the method remembers something about each sample, so that batches must say which samples they hold."""
+    eager_only: ClassVar[str | None] = None
+    """Why the network must not be compiled; None if it may."""
+
+    def __init__(
+        self, task: TrainingTask, settings: DefenseSettings | None = None, channels: tuple[int, ...] | None = None
+    ) -> None:
+        self.task = task
+        self.settings = self.settings_class() if settings is None else settings
+        if not isinstance(self.settings, self.settings_class):
+            raise InputError.of("settings", type(settings).__name__, self.settings_class.__name__)
+        self.channels = channels
+        self.threat = self.settings.threat(channels)
         self.statistics = Statistics()
+        self.states: dict[str, SampleState] = {}
+        """The memory of samples, by its name in the checkpoint; subclasses fill it."""
+        self._generator: torch.Generator | None = None
+
+    # ------------------------------------------------------------------ the loss
 
     @abstractmethod
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
-        """Yield the parts of the training loss; the training forwards go through ``network`` as given (DDP wrapper)."""
+        """Yield the parts of the training loss.
 
-    def __call__(self, network: nn.Module, images: Tensor, target: Target, ids: Tensor) -> Tensor:
+        The first forward of a part goes through ``network`` as given (DDP wrapper), further forwards of the same part
+        through ``unwrap_ddp(network)``: the wrapper would broadcast buffers that the first graph still needs.
+        """
+
+    def __call__(self, network: nn.Module, images: Tensor, target: Target, ids: Tensor | None = None) -> Tensor:
         """The whole loss at once, for a loop of one's own: simple, but it keeps all graphs in memory.
+
+        Raises:
+            InputError: a method with several weight updates per batch, whose losses cannot be added up.
 
         Example:
             ``defense(network, images, target, ids).backward()``
         """
-        return torch.stack([part.loss for part in self.losses(network, Batch(images, target, ids))]).sum()
+        losses = []
+        for part in self.losses(network, Batch(images, target, ids)):
+            if part.update:
+                raise InputError(
+                    f"{type(self).__name__} updates the weights several times per batch, so that its loss is not one "
+                    "number; loop over defense.losses(network, Batch(images, target)) and step where part.update says."
+                )
+            losses.append(part.loss)
+        return torch.stack(losses).sum()
 
-    def bind(self, ids: SampleIds, device: torch.device | str) -> None:  # noqa: B027  (optional hook)
-        """Announce the training samples before the first step."""
+    # ------------------------------------------------------------------ set-up
+
+    @classmethod
+    def prepare(cls, network: nn.Module) -> nn.Module:
+        """The network to train, before it is given to an optimiser, DDP or a compiler; most methods change nothing."""
+        return network
+
+    def attach(self, network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:  # noqa: B027
+        """Called once, before training and before a checkpoint is loaded (extra modules, restoring weights)."""
+
+    def bind(self, ids: SampleIds, device: torch.device | str) -> None:
+        """Announce the training samples before the first step; optional where :attr:`needs_ids` is false."""
+        for state in self.states.values():
+            state.bind(ids, device)
+        self._generator = torch.Generator(device).manual_seed(self.settings.seed)
 
     def on_epoch_start(self, epoch: int) -> None:  # noqa: B027  (optional hook)
-        """Called before the first step of an epoch (ramps, burn-in)."""
+        """Called before the first step of an epoch, counted from 0 (ramps, burn-in)."""
 
     def on_epoch_end(self) -> dict[str, float]:
         """Called after the last step of an epoch on every rank; returns the epoch's figures for the log."""
         return self.statistics.summary()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain tensors, strings and numbers."""
-        return {}
+    # ------------------------------------------------------------------ checkpoint
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:  # noqa: B027  (optional hook)
-        """Restore what :meth:`state_dict` gave, or raise before anything is changed."""
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors, strings and numbers: memory of samples with ids and unit, the random stream."""
+        stream = None if self._generator is None else self._generator.get_state()
+        memory = {name: state.state_dict() for name, state in self.states.items()}
+        return {"unit": self._unit(), "generator": stream, **memory}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore bit for bit.
+
+        On another kind of device (CPU instead of CUDA) the random stream begins anew.
+
+        Raises:
+            InputError: the memory belongs to other samples or is in another unit; nothing is changed then.
+        """
+        if self.states and saved["unit"] != self._unit():
+            raise InputError.of(
+                "norm and eps_unit", self._unit(), f"those of the checkpoint ({saved['unit']})",
+                "keep them, or start a new training from the checkpoint's weights with initial_weights",
+            )  # fmt: skip
+        for name, state in self.states.items():
+            state.check(saved[name])
+        for name, state in self.states.items():
+            state.load_state_dict(saved[name])
+        stream = saved["generator"]
+        if stream is None:
+            return
+        if self._generator is None:
+            self._generator = torch.Generator()
+        if len(stream) == len(self._generator.get_state()):
+            self._generator.set_state(stream.cpu())
+
+    def _unit(self) -> str:
+        return f"{self.settings.norm}, {self.settings.unit}"
+
+    # ------------------------------------------------------------------ for subclasses
+
+    def ids(self, batch: Batch) -> Tensor:
+        """The batch's sample ids.
+
+        Raises:
+            InputError: there are none.
+        """
+        if batch.ids is None:
+            raise InputError.of(
+                "ids", None, f"(B,) indices of the batch's samples: {type(self).__name__} remembers every sample",
+                "give each training sample a fixed index and pass the batch's indices",
+            )  # fmt: skip
+        return batch.ids
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """The stream of random starts and noise; one of its own, so that nobody else's is touched."""
+        if self._generator is None or self._generator.device != device:
+            self._generator = torch.Generator(device).manual_seed(self.settings.seed)
+        return self._generator
+
+    def attack(
+        self,
+        network: nn.Module,
+        batch: Batch,
+        pgd: PGD,
+        *,
+        task: Task | None = None,
+        target: Target | None = None,
+        radius: Tensor | None = None,
+        start_radius: Tensor | None = None,
+        only: Tensor | None = None,
+    ) -> tuple[Tensor, PGDResult | None, Tensor]:
+        """Attack the samples of a batch that can be attacked, and book the passes and dead gradients.
+
+        Args:
+            network: as the host gave it.
+            batch: the clean batch.
+            pgd: the attack.
+            task: what is attacked; default: the defence's task.
+            target: what that task compares with; default: the batch's target.
+            radius: ``(B,)`` radius of each sample in the unit of eps; default: eps for all.
+            start_radius: ``(B,)`` radius of the random start in the unit of eps; default: the radius.
+            only: ``(B,)`` bool: attack only these; default: all that are scorable. Samples of radius 0 are left out.
+
+        Returns:
+            the batch's images with the attacked ones replaced, the attack's result (None if nothing was attacked), and
+            the positions of the attacked samples.
+        """
+        chosen = self.task.scorable(batch.target) if only is None else only
+        index = torch.empty(0, dtype=torch.long, device=batch.images.device)
+        if self.settings.eps > 0:
+            index = (chosen if radius is None else chosen & (radius > 0)).nonzero()[:, 0]
+        none = torch.zeros(0, device=batch.images.device)
+        self.statistics.add("attacked", torch.ones_like(index, dtype=torch.float), of=len(batch.images))
+        if len(index) == 0:
+            self.statistics.add("dead_gradient", none, of=len(batch.images))
+            return batch.images, None, index
+        images = batch.images[index]
+        scale = self.threat.scale(images)
+        result = pgd(
+            network,
+            images,
+            take(batch.target if target is None else target, index),
+            self.task if task is None else task,
+            radius=None if radius is None else radius[index] * scale,
+            start_radius=None if start_radius is None else start_radius[index] * scale,
+            generator=self.generator(images.device),
+        )
+        self.statistics.passes += result.passes
+        self.statistics.add("dead_gradient", result.dead.float(), of=len(batch.images))
+        return batch.images.index_copy(0, index, result.images), result, index
+
+    def count(self, batch: Batch, *, forward: int = 0, backward_input: int = 0, full: int = 0) -> None:
+        """Book passes of the whole batch."""
+        size = len(batch.images)
+        self.statistics.passes.forward += forward * size
+        self.statistics.passes.backward_input += backward_input * size
+        self.statistics.passes.backward_full += full * size
+
+    def seen(self, batch: Batch, output: Output | None = None, noisy: Output | None = None) -> dict[str, Any]:
+        """Book which samples are right; gives the detached outputs as arguments of :class:`LossPart`."""
+        given: dict[str, Any] = {}
+        for name, key, value in (("clean_right", "output", output), ("noisy_right", "noisy_output", noisy)):
+            if value is not None:
+                given[key] = detached(value)
+                self.statistics.add(name, self.task.correct(given[key], batch.target).float())
+        return given
+
+    def begin(self, batch: Batch) -> None:
+        """Book the samples of a step; every method calls it once per batch."""
+        if self.needs_ids:
+            self.ids(batch)
+        self.statistics.samples += len(batch.images)
 
 
 def on_any_rank(flag: bool, device: torch.device) -> bool:

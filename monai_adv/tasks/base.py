@@ -65,6 +65,19 @@ class Task(Protocol):
         """The full-resolution output as classification problems, for losses that attacks raise."""
 
 
+class TrainingTask(Task, Protocol):
+    """What a defence may ask of a task beyond what an attack needs."""
+
+    def sample_training_loss(self, output: Output, target: Target) -> Tensor:
+        """``(B,)`` differentiable: the training loss of each sample alone, for methods that weigh samples."""
+
+    def soft_margin(self, output: Output, target: Target) -> Tensor:
+        """``(B,)`` differentiable margin: above 0 where the output is right with something to spare."""
+
+    def all_points(self, output: Output, target: Target) -> list[tuple[float, Points]]:
+        """The points of every resolution with its weight; the weights add up to 1."""
+
+
 def take(values: T, index: Tensor) -> T:
     """The samples ``index`` of a tensor or of every tensor in a list."""
     if isinstance(values, Tensor):

@@ -18,6 +18,8 @@ class ClassificationTask:
     Args:
         loss: the host's training loss, ``loss(output, target) -> scalar``; default: cross-entropy. It gets output and
             target as the host has them.
+        sample_loss: the same loss of each sample alone, ``(B,)``, for methods that weigh samples; default:
+            cross-entropy.
 
     Outputs are logits ``(B, K)``. A head with a single logit z, ``(B, 1)`` or ``(B,)``, counts as the two logits
     ``[0, z]``, whose softmax is the sigmoid of z. Targets are class indices ``(B,)`` or ``(B, 1)`` of any dtype, or
@@ -37,8 +39,13 @@ class ClassificationTask:
 
     lowest_margin = -torch.inf
 
-    def __init__(self, loss: Callable[[Output, Target], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        loss: Callable[[Output, Target], Tensor] | None = None,
+        sample_loss: Callable[[Output, Target], Tensor] | None = None,
+    ) -> None:
         self.training_loss = loss or self._cross_entropy
+        self.sample_training_loss = sample_loss or self.sample_loss
 
     def sample_loss(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` cross-entropy."""
@@ -69,6 +76,16 @@ class ClassificationTask:
         logits = self.logits(output)
         labels = self.labels(target, logits.shape[1])[:, None]
         return Points(logits[:, :, None], labels, torch.ones_like(labels, dtype=torch.bool))
+
+    def soft_margin(self, output: Output, target: Target) -> Tensor:
+        """``(B,)`` logit of the label minus the log-sum-exp of the others: at most the margin (MMA, equation 8)."""
+        logits = self.logits(output)
+        labels = self.labels(target, logits.shape[1])[:, None]
+        return logits.gather(1, labels)[:, 0] - logits.scatter(1, labels, -torch.inf).logsumexp(1)
+
+    def all_points(self, output: Output, target: Target) -> list[tuple[float, Points]]:
+        """One resolution."""
+        return [(1.0, self.points(output, target))]
 
     @staticmethod
     def logits(output: Output) -> Tensor:

@@ -7,6 +7,7 @@ the foreground classes, accepts equality with the threshold, and scores a patch 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -102,6 +103,20 @@ class SegmentationTask:
             [w * self._loss(o, t) for w, o, t in zip(weights, output, target, strict=True) if w > 0]
         ).sum(0) / sum(weights)
 
+    def sample_training_loss(self, output: Output, target: Target) -> Tensor:
+        """``(B,)`` Dice + cross-entropy of each sample alone over all resolutions, as nnU-Net without batch Dice."""
+        alone = copy.copy(self)
+        alone.settings = SegmentationSettings(
+            attack_loss="dice_ce", absent_classes="count", attack_deep_supervision=True
+        )
+        return alone.sample_loss(output, target)
+
+    def soft_margin(self, output: Output, target: Target) -> Tensor:
+        """``(B,)`` soft Dice minus threshold, at full resolution."""
+        logits = _full_resolution(output)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return self._soft_dice(logits, _full_resolution(target)) - self.settings.threshold
+
     @torch.no_grad()
     def dice(self, output: Output, target: Target) -> Tensor:
         """``(B, K)`` hard Dice of each foreground class or region; NaN where it is absent from the target."""
@@ -149,6 +164,14 @@ class SegmentationTask:
             labels, valid = self._foreground(full, full.shape[1])
             return (labels & valid).flatten(1).any(1)
         return ((full > 0) & self._valid(full)).flatten(1).any(1)
+
+    def all_points(self, output: Output, target: Target) -> list[tuple[float, Points]]:
+        """Every resolution with the weight of deep supervision; lower ones without weight are left out."""
+        if isinstance(output, Tensor) or isinstance(target, Tensor):
+            return [(1.0, self.points(output, target))]
+        weights = self.deep_supervision_weights or [2.0**-i for i in range(len(output))]
+        pairs = [(w, self.points(o, t)) for w, o, t in zip(weights, output, target, strict=True) if w > 0]
+        return [(float(w / sum(weights)), points) for w, points in pairs]
 
     def points(self, output: Output, target: Target) -> Points:
         """A point per voxel; with regions one per voxel and region, between the logits 0 and z."""

@@ -1,0 +1,58 @@
+"""SAT: standard adversarial training.
+
+Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018, equation 2.1: train on
+the worst image that projected gradient descent finds in the ball. Ma & Liang (IMA), CMPB 2023, compare with it as SAT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.settings import AttackSettings
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Madry et al., CIFAR-10.
+    "madry_cifar": {"norm": "linf", "eps": 8 / 255, "steps": 10, "relative_step": 0.25, "attack_mode": "train",
+                    "intensity_min": 0.0, "intensity_max": 1.0},
+    # The IMA paper's comparison: 20 steps of 4 / 20 of the radius, from a point on the sphere.
+    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm", "steps": 20, "start": "sphere",
+                  "attack_mode": "train"},
+    "ima_hippocampus": {"norm": "l2", "eps": 15.0, "eps_unit": "norm", "steps": 20, "start": "sphere"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SATSettings(AttackSettings):
+    """Hyper-parameters of standard adversarial training."""
+
+
+class SAT(Defense):
+    """Standard adversarial training: the loss of attacked images alone.
+
+    Example:
+        With radius 0 its loss is the clean loss, bit for bit:
+
+        >>> import torch
+        >>> from monai_adv.tasks import ClassificationTask
+        >>> network, images, target = nn.Linear(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+        >>> task = ClassificationTask()
+        >>> sat = SAT(task, SATSettings(eps=0))
+        >>> bool(sat(network, images, target) == task.training_loss(network(images), target))
+        True
+    """
+
+    settings_class = SATSettings
+    settings: SATSettings
+
+    def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
+        """One part: ``L(f(x'), y)``."""
+        self.begin(batch)
+        noisy, _, _ = self.attack(network, batch, self.settings.pgd(self.channels))
+        output = network(noisy)
+        self.count(batch, forward=1, full=1)
+        yield LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, noisy=output))

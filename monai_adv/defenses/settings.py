@@ -1,0 +1,80 @@
+"""Settings that defences share: the enemy they train against, and the search for adversarial images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from monai_adv.attacks import PGD
+from monai_adv.attacks.pgd import Start
+from monai_adv.errors import InputError
+from monai_adv.network_state import Mode
+from monai_adv.settings import Settings, not_negative, positive, setting
+from monai_adv.threats import Norm, Threat, Unit
+
+
+@dataclass(frozen=True)
+class DefenseSettings(Settings):
+    """The enemy: also methods that attack nothing in training have one, which robust validation uses."""
+
+    eps: float = setting(0.1, "radius of the attack", "a finite number >= 0 (0: off)", not_negative)
+    eps_unit: Unit | None = setting(
+        None, "unit of eps: RMS change per voxel (rms), or the norm itself (norm); none: rms for l2, norm for linf"
+    )
+    norm: Norm = setting("l2", "norm of the perturbation")
+    intensity_min: float | None = setting(
+        None, "lowest intensity of an attacked image; none: no bound (z-scored scans have none)", "a number or none"
+    )
+    intensity_max: float | None = setting(None, "highest intensity of an attacked image", "a number or none")
+    seed: int = setting(0, "seed of random starts and noise", "a whole number >= 0", not_negative)
+
+    def check(self) -> None:
+        if self.norm == "linf" and self.eps_unit == "rms":
+            raise InputError.of("eps_unit", "rms", "'norm' when norm is 'linf'", "an L-inf radius is per voxel already")
+        if self.unit == "rms" and self.eps > 1:
+            raise InputError.of(
+                "eps", self.eps, "at most 1 in the unit rms, one standard deviation in every voxel",
+                "set eps_unit to norm if you mean an L2 radius",
+            )  # fmt: skip
+        if (self.intensity_min is None) != (self.intensity_max is None):
+            raise InputError.of(
+                "intensity_min and intensity_max", (self.intensity_min, self.intensity_max), "both or neither",
+                "give 0 and 1 for images in [0, 1]",
+            )  # fmt: skip
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of ``eps``."""
+        return self.eps_unit or ("rms" if self.norm == "l2" else "norm")
+
+    def threat(self, channels: tuple[int, ...] | None = None) -> Threat:
+        """The enemy that is trained against."""
+        box = None
+        if self.intensity_min is not None and self.intensity_max is not None:
+            box = (self.intensity_min, self.intensity_max)
+        return Threat(self.norm, self.eps, box, self.unit, channels)
+
+
+@dataclass(frozen=True)
+class AttackSettings(DefenseSettings):
+    """A projected gradient attack in every training step."""
+
+    steps: int = setting(10, "gradient steps K of the attack", "a whole number >= 1", positive)
+    relative_step: float | None = setting(
+        None, "step as a fraction of the radius; none: 4 / steps", "a number > 0 or none", positive
+    )
+    start: Start = setting(
+        "ball", "first point: the clean image, a random one in the ball or on its sphere, or 0.001 standard normal"
+    )
+    attack_mode: Mode = setting("eval", "network mode during the attack")
+
+    def pgd(self, channels: tuple[int, ...] | None = None, **overrides: Any) -> PGD:
+        """The attack. A method that runs the last iterate through the network anyway does not check it."""
+        given: dict[str, Any] = {
+            "steps": self.steps,
+            "relative_step": self.relative_step,
+            "start": self.start,
+            "mode": self.attack_mode,
+            "check_last": False,
+        }
+        return PGD(self.threat(channels), **{**given, **overrides})

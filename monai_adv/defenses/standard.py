@@ -1,0 +1,29 @@
+"""Standard training: no defence. The row that every comparison needs, with the log and checkpoints of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from monai_adv.defenses.base import Batch, Defense, LossPart
+
+
+class Standard(Defense):
+    """The host's own loss on clean images; the settings' radius is that of robust validation alone.
+
+    Example:
+        >>> import torch
+        >>> from monai_adv.tasks import ClassificationTask
+        >>> network, images, target = nn.Linear(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+        >>> task = ClassificationTask()
+        >>> bool(Standard(task)(network, images, target) == task.training_loss(network(images), target))
+        True
+    """
+
+    def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
+        """One part: ``L(f(x), y)``."""
+        self.begin(batch)
+        output = network(batch.images)
+        self.count(batch, forward=1, full=1)
+        yield LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, output))
