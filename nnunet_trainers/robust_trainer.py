@@ -1,7 +1,7 @@
 """The nnU-Net host: one trainer over any defence.
 
 Only what differs from nnU-Net is overridden; everything else (data, augmentation, loss, schedule, validation, export)
-is the host's own. A method's trainer is a declaration, see ima.py.
+is the host's own. trainers.py makes one for every method of the registry.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -24,6 +23,8 @@ from torch import Tensor, autocast, nn
 
 from monai_adv.attacks import PGD
 from monai_adv.defenses.base import Batch, Defense
+from monai_adv.defenses.registry import Method
+from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import is_compiled, unwrap_ddp
 from monai_adv.sample_state import SampleIds
@@ -50,11 +51,9 @@ CLEAN_PASSES = 3.0  # forwards per sample of a clean step: one forward, one full
 
 
 class RobustTrainer(nnUNetTrainer):
-    """Base of all robust trainers; subclasses set the three class attributes."""
+    """Base of all robust trainers; subclasses name their method."""
 
-    defense_class: ClassVar[Callable[..., Defense]]  # (task, settings, intensity channels)
-    settings_class: ClassVar[type[Settings]]
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    method: ClassVar[Method]
 
     # Of nnU-Net's, and set again here.
     num_epochs: int
@@ -70,7 +69,8 @@ class RobustTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature, to the letter)
     ) -> None:
-        given = expand_preset(self._sections(), read_settings(), self.presets)
+        self.method.check_task("segmentation")
+        given = expand_preset(self._sections(), read_settings(), self.method.presets)
         sections = combine(self._sections(), given)  # refuse bad settings before any folder is made
         _check_weights(cast(RunSettings, sections["run"]).initial_weights)
         _check_writable()
@@ -88,7 +88,7 @@ class RobustTrainer(nnUNetTrainer):
 
     @classmethod
     def _sections(cls) -> dict[str, type[Settings]]:
-        return {"defense": cls.settings_class, "task": SegmentationSettings, "run": RunSettings}
+        return {"defense": cls.method.settings, "task": SegmentationSettings, "run": RunSettings}
 
     def _apply(self, sections: dict[str, Settings]) -> None:
         self.sections = sections
@@ -117,7 +117,31 @@ class RobustTrainer(nnUNetTrainer):
         if self.run.training_loss == "per_sample":  # with every resolution: DDP wants all parameters used
             task.training_loss = lambda output, target: task.sample_training_loss(output, target).mean()
         self.task = task
-        self.defense = self.defense_class(task, self.sections["defense"], self._intensity_channels())
+        settings = cast(DefenseSettings, self.sections["defense"])
+        self.defense = self.method.defense(task, settings, self._intensity_channels())
+        self.defense.attach(self.network, self.optimizer)
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """nnU-Net's network as the method wants it (DSBN doubles the norm layers); prediction calls this as well."""
+        network = nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        return cls.method.defense.prepare(network)
+
+    def _do_i_compile(self) -> bool:
+        reason = self.method.defense.eager_only
+        if reason is None:
+            return bool(super()._do_i_compile())
+        self.print_to_log_file(f"{self.method.name} runs without torch.compile: {reason}")
+        return False
 
     def _intensity_channels(self) -> tuple[int, ...] | None:
         """A cascade appends the previous stage's segmentation as one-hot channels: no enemy changes those."""
@@ -163,7 +187,7 @@ class RobustTrainer(nnUNetTrainer):
             f"{self.__class__.__name__} settings (* differs from the default; set with a file named by {ENV_FILE} "
             f"or with {ENV_PREFIX}<NAME>):\n{table(self.sections)}\n"
             f"Threat: {self.threat().describe(patch)}, in standard deviations of the normalised image.\n"
-            f"Margins: {len(self.sample_ids)} samples in {len(self.sample_ids.groups)} cases.",
+            f"Samples: {len(self.sample_ids)} in {len(self.sample_ids.groups)} cases.",
             add_timestamp=False,
         )
         if is_compiled(self.network):
@@ -186,9 +210,7 @@ class RobustTrainer(nnUNetTrainer):
 
     def threat(self) -> Threat:
         """The enemy that is trained against."""
-        threat = self.sections["defense"].threat(self._intensity_channels())  # type: ignore[attr-defined]
-        assert isinstance(threat, Threat)
-        return threat
+        return cast(DefenseSettings, self.sections["defense"]).threat(self._intensity_channels())
 
     # ---------------------------------------------------------------- training
 

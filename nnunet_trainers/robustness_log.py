@@ -13,6 +13,26 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
+PANELS: list[tuple[str, dict[str, str]]] = [
+    (
+        "pseudo Dice",
+        {"mean_fg_dice": "clean", "robust_dice": "attacked", "robust_dice_ema": "attacked, moving average"},
+    ),
+    (
+        "share of samples",
+        {
+            "clean_right": "right on clean images",
+            "noisy_right": "right on attacked images",
+            "attacked": "attacked",
+            "crossed": "crossed the boundary",
+            "dead_gradient": "dead gradient",
+        },
+    ),
+    (
+        "network passes per sample (in forwards)",
+        {"passes_per_sample": "this training", "passes_clean": "clean training"},
+    ),
+]
 SMOOTHING = 0.9  # of the moving average that picks the best robust checkpoint, as nnU-Net's own
 
 
@@ -49,33 +69,24 @@ class RobustnessLog:
             self._draw(Path(folder) / "robustness.png")
 
     def _draw(self, path: Path) -> None:
+        known = {"epoch", *(key for _, lines in PANELS for key in lines)}
+        own = dict.fromkeys(key for row in self.rows for key in row if key not in known)
+        panels = [*PANELS, ("of the method", {key: key for key in own if not key.endswith("_std")})]
         figure, axes = plt.subplots(2, 2, figsize=(13, 9), constrained_layout=True)
         epochs = self._column("epoch")
-        panels: list[tuple[str, dict[str, str]]] = [
-            (
-                "pseudo Dice",
-                {"mean_fg_dice": "clean", "robust_dice": "attacked", "robust_dice_ema": "attacked, moving average"},
-            ),
-            (
-                "share of samples",
-                {"attacked": "attacked", "crossed": "crossed the boundary", "dead_gradient": "dead gradient"},
-            ),
-            ("margin", {"margin_mean": "mean margin"}),
-            (
-                "network passes per sample (in forwards)",
-                {"passes_per_sample": "this training", "passes_clean": "clean training"},
-            ),
-        ]
         for axis, (title, lines) in zip(axes.flat, panels, strict=True):
             for key, label in lines.items():
-                axis.plot(epochs, self._column(key), label=label, marker="." if len(epochs) < 30 else "")
+                values = self._column(key)
+                if key in own or any(key in row for row in self.rows):
+                    axis.plot(epochs, values, label=label, marker="." if len(epochs) < 30 else "")
+                spread = key.removesuffix("_mean") + "_std"
+                if spread in own:
+                    band = [(v - s, v + s) for v, s in zip(values, self._column(spread), strict=True)]
+                    axis.fill_between(epochs, *zip(*band, strict=True), alpha=0.2, label="spread (1 SD)")
             axis.set(title=title, xlabel="epoch")
-        mean, std = self._column("margin_mean"), self._column("margin_std")
-        low, high = [m - s for m, s in zip(mean, std, strict=True)], [m + s for m, s in zip(mean, std, strict=True)]
-        axes.flat[2].fill_between(epochs, low, high, alpha=0.2, label="spread (1 SD)")
-        for axis in axes.flat:
             axis.set_ylim(bottom=0)
-            axis.legend()
+            if axis.has_data():
+                axis.legend()
         figure.savefig(path)
         plt.close(figure)
 

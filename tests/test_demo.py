@@ -18,6 +18,7 @@ from monai_adv import cli
 from monai_adv.errors import InputError
 from monai_adv.evaluation.subject import Level, Picture, Record, Score
 from monai_adv.settings import combine, read_settings
+from nnunet_trainers import IMATrainer
 from nnunet_trainers.demo import __main__ as demo
 from nnunet_trainers.demo import figures
 from nnunet_trainers.demo.measure import one_slice, typical_case
@@ -29,7 +30,6 @@ from nnunet_trainers.demo.summary import summarise, text_table
 from nnunet_trainers.demo.workplace import Workplace
 from nnunet_trainers.deployed import DeployedModel
 from nnunet_trainers.evaluation.case import NNUNetCase
-from nnunet_trainers.ima import IMATrainer
 from nnunet_trainers.short_training import smaller_plans
 from nnunet_trainers.volume_dice import dice_per_class, mean_dice
 
@@ -79,7 +79,7 @@ def test_ima_trainer_takes_the_settings_file(tmp_path: Path) -> None:
     file.write_text(recipe.ima_settings_file())
     given = read_settings({"MONAI_ADV_SETTINGS": str(file)})
     assert given == yaml.safe_load(recipe.ima_settings_file()) == recipe.ima_settings()
-    sections = combine(IMATrainer._sections(), given, IMATrainer.presets)
+    sections = combine(IMATrainer._sections(), given, IMATrainer.method.presets)
     assert sections["defense"].eps == given["eps"]
     assert sections["run"].epochs == recipe.epochs
     assert sections["run"].initial_lr == recipe.learning_rate

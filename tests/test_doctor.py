@@ -20,7 +20,7 @@ from monai_adv.probe import Outcome
 from nnunet_trainers import doctor as nnunet_doctor
 from nnunet_trainers.discovery import discovery_folder
 
-GOOD_TRAINER = {"name": "IMATrainer", "module": "nnunet_trainers.ima", "file": "ima.py"}
+GOOD_TRAINER = {"name": "IMATrainer", "module": "nnunet_trainers.trainers", "file": "trainers.py"}
 
 
 def only(checks: list[Check], name: str) -> Check:
@@ -203,7 +203,7 @@ def test_look_up_finds_ours() -> None:
 @pytest.mark.parametrize("module", ["nnunetv2.training.nnUNetTrainer.ima", "my_trainers"])
 def test_look_up_finds_another(module: str) -> None:
     (check,) = nnunet_doctor.look_up_checks({"look-up": Outcome({**GOOD_TRAINER, "module": module})})
-    assert (check.status, check.found) == ("WARN", "nnU-Net finds another IMATrainer first (ima.py)")
+    assert (check.status, check.found) == ("WARN", "nnU-Net finds another IMATrainer first (trainers.py)")
 
 
 def test_torchvision_that_does_not_fit_torch() -> None:

@@ -289,7 +289,7 @@ def test_a_run_logs_and_keeps_the_best_robust_checkpoint(host: Any) -> None:
     assert "eps = 0.1" in log
     assert "* steps = 3" in log
     assert "0.1 RMS per voxel (= L2 radius 1.6), no box" in log
-    assert "Margins: 20 samples in 4 cases" in log
+    assert "Samples: 20 in 4 cases" in log
 
 
 def test_resume_starts_from_exactly_what_was_saved(host: Any, tmp_path: Path) -> None:
