@@ -1,17 +1,21 @@
-"""What a training step costs: passes made, the least this batch needed, seconds, memory.
+"""What a training step of every method costs: passes made, the least this batch needed, seconds, memory.
 
 Runs on the real trainers: nnU-Net's plans, loader, augmentation, loss and optimiser. Example::
 
     python benchmarks/step_cost.py 4 2d -p nnUNetPlans --weights .../checkpoint_final.pth --device cpu
+    python benchmarks/step_cost.py 4 2d --methods ima trades --output step_cost.json
 
-``--weights`` matters: an untrained network gets every sample wrong, and then IMA attacks none. From an IMA checkpoint
-the margins are taken as well, otherwise all lie midway between delta and eps. Settings of IMA come
-from MONAI_ADV_SETTINGS or MONAI_ADV_<NAME>, as in training.
+``--weights`` matters: an untrained network gets every sample wrong, and then IMA attacks none. From a checkpoint of the
+same method the memory of the samples is taken as well; otherwise IMA's margins all lie midway between delta and eps.
+Settings come from MONAI_ADV_SETTINGS or MONAI_ADV_<NAME>, as in training.
 
-The least that a batch needs, per sample (docs/nnunet.md, "Cost"): every sample 1 F and 1 B_full; every sample trained
-on again 1 F and 1 B_full; Algorithm 2, crossed at step k: k F, k B_in and the halvings; not crossed: K - 1 F and K B_in
-(x_0 is the clean forward, the last check is the noisy forward); Algorithm 3: K - 1 F and K B_in, and 1 F and the
-halvings if it crossed. T_min prices these passes with the measured seconds of each on the whole batch.
+The least that a batch needs: a gradient, for the weights or for the images, needs one forward at its point; a search
+needs its forwards. For IMA it is counted per sample (docs/nnunet.md, "Cost"): every sample 1 F and 1 B_full; every
+sample trained on again 1 F and 1 B_full; Algorithm 2, crossed at step k: k F, k B_in and the halvings; not crossed:
+K - 1 F and K B_in (x_0 is the clean forward, the last check is the noisy forward); Algorithm 3: K - 1 F and K B_in, and
+1 F and the halvings if it crossed. For the other methods it is the passes that were made, which tests/test_<method>.py
+hold against the method's formula. T_min prices the least with the measured seconds of each pass on the whole batch.
+Passes of a second network (LBGAT's teacher, FGSM-SDI's generator) are in the measured time only.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +38,32 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.profiler import ProfilerActivity, profile
 
 from monai_adv.attacks import PGD, PGDResult
+from monai_adv.defenses import METHODS, Method
+from monai_adv.errors import InputError
 from monai_adv.network_state import frozen
 from monai_adv.statistics import Passes
-from nnunet_trainers import IMATrainer
 from nnunet_trainers.checkpoint import SECTION, read_any
+from nnunet_trainers.robust_trainer import RobustTrainer
 
 
 def main() -> None:
-    """Print one JSON report and the same in words."""
+    """Print a report per method."""
     arguments = parse()
+    reports = []
+    for key in arguments.methods:
+        try:
+            reports.append(measure(arguments, METHODS[key]))
+        except InputError as error:  # a method that cannot run with these plans: said, not left out
+            reports.append({"method": METHODS[key].name, "refused": str(error)})
+        print(json.dumps(reports[-1], indent=1), flush=True)
+        if arguments.output:
+            arguments.output.write_text(json.dumps(reports, indent=1) + "\n")
+
+
+def measure(arguments: argparse.Namespace, method: Method) -> dict[str, Any]:
+    """Passes, seconds and memory of one method's step beside nnU-Net's own."""
     torch.manual_seed(0)
-    trainer = make(arguments, "IMATrainer")
+    trainer = make(arguments, method.trainer)
     batch = next(trainer.dataloader_train)
     warm_up(trainer, batch)
 
@@ -52,21 +72,18 @@ def main() -> None:
     seconds = price(trainer, batch, arguments.repeats)
     plain_step = plain_step_of(trainer)
     times = alternate(
-        {"plain step": lambda: plain_step(batch), "IMA step": lambda: trainer.train_step(batch)},
+        {"plain step": lambda: plain_step(batch), "step": lambda: trainer.train_step(batch)},
         trainer,
         arguments.repeats,
     )
-    off = switched_off(trainer)
-    off_times = alternate(
-        {"plain": lambda: plain_step(batch), "strength 0": lambda: off(batch)}, trainer, 4 * arguments.repeats
-    )
     memory = {
         "plain": peak_memory(lambda: plain_step(batch), trainer.device),
-        "IMA": peak_memory(lambda: trainer.train_step(batch), trainer.device),
+        "method": peak_memory(lambda: trainer.train_step(batch), trainer.device),
     }
     size = len(batch["data"])
     t_min = sum(getattr(least, n) * seconds[n] for n in seconds) / size
     report = {
+        "method": method.name,
         "configuration": f"{arguments.dataset} {arguments.configuration} {arguments.plans}",
         "device": str(trainer.device) if trainer.device.type == "cpu" else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
@@ -79,15 +96,16 @@ def main() -> None:
         "seconds per pass (batch)": seconds,
         "seconds per step": times,
         "T_min": t_min,
-        "T_min / T_measured": t_min / times["IMA step"],
-        "IMA / plain": times["IMA step"] / times["plain step"],
-        "strength 0 / plain": off_times["ratio"],
+        "T_min / T_measured": t_min / times["step"],
+        "step / plain": times["ratio"],
         "peak memory MiB": memory,
-        "memory IMA / plain": memory["IMA"] / memory["plain"],
+        "memory / plain": memory["method"] / memory["plain"],
     }
-    print(json.dumps(report, indent=1))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1))
+    if method.key == "ima":
+        off = switched_off(trainer)
+        steps = {"plain": lambda: plain_step(batch), "strength 0": lambda: off(batch)}
+        report["strength 0 / plain"] = alternate(steps, trainer, 4 * arguments.repeats)["ratio"]
+    return report
 
 
 def parse() -> argparse.Namespace:
@@ -98,6 +116,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--weights", type=Path, help="nnU-Net checkpoint of the same plans")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    able = [key for key, method in METHODS.items() if "segmentation" not in method.not_for]
+    parser.add_argument("--methods", nargs="+", default=able, choices=able)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="also write the report here")
     return parser.parse_args()
@@ -117,22 +137,30 @@ def make(arguments: argparse.Namespace, name: str) -> Any:
     if arguments.weights:
         checkpoint = read_any(arguments.weights)
         getattr(trainer.network, "_orig_mod", trainer.network).load_state_dict(checkpoint["network_weights"])
-        if SECTION in checkpoint:  # of an IMA run: its margins too
-            saved = checkpoint[SECTION]["defense"]["margins"]
-            trainer.defense.margins.check(saved)
-            trainer.defense.margins.values = saved["values"].to(trainer.device)
-        else:
+        if checkpoint["trainer_name"] == name and SECTION in checkpoint:
+            trainer.defense.load_state_dict(checkpoint[SECTION]["defense"])
+        elif name == "IMATrainer":
             settings = trainer.defense.settings
             trainer.defense.margins.values.fill_((settings.eps + settings.growth) / 2)
     return trainer
 
 
-def plain_step_of(trainer: IMATrainer) -> Callable[[dict[str, Any]], Any]:
+@contextmanager
+def memory_kept(trainer: RobustTrainer) -> Iterator[None]:
+    """What the defence remembers about samples is as before afterwards, so that every step is alike."""
+    states = trainer.defense.states.values()
+    before = [state.values.clone() for state in states]
+    yield
+    for state, values in zip(states, before, strict=True):
+        state.values = values
+
+
+def plain_step_of(trainer: RobustTrainer) -> Callable[[dict[str, Any]], Any]:
     """nnU-Net's own step on the same network, loss and optimiser."""
     return lambda batch: nnUNetTrainer.train_step(trainer, batch)
 
 
-def switched_off(trainer: IMATrainer) -> Callable[[dict[str, Any]], Any]:
+def switched_off(trainer: RobustTrainer) -> Callable[[dict[str, Any]], Any]:
     """Our step with eps = delta = 0."""
     twin = copy.copy(trainer)
     defense = type(trainer.defense)(trainer.task, type(trainer.defense.settings)(eps=0, delta=0))
@@ -141,19 +169,19 @@ def switched_off(trainer: IMATrainer) -> Callable[[dict[str, Any]], Any]:
     return twin.train_step
 
 
-def warm_up(trainer: IMATrainer, batch: dict[str, Any]) -> None:
+def warm_up(trainer: RobustTrainer, batch: dict[str, Any]) -> None:
     """Allocators, cuDNN's search, compilation. No learning: every step is alike."""
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.0
-    margins = trainer.defense.margins.values.clone()
+    trainer.train_step(batch)  # memory that is made at the first batch
     for _ in range(2):
-        trainer.train_step(batch)
+        with memory_kept(trainer):
+            trainer.train_step(batch)
         nnUNetTrainer.train_step(trainer, batch)
-    trainer.defense.margins.values = margins
 
 
-def passes_of(trainer: IMATrainer, batch: dict[str, Any], attacks: list[PGDResult]) -> tuple[Passes, Passes]:
-    """The passes of one step, and the least that it needed."""
+def passes_of(trainer: RobustTrainer, batch: dict[str, Any], attacks: list[PGDResult]) -> tuple[Passes, Passes]:
+    """The passes of one step, and the least that it needed; ``attacks`` gets the results of its attacks."""
     defense, settings = trainer.defense, trainer.defense.settings
     attack = PGD.__call__
 
@@ -161,14 +189,16 @@ def passes_of(trainer: IMATrainer, batch: dict[str, Any], attacks: list[PGDResul
         attacks.append(attack(self, *args, **kwargs))
         return attacks[-1]
 
-    margins = trainer.defense.margins.values.clone()
     defense.statistics.passes = Passes()
     PGD.__call__ = recording  # type: ignore[method-assign]
     try:
-        trainer.train_step(batch)
+        with memory_kept(trainer):
+            trainer.train_step(batch)
     finally:
         PGD.__call__ = attack  # type: ignore[method-assign]
-    defense.margins.values = margins
+    made = copy.copy(defense.statistics.passes)
+    if trainer.method.key != "ima":
+        return made, made
     size = len(batch["data"])
     least = Passes(forward=size, backward_full=size)
     for result in attacks:
@@ -178,10 +208,10 @@ def passes_of(trainer: IMATrainer, batch: dict[str, Any], attacks: list[PGDResul
         search = int(crossed.sum()) * settings.searches
         checks = int(crossed.sum())  # a crossed sample's last check is not its training forward
         least += Passes(forward=int((k - 1).clamp(min=0).sum()) + checks + search, backward_input=int(k.sum()))
-    return copy.copy(defense.statistics.passes), least
+    return made, least
 
 
-def price(trainer: IMATrainer, batch: dict[str, Any], repeats: int) -> dict[str, float]:
+def price(trainer: RobustTrainer, batch: dict[str, Any], repeats: int) -> dict[str, float]:
     """Seconds of each pass on the whole batch: median of ``repeats``."""
     images = batch["data"].to(trainer.device)
     target = [t.to(trainer.device) for t in batch["target"]]
@@ -215,17 +245,16 @@ def price(trainer: IMATrainer, batch: dict[str, Any], repeats: int) -> dict[str,
         return {name: statistics.median(run() for _ in range(repeats + 1)) for name, run in passes.items()}
 
 
-def alternate(steps: dict[str, Callable[[], Any]], trainer: IMATrainer, repeats: int) -> dict[str, float]:
+def alternate(steps: dict[str, Callable[[], Any]], trainer: RobustTrainer, repeats: int) -> dict[str, float]:
     """Median seconds of each step, taken in turn so that a drifting machine hits all alike; and the median pair
     ratio."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
-    margins = trainer.defense.margins.values.clone()
     for _ in range(repeats):
         for name, step in steps.items():
-            trainer.defense.margins.values = margins.clone()
-            begin = now(trainer.device)
-            step()
-            taken[name].append(now(trainer.device) - begin)
+            with memory_kept(trainer):
+                begin = now(trainer.device)
+                step()
+                taken[name].append(now(trainer.device) - begin)
     first, second = taken.values()
     ratio = statistics.median(b / a for a, b in zip(first, second, strict=True))
     return {**{name: statistics.median(values) for name, values in taken.items()}, "ratio": ratio}

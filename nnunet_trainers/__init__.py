@@ -14,9 +14,30 @@ if TYPE_CHECKING:
 # The trainers, one per defence of the registry (a test compares): discovery takes every name here for one. Written out
 # because the registry imports torch, and the doctor must start where torch or nnU-Net is broken.
 __all__ = [
+    "ARFLTrainer",
+    "ATESTrainer",
+    "CATTrainer",
+    "CustomizedATTrainer",
+    "DATTrainer",
+    "DSBNTrainer",
+    "DualTrainer",
+    "FATTrainer",
+    "FGSMRSTrainer",
+    "FGSMSDITrainer",
+    "FreeATTrainer",
+    "GAIRATTrainer",
+    "GRTrainer",
+    "IAATTrainer",
     "IMATrainer",
+    "LBGATTrainer",
+    "LLRTrainer",
+    "MARTTrainer",
+    "MIRSTTrainer",
+    "MMATrainer",
+    "RSTTrainer",
     "SATTrainer",
     "StandardTrainer",
+    "TETrainer",
     "TRADESTrainer",
 ]
 

@@ -20,7 +20,6 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch._dynamo.backends.registry import lookup_backend
@@ -30,52 +29,7 @@ from nnunet_trainers import IMATrainer
 from nnunet_trainers.robustness_log import RobustnessLog
 from nnunet_trainers.slice_loader import SliceDataLoader, slices_in_batches
 from tests import nnunet_toy as toy
-
-
-@pytest.fixture(scope="session")
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {kind: toy.make(tmp_path_factory.mktemp(kind), kind) for kind in ("labels", "ignore", "regions")}
-
-
-@pytest.fixture
-def host(datasets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets nnU-Net's variables; returns a function that makes a trainer and its loaders."""
-    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
-    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    monkeypatch.setenv("nnUNet_def_n_proc", "1")
-    # nnU-Net's own figure takes a second per epoch; test_end_to_end.py draws it.
-    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
-
-    def make(
-        cls: Any = IMATrainer, configuration: str = "2d", kind: str = "labels", fold: Any = 0, **settings: Any
-    ) -> Any:
-        monkeypatch.setenv("nnUNet_preprocessed", str(datasets[kind]))
-        for name in [n for n in os.environ if n.startswith("MONAI_ADV_")]:
-            monkeypatch.delenv(name)
-        for name, value in {**toy.SHORT, **settings}.items():
-            monkeypatch.setenv(f"MONAI_ADV_{name.upper()}", json.dumps(value))
-        trainer = toy.trainer(cls, configuration, kind, fold)
-        if not hasattr(trainer, "run"):
-            trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 2, 2, 2
-        return trainer
-
-    return make
-
-
-def started(trainer: Any) -> Any:
-    trainer.on_train_start()
-    trainer.on_epoch_start()
-    trainer.on_train_epoch_start()
-    return trainer
-
-
-def weights(trainer: Any) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in trainer.network.state_dict().values()]
-
-
-def same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+from tests.nnunet_host import datasets, host, same, started, weights  # noqa: F401  (fixtures)
 
 
 def easy(trainer: Any) -> None:
@@ -526,6 +480,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(host: Any, monkeypatch: pytes
 KILLED = """
 import sys
 from tests import nnunet_toy as toy
+from tests.nnunet_host import datasets, host, same, started, weights  # noqa: F401  (fixtures)
 from nnunet_trainers import IMATrainer
 trainer = toy.trainer(IMATrainer)
 trainer.run_training()
@@ -561,6 +516,7 @@ def test_kill_9_loses_at_most_the_epochs_since_the_last_checkpoint(host: Any) ->
 KILLED_WHILE_SAVING = """
 import os, signal
 from tests import nnunet_toy as toy
+from tests.nnunet_host import datasets, host, same, started, weights  # noqa: F401  (fixtures)
 from nnunet_trainers import IMATrainer
 trainer = toy.trainer(IMATrainer)
 fsync = os.fsync

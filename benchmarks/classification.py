@@ -1,0 +1,207 @@
+"""Every defence on PneumoniaMNIST and BreastMNIST: clean, FGSM, PGD, AutoAttack, white noise, cost.
+
+    python benchmarks/classification.py run ../shared/data/medmnist_28 --workers 2      # goes on where it stopped
+    python benchmarks/classification.py table                                          # Markdown
+
+The same small network, optimiser and number of epochs for all; the hyper-parameters are the defaults of each method,
+with one threat and one number of attack steps. Epochs at which a method changes something are scaled to the length of
+the training, see ``schedules``. Nothing is tuned, and the last weights are taken, not the best ones. Attacks see the
+test set; AutoAttack, which takes thousands of queries per image, sees its first images. Samples that are wrong without
+an attack count as wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import platform
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from monai_adv.attacks import FGSM, PGD, AutoAttack, WhiteNoise
+from monai_adv.defenses import METHODS, Batch, Defense
+from monai_adv.sample_state import SampleIds
+from monai_adv.tasks import ClassificationTask
+from monai_adv.threats import Threat
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results" / "classification.json"
+EPOCHS = {"breastmnist": 30, "pneumoniamnist": 6}
+EPS = 4 / 255
+STEPS = 7
+BATCH = 64
+RATE = 1e-3
+AUTOATTACK_IMAGES = 100
+
+COMMON = {"norm": "linf", "eps": EPS, "steps": STEPS, "intensity_min": 0.0, "intensity_max": 1.0}
+
+
+def schedules(epochs: int) -> dict[str, dict[str, Any]]:
+    """Settings that count epochs, at the same shares of the training as in the papers."""
+    return {}
+
+
+def main() -> None:
+    """Run one of the two commands."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run")
+    run.add_argument("data", type=Path, help="folder of the npz files")
+    run.add_argument("--sets", nargs="+", default=list(EPOCHS), choices=list(EPOCHS))
+    run.add_argument(
+        "--methods", nargs="+", default=[k for k, m in METHODS.items() if "classification" not in m.not_for]
+    )
+    run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    run.add_argument("--workers", type=int, default=2)
+    run.add_argument("--results", type=Path, default=RESULTS)
+    run.set_defaults(run=measure_all)
+    table = commands.add_parser("table")
+    table.add_argument("--results", type=Path, default=RESULTS)
+    table.set_defaults(run=print_table)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+def measure_all(arguments: argparse.Namespace) -> None:
+    """Train and attack whatever is not in the results yet; every result is written as soon as it is there."""
+    rows = read(arguments.results)
+    done = {(r["set"], r["method"], r["seed"]) for r in rows}
+    wanted = [(s, m, seed) for seed in arguments.seeds for s in arguments.sets for m in arguments.methods]
+    with ProcessPoolExecutor(arguments.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        runs = {pool.submit(measure, arguments.data, *w): w for w in wanted if w not in done}
+        for run in tqdm(as_completed(runs), total=len(runs)):
+            rows.append(run.result())
+            arguments.results.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def measure(folder: Path, name: str, method: str, seed: int) -> dict[str, Any]:
+    """One training and its evaluation, as a row of the results."""
+    images, labels = load(folder / f"{name}.npz", "train")
+    torch.manual_seed(seed)
+    network = METHODS[method].defense.prepare(small_network())
+    names = {f.name for f in dataclasses.fields(METHODS[method].settings)}
+    given = {k: v for k, v in {**COMMON, **schedules(EPOCHS[name]).get(method, {}), "seed": seed}.items() if k in names}
+    defense = METHODS[method].defense(ClassificationTask(), METHODS[method].settings(**given))
+    begin = time.perf_counter()
+    figures = train(network, defense, images, labels, EPOCHS[name])
+    seconds = time.perf_counter() - begin
+    return {
+        "set": name,
+        "method": method,
+        "seed": seed,
+        "settings": given,
+        "epochs": EPOCHS[name],
+        "seconds_per_epoch": seconds / EPOCHS[name],
+        "passes_per_sample": figures["passes_per_sample"],
+        **evaluate(network, *load(folder / f"{name}.npz", "test")),
+        "date": str(date.today()),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def small_network() -> nn.Module:
+    """Three convolutions with BatchNorm, 26 thousand weights."""
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+
+    return nn.Sequential(*block(1, 8), *block(8, 16), *block(16, 32), nn.Flatten(), nn.Linear(32 * 9, 64), nn.ReLU(),
+                         nn.Linear(64, 2))  # fmt: skip
+
+
+def train(network: nn.Module, defense: Defense, images: Tensor, labels: Tensor, epochs: int) -> dict[str, float]:
+    """The loop of one's own of docs/monai.md."""
+    optimizer = torch.optim.Adam(network.parameters(), RATE)
+    defense.attach(network, optimizer)
+    defense.bind(SampleIds({"train": len(images)}), "cpu")
+    figures: dict[str, float] = {}
+    for epoch in range(epochs):
+        network.train()
+        defense.on_epoch_start(epoch)
+        for ids in torch.randperm(len(images)).split(BATCH):
+            updated = False
+            optimizer.zero_grad()
+            for part in defense.losses(network, Batch(images[ids], labels[ids], ids)):
+                part.loss.backward()
+                updated = part.update
+                if updated:
+                    optimizer.step()
+                    optimizer.zero_grad()
+            if not updated:
+                optimizer.step()
+        figures = defense.on_epoch_end()
+    return figures
+
+
+def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """Accuracies in percent; FGSM and PGD on all test images, AutoAttack on the first ones."""
+    network.eval()
+    task, threat = ClassificationTask(), Threat("linf", EPS, box=(0.0, 1.0))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        right = task.correct(network(images), labels)
+    found = {"clean": right, "balanced": torch.stack([right[labels == c].float().mean() for c in (0, 1)])}
+    found["fgsm"] = ~FGSM(threat)(network, images, labels, task).wrong & right
+    pgd = PGD(threat, steps=20, relative_step=0.25, start="ball", keep="strongest", stop="first_wrong")
+    found["pgd"] = ~pgd(network, images, labels, task, generator=generator).wrong & right
+    found["white_noise"] = (
+        ~WhiteNoise(threat, draws=100)(network, images, labels, task, generator=generator).wrong & right
+    )
+    few = slice(AUTOATTACK_IMAGES)
+    attacked = AutoAttack(threat, classes=2)(network, images[few], labels[few], task, generator=generator)
+    found["autoattack"] = ~attacked.wrong
+    found["clean_first"] = right[few]
+    return {key: 100 * float(value.float().mean()) for key, value in found.items()}
+
+
+def load(file: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Images ``(N, 1, 28, 28)`` in [0, 1] and labels ``(N,)``, the test set in a fixed random order."""
+    with np.load(file) as arrays:
+        images = torch.from_numpy(arrays[f"{part}_images"])[:, None].float() / 255
+        labels = torch.from_numpy(arrays[f"{part}_labels"])[:, 0].long()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return images[order], labels[order]
+
+
+def print_table(arguments: argparse.Namespace) -> None:
+    """Mean and standard deviation over the seeds, a row per method."""
+    rows = read(arguments.results)
+    for name in EPOCHS:
+        print(f"\n### {name}\n")
+        print("| method | clean | balanced | FGSM | PGD-20 | AutoAttack | white noise | passes | s / epoch | seeds |")
+        print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+        for key, method in METHODS.items():
+            of = [r for r in rows if r["set"] == name and r["method"] == key]
+            if of:
+                figures = ("clean", "balanced", "fgsm", "pgd", "autoattack", "white_noise")
+                cells = [spread([r[figure] for r in of]) for figure in figures]
+                cells += [
+                    f"{statistics.mean(r[k] for r in of):.1f}" for k in ("passes_per_sample", "seconds_per_epoch")
+                ]
+                print(f"| {method.name} | " + " | ".join([*cells, str(len(of))]) + " |")
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The results so far."""
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+if __name__ == "__main__":
+    main()
