@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from monai_adv.attacks import FGSM, PGD, AutoAttack, WhiteNoise
-from monai_adv.defenses import METHODS, Batch, Defense
+from monai_adv.defenses import METHODS, Batch, Defense, FreeATSettings
 from monai_adv.sample_state import SampleIds
 from monai_adv.tasks import ClassificationTask
 from monai_adv.threats import Threat
@@ -48,7 +48,20 @@ COMMON = {"norm": "linf", "eps": EPS, "steps": STEPS, "intensity_min": 0.0, "int
 
 def schedules(epochs: int) -> dict[str, dict[str, Any]]:
     """Settings that count epochs, at the same shares of the training as in the papers."""
-    return {}
+    return {
+        "ates": {"ramp_epochs": epochs // 2},
+        "cat": {"patience": max(1, epochs // 10)},
+        "dat": {"c_epochs": round(epochs * 5 / 6)},
+        "fat": {"tau_epochs": f"{round(epochs * 50 / 120)},{round(epochs * 90 / 120)}"},
+        "gairat": {"burn_in": epochs // 2},
+        "iaat": {"warmup_epochs": max(1, epochs // 20)},
+        "te": {"total_epochs": epochs},
+    }
+
+
+def length(name: str, method: str) -> int:
+    """Epochs of a training; Free-AT replays every batch, and is meant to train that many times fewer."""
+    return math.ceil(EPOCHS[name] / FreeATSettings().replays) if method == "freeat" else EPOCHS[name]
 
 
 def main() -> None:
@@ -90,18 +103,19 @@ def measure(folder: Path, name: str, method: str, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     network = METHODS[method].defense.prepare(small_network())
     names = {f.name for f in dataclasses.fields(METHODS[method].settings)}
-    given = {k: v for k, v in {**COMMON, **schedules(EPOCHS[name]).get(method, {}), "seed": seed}.items() if k in names}
+    epochs = length(name, method)
+    given = {k: v for k, v in {**COMMON, **schedules(epochs).get(method, {}), "seed": seed}.items() if k in names}
     defense = METHODS[method].defense(ClassificationTask(), METHODS[method].settings(**given))
     begin = time.perf_counter()
-    figures = train(network, defense, images, labels, EPOCHS[name])
+    figures = train(network, defense, images, labels, epochs)
     seconds = time.perf_counter() - begin
     return {
         "set": name,
         "method": method,
         "seed": seed,
         "settings": given,
-        "epochs": EPOCHS[name],
-        "seconds_per_epoch": seconds / EPOCHS[name],
+        "epochs": epochs,
+        "seconds_per_epoch": seconds / epochs,
         "passes_per_sample": figures["passes_per_sample"],
         **evaluate(network, *load(folder / f"{name}.npz", "test")),
         "date": str(date.today()),

@@ -22,7 +22,18 @@ KINDS = ("2 classes", "9 classes", "segmentation 2D", "segmentation 3D")
 SHORT: dict[str, Any] = {"eps": 0.2, "steps": 2, "searches": 2}
 """Settings of every method that has them."""
 
-OWN: dict[str, dict[str, Any]] = {}
+OWN: dict[str, dict[str, Any]] = {
+    "cat": {"threshold": 0.0},
+    "dat": {"c_epochs": 3},
+    "ates": {"ramp_epochs": 3},
+    "fat": {"tau_epochs": "1"},
+    "freeat": {"replays": 2},
+    "fgsmrs": {"watch_every": 2},
+    "fgsmsdi": {"generator_every": 2},
+    "gairat": {"burn_in": 1},
+    "iaat": {"warmup_epochs": 1},
+    "te": {"total_epochs": None, "ramp_start": 0, "ramp_end": 2},
+}
 """Settings of single methods, so that what makes them special happens within a few steps of the toys."""
 
 

@@ -8,20 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from monai_adv.defenses.ima import PRESETS, IMASettings
+from monai_adv.defenses import METHODS
+from monai_adv.defenses.tables import refreshed
 from monai_adv.tasks import SegmentationSettings
 from nnunet_trainers.run_settings import RunSettings
 
 ROOT = Path(__file__).parents[1]
+METHOD_PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 
 
 def rows() -> list[str]:
-    """The settings table of docs/nnunet.md, a row per setting."""
+    """The settings tables of docs/nnunet.md, a row per setting."""
     return [
         f"| `{f.name}` | {str(f.default).lower() if isinstance(f.default, bool) or f.default is None else f.default} "
         f"| {f.metadata['help']} | {f.metadata['allowed']} |"
-        for cls in (IMASettings, SegmentationSettings, RunSettings)
+        for cls in (SegmentationSettings, RunSettings)
         for f in dataclasses.fields(cls)
     ]
 
@@ -32,9 +34,17 @@ def test_every_setting_is_documented_as_it_is() -> None:
     assert not missing, "put these rows into docs/nnunet.md:\n" + "\n".join(missing)
 
 
-def test_every_preset_is_documented() -> None:
-    text = (ROOT / "docs" / "nnunet.md").read_text()
-    assert all(f"`preset: {name}`" in text for name in PRESETS)
+@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda p: p.name)
+def test_the_registrys_tables_are_up_to_date(page: Path) -> None:
+    text = page.read_text()
+    assert refreshed(text) == text, "run: python -m monai_adv.defenses.tables docs/methods"
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_every_method_has_its_section(key: str) -> None:
+    page = (ROOT / "docs" / "methods" / f"{METHODS[key].family}.md").read_text()
+    assert f"## {METHODS[key].name}\n**Idea.**" in page
+    assert f"<!-- method: {METHODS[key].name} -->" in page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

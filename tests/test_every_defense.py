@@ -153,8 +153,10 @@ def test_every_forward_is_booked(key: str, kind: str) -> None:
     defense, optimizer = problem.defense(key), optimizer_of(problem.network)
     defense.attach(problem.network, optimizer)
     defense.on_epoch_start(0)
-    seen = []
-    problem.network.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    seen: list[int] = []
+    for network in (problem.network, getattr(defense, "teacher", None)):
+        if network is not None:
+            network.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     for part in defense.losses(problem.network, problem.batch(FIRST)):
         part.loss.backward()
     assert defense.statistics.passes.forward == sum(seen)

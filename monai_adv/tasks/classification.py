@@ -22,7 +22,8 @@ class ClassificationTask:
             cross-entropy.
 
     Outputs are logits ``(B, K)``. A head with a single logit z, ``(B, 1)`` or ``(B,)``, counts as the two logits
-    ``[0, z]``, whose softmax is the sigmoid of z. Targets are class indices ``(B,)`` or ``(B, 1)`` of any dtype, or
+    ``[-z/2, z/2]``, whose softmax is the sigmoid of z; ``[0, z]`` would have no gradient in single precision where the
+    network is sure. Targets are class indices ``(B,)`` or ``(B, 1)`` of any dtype, or
     one-hot rows ``(B, K)``. An output that is not finite is wrong: its margin is ``-inf``.
 
     Example:
@@ -100,7 +101,7 @@ class ClassificationTask:
         if values.ndim != 2:
             raise InputError.of("output", tuple(values.shape), "logits (B, K), or (B, 1) for a single-logit head")
         values = values if values.dtype == torch.float64 else values.float()
-        return torch.cat([torch.zeros_like(values), values], 1) if values.shape[1] == 1 else values
+        return torch.cat([-values / 2, values / 2], 1) if values.shape[1] == 1 else values
 
     @staticmethod
     def labels(target: Target, classes: int) -> Tensor:

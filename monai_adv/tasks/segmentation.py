@@ -96,7 +96,7 @@ class SegmentationTask:
 
     def sample_loss(self, output: Output, target: Target) -> Tensor:
         """``(B,)``; soft Dice enters as ``-Dice``, so the loss of a perfect prediction is -1 (Dice) or about 0 (CE)."""
-        if isinstance(output, Tensor) or not self.settings.attack_deep_supervision:
+        if isinstance(output, Tensor) or isinstance(target, Tensor) or not self.settings.attack_deep_supervision:
             return self._loss(_full_resolution(output), _full_resolution(target))
         weights = self.deep_supervision_weights or [2.0**-i for i in range(len(output))]
         return torch.stack(

@@ -1,0 +1,156 @@
+"""DAT: dynamic adversarial training, whose attack stops at a convergence that is asked for.
+
+Source: Wang et al., "On the convergence and robustness of adversarial training", ICML 2019, equation 6 and Algorithm 1.
+The first-order stationary condition of an iterate x_k in the ball of radius eps around x_0,
+
+    c(x_k) = max_{|x - x_0| <= eps} <x - x_k, g> = eps |g|_dual - <x_k - x_0, g>,    g = grad L(f(x_k), y),
+
+is what the loss could still gain to first order: 0 for a converged attack, never negative inside the ball. PGD steps
+while c > c_t, at least once, and ``c_t = max(c_max (1 - t / T'), 0)`` falls epoch by epoch, so that attacks become
+stronger. g is the gradient of the sample's own loss; that of a batch mean would make c smaller by the batch size.
+
+The paper has L-infinity only, where the dual norm is the sum of absolute values; for L2 it is the L2 norm. c is in the
+unit of the loss and grows with the number of voxels, so that the paper's c_max of 0.5 belongs to CIFAR's 32 x 32 images
+and to the cross-entropy. ``relative`` divides by c of a clean image with the same gradient, eps |g|_dual: the share of
+the gain that is left, 1 at a clean start and 0 at the end, which means the same for all sizes, losses and tasks.
+
+The paper's x_0 is the clean image. The official code starts at a random point and measures c around that, though it
+projects around the clean image (c can be negative there); ``PRESETS["official"]`` does so too. That code also weighs
+samples by their own loss, which is not in the paper nor here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from monai_adv.attacks.pgd import Iterate, Start
+from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.settings import AttackSettings
+from monai_adv.settings import not_negative, positive, setting
+from monai_adv.threats import Threat, per_sample
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "dat_cifar": {"norm": "linf", "eps": 0.031, "steps": 10, "relative_step": 0.25, "c_max": 0.5, "c_epochs": 100,
+                  "intensity_min": 0.0, "intensity_max": 1.0},
+    "official": {"start": "ball", "fosc_around": "start"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DATSettings(AttackSettings):
+    """Hyper-parameters of DAT."""
+
+    start: Start = setting(
+        "clean", "first point: the clean image, a random one in the ball or on its sphere (official: ball), or 0.001 "
+        "standard normal",
+    )  # fmt: skip
+    c_max: float = setting(
+        0.5, "criterion at which the attack stops in the first epoch, in units of the loss (see relative)",
+        "a number >= 0 (0: SAT)", not_negative,
+    )  # fmt: skip
+    c_epochs: int = setting(
+        100, "T': epochs over which the criterion falls to 0 (5/6 of the training in the paper)",
+        "a whole number >= 1", positive,
+    )  # fmt: skip
+    relative: bool = setting(
+        False, "the criterion is a share of eps times the gradient's dual norm, the same for all image sizes and losses"
+    )
+    fosc_around: Literal["clean", "start"] = setting(
+        "clean", "x_0 of the criterion: the clean image (paper), or the attack's first point (official)"
+    )
+
+
+class DAT(Defense):
+    """Adversarial training with attacks that converge better and better.
+
+    Example:
+        The criterion halves the steps at first, and is gone after ``c_epochs``:
+
+        >>> from monai_adv.tasks import ClassificationTask
+        >>> dat = DAT(ClassificationTask(), DATSettings(c_max=0.5, c_epochs=100))
+        >>> for epoch in (0, 50, 100, 110):
+        ...     dat.on_epoch_start(epoch)
+        ...     print(dat.criterion)
+        0.5
+        0.25
+        0.0
+        0.0
+    """
+
+    settings_class = DATSettings
+    settings: DATSettings
+    _epoch = 0
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """The criterion is that of the epoch."""
+        self._epoch = epoch
+
+    @property
+    def criterion(self) -> float:
+        """c_t of this epoch."""
+        return max(self.settings.c_max * (1 - self._epoch / self.settings.c_epochs), 0.0)
+
+    def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
+        """One part: ``L(f(x'), y)`` with x' converged to the epoch's criterion, or after K steps."""
+        self.begin(batch)
+        settings = self.settings
+        # A converged sample does not move under further steps, so that at 0 there is nothing to stop.
+        off = self.criterion == 0 and settings.fosc_around == "clean"
+        pgd = settings.pgd(self.channels, leave=None if off else self._converged(batch.images))
+        noisy, result, _ = self.attack(network, batch, pgd)
+        if result is not None:
+            self.statistics.add("attack_steps", result.steps, of=len(batch.images))
+        output = network(noisy)
+        self.count(batch, forward=1, full=1)
+        yield LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, noisy=output))
+
+    def _converged(self, images: Tensor) -> Callable[[Iterate], Tensor]:
+        """``(b,)`` bool of an iterate: the samples that have made a step and are as stationary as asked for."""
+        radius = self.threat.radius(images)
+        origin = torch.zeros_like(images)  # minus the clean image
+
+        def leave(iterate: Iterate) -> Tensor:
+            index = iterate.index
+            if iterate.number == 0:
+                if self.settings.fosc_around == "start":
+                    origin[index] = iterate.delta
+                return torch.zeros_like(index, dtype=torch.bool)
+            delta = iterate.delta - origin[index]
+            left, most = fosc(self.threat, radius[index], delta, iterate.gradient)
+            # A gradient of zero gives 0 / 0: it does not go on either.
+            go_on = (left / most if self.settings.relative else left / iterate.scale) > self.criterion
+            return ~go_on
+
+        return leave
+
+
+def fosc(threat: Threat, radius: Tensor, delta: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """First-order stationary condition, and its value at delta = 0.
+
+    Args:
+        threat: norm and channels; the box plays no part.
+        radius: ``(B,)`` in the norm's unit.
+        delta: ``(B, C, *spatial)`` perturbation.
+        gradient: ``(B, C, *spatial)`` of each sample's loss.
+
+    Returns:
+        ``(B,)`` c and ``(B,)`` eps times the dual norm of the gradient, in the unit of the loss.
+
+    Example:
+        A perturbation that follows the gradient to the end leaves nothing to gain:
+
+        >>> gradient = torch.tensor([[3.0, -4.0]])
+        >>> [c.item() for c in fosc(Threat("linf", 0.5), torch.tensor([0.5]), torch.zeros(1, 2), gradient)]
+        [3.5, 3.5]
+        >>> fosc(Threat("linf", 0.5), torch.tensor([0.5]), torch.tensor([[0.5, -0.5]]), gradient)[0].item()
+        0.0
+    """
+    furthest = per_sample(radius, gradient) * threat.direction(gradient)
+    # The difference comes first: entry by entry it is 0 for a converged L-infinity attack, whatever the rounding.
+    left = ((furthest - delta) * gradient).flatten(1).sum(1)
+    return left, (furthest * gradient).flatten(1).sum(1)

@@ -1,0 +1,121 @@
+"""FAT: friendly adversarial training.
+
+Source: Zhang et al., "Attacks which do not kill training make adversarial learning stronger", ICML 2020, Algorithms 1
+and 2: of the images that the network gets wrong, train on the least bad. PGD stops tau steps after its first wrong
+iterate, for every sample by itself. A sample that never gets wrong is trained on as it is after K steps.
+
+Each iterate is looked at before the step that leaves it: a right one makes the step; a wrong one makes it too while it
+has slips left, of which there are tau at first; a wrong one without any stays. tau grows as training goes on
+(``tau_epochs``), and with tau >= K and omega = 0 this is standard adversarial training.
+
+Segmentation: a sample is wrong when its Dice is not above the threshold, so FAT trains on patches whose Dice has just
+fallen to it. The order of the batch is kept (the official code reorders images and labels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_adv.attacks.pgd import Iterate, PGDResult
+from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.settings import AttackSettings
+from monai_adv.errors import InputError
+from monai_adv.settings import not_negative, setting
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "fat_cifar": {"norm": "linf", "eps": 0.031, "steps": 10, "relative_step": 0.007 / 0.031, "tau_epochs": "50,90",
+                  "intensity_min": 0.0, "intensity_max": 1.0},
+    # The IMA paper's comparison.
+    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm", "tau": 0},
+    "ima_pathmnist": {"norm": "l2", "eps": 3.0, "eps_unit": "norm", "tau": 0},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FATSettings(AttackSettings):
+    """Hyper-parameters of FAT."""
+
+    tau: int = setting(0, "steps that the attack makes from wrong images", "a whole number >= 0", not_negative)
+    tau_epochs: str | int | None = setting(
+        None, "epochs, counted from 0, at which tau grows by 1; none: never", "increasing whole numbers, as '50,90'"
+    )
+    omega: float = setting(
+        0.001, "standard deviation of the noise added at every step, in units of intensity", "a number >= 0",
+        not_negative,
+    )  # fmt: skip
+
+    def check(self) -> None:
+        super().check()
+        epochs = self.epochs
+        if any(a >= b for a, b in zip((-1, *epochs), epochs, strict=False)):
+            raise InputError.of("tau_epochs", self.tau_epochs, "increasing whole numbers >= 0, as '50,90'")
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """``tau_epochs`` as numbers."""
+        if self.tau_epochs is None:
+            return ()
+        try:
+            return tuple(int(part) for part in str(self.tau_epochs).split(","))
+        except ValueError:
+            allowed = "whole numbers between commas, as '50,90', or none"
+            raise InputError.of("tau_epochs", self.tau_epochs, allowed) from None
+
+
+class FAT(Defense):
+    """Adversarial training on images that are only just wrong.
+
+    Example:
+        An image that is wrong without an attack is trained on as it is:
+
+        >>> from monai_adv.tasks import ClassificationTask
+        >>> network = nn.Linear(2, 2, bias=False)
+        >>> network.weight.data = torch.eye(2)
+        >>> fat = FAT(ClassificationTask(), FATSettings(eps=0.5, eps_unit="norm", start="clean", omega=0))
+        >>> images = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
+        >>> friendly, _, _ = fat.friendly(network, Batch(images, torch.tensor([0, 0])))
+        >>> (friendly != images).any(1).tolist()
+        [True, False]
+    """
+
+    settings_class = FATSettings
+    settings: FATSettings
+    _epoch = 0
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """tau is that of the epoch."""
+        self._epoch = epoch
+
+    @property
+    def tau(self) -> int:
+        """Steps from wrong images in this epoch."""
+        return self.settings.tau + sum(self._epoch >= epoch for epoch in self.settings.epochs)
+
+    def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
+        """One part: ``L(f(x'), y)`` with the friendly images x'."""
+        self.begin(batch)
+        noisy, _, _ = self.friendly(network, batch)
+        output = network(noisy)
+        self.count(batch, forward=1, full=1)
+        yield LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, noisy=output))
+
+    def friendly(self, network: nn.Module, batch: Batch) -> tuple[Tensor, PGDResult | None, Tensor]:
+        """The early-stopped attack, as :meth:`Defense.attack` returns it."""
+        slips = torch.full((len(batch.images),), self.tau, device=batch.images.device)
+
+        def leave(iterate: Iterate) -> Tensor:
+            wrong = ~self.task.correct(iterate.output, iterate.target)
+            left = slips[iterate.index]
+            slips[iterate.index] = torch.where(wrong, left - 1, left)
+            return wrong & (left <= 0)
+
+        pgd = self.settings.pgd(self.channels, noise=self.settings.omega, leave=leave)
+        found = self.attack(network, batch, pgd)
+        if found[1] is not None:
+            self.statistics.add("attack_steps", found[1].steps, of=len(batch.images))
+        return found

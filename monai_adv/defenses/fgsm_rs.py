@@ -1,0 +1,142 @@
+"""FGSMRS: adversarial training with one step from a random start, watched for catastrophic overfitting.
+
+Source: Wong, Rice, Kolter, "Fast is better than free: revisiting adversarial training", ICLR 2020, Algorithm 3: a
+random point of the ball, one step of 1.25 eps, projected. As cheap as it gets, but a network can learn to defeat this
+one step alone: within an epoch its accuracy under PGD falls to nothing while that under FGSM rises. So every now and
+then the batch is attacked with PGD as well, and an epoch in which that accuracy collapses says so.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_adv.attacks import PGD
+from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.settings import DefenseSettings
+from monai_adv.network_state import Mode, any_batch_size, frozen
+from monai_adv.settings import not_negative, positive, setting
+from monai_adv.tasks.base import TrainingTask, take
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "wong_cifar": {"norm": "linf", "eps": 8 / 255, "alpha": 1.25, "attack_mode": "train", "intensity_min": 0.0,
+                   "intensity_max": 1.0},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FGSMRSSettings(DefenseSettings):
+    """Hyper-parameters of FGSM with random start."""
+
+    alpha: float = setting(1.25, "step as a fraction of the radius", "a number > 0", positive)
+    attack_mode: Mode = setting("eval", "network mode during the attack (official: train)")
+    watch_every: int = setting(
+        50, "steps between two looks at the accuracy under PGD, beginning with the first of an epoch (0: none)",
+        "a whole number >= 0", not_negative,
+    )  # fmt: skip
+    watch_steps: int = setting(10, "gradient steps of that PGD", "a whole number >= 1", positive)
+    watch_drop: float = setting(
+        0.2, "overfitting: the accuracy under PGD is lower than in the best epoch, and than under FGSM, by this much",
+        "a number in (0, 1]", lambda v: 0 < v <= 1,
+    )  # fmt: skip
+
+
+class FGSMRS(Defense):
+    """One-step adversarial training; ``overfitting`` among an epoch's figures is 1 when it has failed.
+
+    Example:
+        With radius 0 its loss is the clean loss, bit for bit:
+
+        >>> from monai_adv.tasks import ClassificationTask
+        >>> network, images, target = nn.Linear(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+        >>> task = ClassificationTask()
+        >>> fgsm = FGSMRS(task, FGSMRSSettings(eps=0))
+        >>> bool(fgsm(network, images, target) == task.training_loss(network(images), target))
+        True
+    """
+
+    settings_class = FGSMRSSettings
+    settings: FGSMRSSettings
+
+    def __init__(
+        self, task: TrainingTask, settings: FGSMRSSettings | None = None, channels: tuple[int, ...] | None = None
+    ) -> None:
+        super().__init__(task, settings, channels)
+        self._step = 0
+        self._best = 0.0
+        """Accuracy under PGD of the best epoch so far."""
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """The first step of an epoch is watched."""
+        self._step = 0
+
+    def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
+        """One part: ``L(f(x'), y)``."""
+        self.begin(batch)
+        settings = self.settings
+        one_step = PGD(
+            self.threat,
+            steps=1,
+            relative_step=settings.alpha,
+            start="ball",
+            mode=settings.attack_mode,
+            check_last=False,
+        )
+        noisy, _, _ = self.attack(network, batch, one_step)
+        if settings.eps > 0 and settings.watch_every > 0 and self._step % settings.watch_every == 0:
+            self._watch(network, batch, noisy)
+        self._step += 1
+        output = network(noisy)
+        self.count(batch, forward=1, full=1)
+        yield LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, noisy=output))
+
+    def on_epoch_end(self) -> dict[str, float]:
+        """The epoch's figures; warns when the network has overfitted to the one step."""
+        figures = super().on_epoch_end()
+        figures["overfitting"] = 0.0
+        if "pgd_right" in figures:
+            pgd, fgsm, drop = figures["pgd_right"], figures["fgsm_right"], self.settings.watch_drop
+            if pgd < self._best - drop and pgd < fgsm - drop:
+                figures["overfitting"] = 1.0
+                warnings.warn(
+                    f"FGSMRS: catastrophic overfitting: accuracy under PGD fell from {self._best:.2f} to {pgd:.2f} "
+                    f"while under FGSM it is {fgsm:.2f}; go back to an earlier checkpoint and train on with a smaller "
+                    "eps or alpha, or with SAT.",
+                    stacklevel=2,
+                )
+            self._best = max(self._best, pgd)
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """As every defence, and the best accuracy under PGD so far."""
+        return {**super().state_dict(), "best_pgd_right": self._best}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore bit for bit."""
+        super().load_state_dict(saved)
+        self._best = saved["best_pgd_right"]
+
+    @torch.no_grad()
+    def _watch(self, network: nn.Module, batch: Batch, noisy: Tensor) -> None:
+        """Book which samples stay right under PGD, and under the one step that they are trained on.
+
+        Both in eval mode, and without random numbers: watching must not change the training.
+        """
+        index = self.task.scorable(batch.target).nonzero()[:, 0]
+        pgd_right = fgsm_right = torch.zeros(0, device=noisy.device)
+        if len(index) > 0:
+            images, target = batch.images[index], take(batch.target, index)
+            pgd = PGD(self.threat, steps=self.settings.watch_steps, stop="first_wrong")
+            result = pgd(network, images, target, self.task)
+            self.statistics.passes += result.passes
+            pgd_right = (~result.wrong).float()
+            with frozen(network) as model:
+                fgsm_right = self.task.correct(model(any_batch_size(noisy[index], model)), target).float()
+            self.statistics.passes.forward += len(index)
+        self.statistics.add("pgd_right", pgd_right)
+        self.statistics.add("fgsm_right", fgsm_right)

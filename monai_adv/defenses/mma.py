@@ -1,0 +1,201 @@
+"""MMA: max-margin adversarial training.
+
+Source: Ding et al., "MMA training: direct input space margin maximization through adversarial training", ICLR 2020.
+A sample's margin is its distance to the decision boundary. A sample that the network
+gets right is moved onto the boundary and trained on there, which pushes the boundary away, until its margin exceeds
+``d_max``, here ``eps``. A sample that it gets wrong is trained on as it is.
+
+"Right" is judged by the soft margin, ``z_y - logsumexp of the other logits > 0``, which is stricter than argmax.
+The boundary is where the soft margin is zero. Segmentation: the soft margin is soft Dice minus threshold.
+
+The authors' code (BorealisAI/mma_training) clamps images to the intensity box during the search only; here the image
+that is trained on is clamped as well, so that it is the one that was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_adv.attacks.reference import WithReference
+from monai_adv.defenses.base import Batch, Defense, LossPart, on_any_rank
+from monai_adv.defenses.settings import AttackSettings
+from monai_adv.errors import InputError
+from monai_adv.network_state import any_batch_size, frozen, padded, unwrap_ddp
+from monai_adv.sample_state import SampleState
+from monai_adv.settings import not_negative, positive, setting
+from monai_adv.tasks.base import Output, Target, TrainingTask, take
+from monai_adv.threats import per_sample
+
+SEARCH_BEYOND = 1.05  # the boundary is searched up to this many eps, so that a margin above eps can be told from eps
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "mma_cifar_l2": {"norm": "l2", "eps": 3.0, "eps_unit": "norm", "mineps": 0.5, "intensity_min": 0.0,
+                     "intensity_max": 1.0},
+    "mma_cifar_linf": {"norm": "linf", "eps": 32 / 255, "mineps": 0.005, "intensity_min": 0.0, "intensity_max": 1.0},
+    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MMASettings(AttackSettings):
+    """Hyper-parameters of MMA."""
+
+    eps: float = setting(0.1, "d_max, the margin from which on a sample is left alone", "a number >= 0", not_negative)
+    mineps: float | None = setting(
+        None, "smallest radius of the attack, in the unit of eps; none: eps / 6", "0 < mineps <= eps", positive
+    )
+    relative_step: float | None = setting(
+        None, "step as a fraction of the radius; none: 2.5 / steps", "a number > 0 or none", positive
+    )
+    searches: int = setting(10, "halvings of the search for the boundary", "a whole number >= 1", positive)
+    clean_weight: float = setting(
+        1 / 3, "weight of the clean loss, the margin loss has the rest (0: OMMA)", "a number in [0, 1)",
+        lambda v: 0 <= v < 1,
+    )  # fmt: skip
+
+    def check(self) -> None:
+        super().check()
+        if self.mineps is not None and self.mineps > self.eps > 0:
+            raise InputError.of("mineps", self.mineps, f"at most eps, here {self.eps}", "eps is the largest margin")
+
+    @property
+    def smallest(self) -> float:
+        """The smallest radius of the attack."""
+        return self.eps / 6 if self.mineps is None else self.mineps
+
+
+class MMA(Defense):
+    """Max-margin training: each sample that is right is trained on where it meets the decision boundary.
+
+    Example:
+        The boundary of a linear classifier is ``|z_1 - z_0| / ||w_1 - w_0|| = 2 / 2`` away from this sample:
+
+        >>> from monai_adv.sample_state import SampleIds
+        >>> from monai_adv.tasks import ClassificationTask
+        >>> network = nn.Linear(1, 2, bias=False)
+        >>> network.weight.data = torch.tensor([[-1.0], [1.0]])
+        >>> mma = MMA(ClassificationTask(), MMASettings(eps=2.0, eps_unit="norm", start="clean", searches=20))
+        >>> mma.bind(SampleIds({"train": 1}), "cpu")
+        >>> _ = mma(network, torch.tensor([[1.0]]), torch.tensor([1]), torch.tensor([0]))
+        >>> round(float(mma.margins.values), 3)
+        1.0
+    """
+
+    settings_class = MMASettings
+    settings: MMASettings
+    needs_ids = True
+
+    def __init__(
+        self, task: TrainingTask, settings: MMASettings | None = None, channels: tuple[int, ...] | None = None
+    ) -> None:
+        super().__init__(task, settings, channels)
+        self.margins = SampleState(0.0, "MMA margins")
+        self.states = {"margins": self.margins}
+
+    def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
+        """``c L(f(x), y) + (1 - c) / B * [sum over right, margin < eps: L(f(x*), y) + sum over wrong: L(f(x), y)]``.
+
+        Samples that cannot be scored are trained on as they are.
+        """
+        self.begin(batch)
+        clean_weight = self.settings.clean_weight
+        with torch.set_grad_enabled(clean_weight > 0):  # OMMA only asks who is right
+            output = (network if clean_weight > 0 else unwrap_ddp(network))(batch.images)
+        self.count(batch, forward=1, full=int(clean_weight > 0))
+        with torch.no_grad():
+            scorable = self.task.scorable(batch.target)
+            right = scorable & (self.task.soft_margin(output, batch.target) > 0)
+        seen = self.seen(batch, output)
+        if clean_weight > 0:
+            clean_loss = clean_weight * self.task.training_loss(output, batch.target)
+            if self.settings.eps == 0 or not on_any_rank(bool(right.any()), batch.images.device):
+                wrong_loss = self._weighted(~right, output, batch.target)
+                self._remember(batch, scorable, torch.zeros_like(right, dtype=batch.images.dtype))
+                yield LossPart(clean_loss + (1 - clean_weight) * wrong_loss, **seen)
+                return
+            yield LossPart(clean_loss, **seen)
+            seen = {}
+            del clean_loss
+        del output
+
+        noisy, margin = self._on_boundary(network, batch, right)
+        noisy_output = network(noisy)
+        self.count(batch, forward=1, full=1)
+        loss = self._weighted(~right | (margin < self.settings.eps), noisy_output, batch.target)
+        seen.update(self.seen(batch, noisy=noisy_output))
+        yield LossPart((1 - clean_weight) * loss, **seen)
+        self._remember(batch, scorable, margin)
+
+    def on_epoch_end(self) -> dict[str, float]:
+        """The epoch's figures, and mean and spread of the margins in the unit of eps."""
+        margins = self.margins.values.cpu().double()
+        return {
+            **super().on_epoch_end(),
+            "margin_mean": float(margins.mean()),
+            "margin_std": float(margins.std(correction=0)),
+            "margin_at_eps": float((margins >= self.settings.eps).double().mean()),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """As every defence; margins beyond the search's end of a smaller eps than before are cut."""
+        super().load_state_dict(saved)
+        self.margins.values = self.margins.values.clamp(max=SEARCH_BEYOND * self.settings.eps)
+
+    def _weighted(self, counted: Tensor, output: Output, target: Target) -> Tensor:
+        return (counted * self.task.sample_training_loss(output, target)).mean()
+
+    def _on_boundary(self, network: nn.Module, batch: Batch, right: Tensor) -> tuple[Tensor, Tensor]:
+        """The images with the right ones moved onto the boundary, and ``(B,)`` margins (0 where not searched).
+
+        Images whose boundary is not within eps do not count in the loss and stay clean.
+        """
+        settings = self.settings
+        radius = self.margins[self.ids(batch)].clamp(min=settings.smallest).to(batch.images.dtype)
+        pgd = settings.pgd(self.channels, relative_step=settings.relative_step or 2.5 / settings.steps)
+        task = WithReference(self.task, lambda _, output, target: -self.task.soft_margin(output, target))
+        images = batch.images
+        margin = torch.zeros_like(radius)
+        noisy, result, index = self.attack(
+            network, batch, pgd, task=task, target=task.pack(batch.target, []), radius=radius, only=right
+        )
+        if result is None:
+            return images, margin
+        direction = (noisy[index] - images[index]) / per_sample(radius[index], images)  # at most one unit of eps
+        found = self._zero_crossing(network, images[index], take(batch.target, index), direction, radius[index])
+        delta = self._in_box(images[index], direction, torch.where(found < settings.eps, found, 0))
+        self.statistics.add("crossed", (found < settings.eps).float(), of=len(images))
+        return images.index_copy(0, index, images[index] + delta), margin.index_copy(0, index, found)
+
+    @torch.no_grad()
+    def _zero_crossing(
+        self, network: nn.Module, images: Tensor, target: Target, direction: Tensor, start: Tensor
+    ) -> Tensor:
+        """``(b,)`` distance along ``direction`` at which the soft margin is 0, halving [0, 1.05 eps] from ``start``."""
+        count = len(images)
+        index = padded(torch.arange(count, device=images.device), network)
+        images, target, direction = images[index], take(target, index), direction[index]
+        distance = start[index]
+        low, high = torch.zeros_like(distance), torch.full_like(distance, SEARCH_BEYOND * self.settings.eps)
+        with frozen(network, self.settings.attack_mode) as model:
+            for _ in range(self.settings.searches):
+                noisy = images + self._in_box(images, direction, distance)
+                right = self.task.soft_margin(model(any_batch_size(noisy, model)), target) > 0
+                low, high = torch.where(right, distance, low), torch.where(right, high, distance)
+                distance = (low + high) / 2
+        self.statistics.passes.forward += self.settings.searches * len(index)
+        return distance[:count]
+
+    def _in_box(self, images: Tensor, direction: Tensor, distance: Tensor) -> Tensor:
+        """The step of ``distance`` along ``direction``, cut by the box alone."""
+        no_ball = torch.full_like(distance, torch.inf)
+        return self.threat.project(per_sample(distance, direction) * direction, images, no_ball)
+
+    def _remember(self, batch: Batch, scorable: Tensor, margin: Tensor) -> None:
+        """The margin of the samples that were right, 0 of those that were wrong."""
+        ids = self.ids(batch)
+        self.margins.update(ids[scorable], margin[scorable])

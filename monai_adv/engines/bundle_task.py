@@ -1,0 +1,174 @@
+"""What a bundle's network and labels are: classification or segmentation, and how the labels are laid out.
+
+Tasks want class indices (classification), label maps ``(B, 1, *spatial)`` or 0/1 maps of regions (segmentation).
+Bundles also have one-hot labels and labels without a channel axis; the bundle's own loss gets what the bundle made.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Number
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.data.meta_tensor import MetaTensor
+from torch import Tensor
+
+from monai_adv.defenses.base import on_any_rank
+from monai_adv.errors import InputError
+from monai_adv.tasks import Output, Target
+
+Kind = Literal["classification", "segmentation"]
+KINDS: tuple[Kind, ...] = ("classification", "segmentation")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a bundle lays out its labels.
+
+    Attributes:
+        classes: channels of a one-hot label; 0 for every other label.
+        dtype: of a one-hot label.
+        channel: whether a segmentation label has a channel axis.
+        regions: each channel of the output is a region of its own (sigmoid).
+
+    Example:
+        >>> label = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])  # (B, K, L): voxel 0 is class 1, voxel 1 is class 0
+        >>> layout = Layout(classes=2)
+        >>> layout.to_task(label), bool((layout.to_bundle(layout.to_task(label)) == label).all())
+        (tensor([[[1, 0]]]), True)
+    """
+
+    classes: int = 0
+    dtype: torch.dtype = torch.float32
+    channel: bool = True
+    regions: bool = False
+
+    def to_task(self, label: Tensor) -> Tensor:
+        """The label as a task wants it."""
+        if self.classes:
+            return label.argmax(1, keepdim=True)
+        return label if self.channel else label[:, None]
+
+    def to_bundle(self, target: Target) -> Tensor:
+        """The label as the bundle made it."""
+        values = target if isinstance(target, Tensor) else target[0]
+        if self.classes:
+            return F.one_hot(values[:, 0], self.classes).movedim(-1, 1).to(self.dtype)
+        return values if self.channel else values[:, 0]
+
+
+def plain(values: Any) -> Any:
+    """A tensor without MONAI's meta data: every operation on that costs time, and an attack makes thousands."""
+    return values.as_tensor() if isinstance(values, MetaTensor) else values
+
+
+def kind_of_data(items: Any) -> Kind | None:
+    """What the labels of a data list say before any is loaded: a number is a class, a file is a segmentation."""
+    label = items[0].get("label") if items and isinstance(items[0], Mapping) else None
+    if isinstance(label, Number | np.generic):
+        return "classification"
+    if isinstance(label, Path) or (isinstance(label, str) and Path(label).suffix):
+        return "segmentation"
+    if isinstance(label, Tensor | np.ndarray):
+        return "classification" if label.ndim < 2 else "segmentation"
+    return None
+
+
+def kind_of_batch(output: Output, label: Tensor) -> Kind:
+    """What output and labels of a batch say.
+
+    Raises:
+        InputError: they do not fit each other.
+    """
+    logits = output if isinstance(output, Tensor) else output[0]
+    if logits.ndim <= 2 and label.ndim <= 2:
+        return "classification"
+    if logits.ndim >= 3 and label.ndim in (logits.ndim, logits.ndim - 1):
+        return "segmentation"
+    raise InputError.of(
+        "label", f"{tuple(label.shape)} for a network output {tuple(logits.shape)}",
+        "(B,) or (B, 1) for logits (B, K), or (B, channels, *spatial) for logits (B, K, *spatial)",
+        "see the last layer of the network and the label's transforms",
+    )  # fmt: skip
+
+
+def layout_of(output: Output, label: Tensor, regions: bool | None, ignore_label: int | None = None) -> Layout:
+    """How a segmentation's labels are laid out, the same on every rank.
+
+    As many channels as the network has logits are one-hot if they add up to 1 in every voxel, otherwise regions.
+
+    Args:
+        output: ``(B, K, *spatial)`` logits, or a list of them (full resolution first).
+        label: of the same batch.
+        regions: what the user says; ``None``: look.
+        ignore_label: of label maps.
+
+    Raises:
+        InputError: shapes or values that do not fit.
+    """
+    logits = output if isinstance(output, Tensor) else output[0]
+    heads = logits.shape[1]
+    channel = label.ndim == logits.ndim
+    channels = label.shape[1] if channel else 1
+    if channels not in (1, heads) or label.shape[2 if channel else 1 :] != logits.shape[2:]:
+        raise InputError.of(
+            "label", f"{tuple(label.shape)} for a network output {tuple(logits.shape)}",
+            f"(B, 1, *spatial) with label values or (B, {heads}, *spatial) with a 0/1 map for each output channel",
+            "see the label's transforms (a DynUNet with deep supervision stacks its resolutions: switch that off)",
+        )  # fmt: skip
+    if heads == 1:
+        regions = True  # a single logit is a sigmoid
+    if channels == heads:
+        one_hot = heads > 1 and regions is not True and _is_one_hot(label)
+        if regions is False and not one_hot:
+            raise InputError.of("regions", False, "true for labels that overlap or leave voxels out", "or leave it out")
+        if regions is None:
+            regions = on_any_rank(not one_hot, label.device)  # a rank may have drawn a lesion that fills its patch
+        layout = Layout(0 if regions else heads, label.dtype, channel, regions)
+    elif regions:
+        allowed = f"a label with {heads} channels, one for each region"
+        raise InputError.of("regions", f"true with a label {tuple(label.shape)}", allowed, "or leave it out")
+    else:
+        layout = Layout(channel=channel)
+    _check_values(label, layout, heads, ignore_label)
+    return layout
+
+
+def loss_of_each_sample(loss: Callable[..., Tensor]) -> Callable[[Output, Target], Tensor] | None:
+    """``(B,)`` losses from a loss module that can leave out its mean (``reduction="none"``); ``None`` if it cannot."""
+    if getattr(loss, "reduction", None) != "mean":
+        return None
+    alone = copy.copy(loss)
+    alone.reduction = "none"  # type: ignore[attr-defined]
+
+    def sample_loss(output: Output, target: Target) -> Tensor:
+        values = alone(output, target)
+        return values.reshape(len(values), -1).mean(1)
+
+    return sample_loss
+
+
+def _is_one_hot(label: Tensor) -> bool:
+    return bool((((label == 0) | (label == 1)).all(1) & (label.sum(1) == 1)).all())
+
+
+def _check_values(label: Tensor, layout: Layout, heads: int, ignore_label: int | None) -> None:
+    """The first batch only: it waits for the device."""
+    if layout.classes:
+        return
+    highest = 1 if layout.regions else heads - 1
+    if layout.regions and ignore_label is not None:
+        raise InputError.of("ignore_label", ignore_label, "none for regions", "leave such voxels out in the loss")
+    known = (label == label.round()) & (label >= 0) & (label <= highest)
+    if ignore_label is not None:
+        known |= label == ignore_label
+    if not bool(known.all()):
+        found = [round(v, 4) for v in torch.unique(label[~known]).tolist()[:5]]
+        what = "0 and 1" if layout.regions else f"whole numbers from 0 to {highest}"
+        raise InputError.of("label", found, what, "see the label's transforms, or give ignore_label")

@@ -1,0 +1,166 @@
+"""Validation under attack: robust accuracy or robust Dice as a metric of a MONAI evaluator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from monai.inferers.inferer import SimpleInferer
+from monai.utils.enums import CommonKeys
+from torch import Tensor, nn
+
+from monai_adv.attacks import PGD
+from monai_adv.attacks.base import Attack
+from monai_adv.defenses.settings import DefenseSettings
+from monai_adv.engines.bundle_task import KINDS, Kind, Layout, kind_of_batch, layout_of, plain
+from monai_adv.errors import InputError
+from monai_adv.network_state import unwrap_ddp
+from monai_adv.statistics import wide_dtype
+from monai_adv.tasks import ClassificationTask, SegmentationTask, Task
+from monai_adv.threats import Norm, Unit
+
+
+class RobustMetric:
+    """Accuracy, or mean Dice, of a SupervisedEvaluator's network under attack.
+
+    For ``key_val_metric`` or ``additional_metrics``: the validation images are attacked after the clean forward of each
+    batch, and the mean over all samples and ranks is put into ``engine.state.metrics``, where CheckpointSaver finds it.
+    The Dice of a sample is the mean over the foreground classes it has; a sample without foreground counts 1 if nothing
+    is found in it, otherwise 0. Attacked is what the evaluator deploys: the network behind the evaluator's inferer, so
+    that an attack on a volume under a sliding window costs ``steps + 1`` inferences of it, and ``steps`` backwards.
+
+    A short attack is for choosing a checkpoint; ``monai-adv evaluate`` measures robustness.
+
+    Args:
+        eps: radius of the attack.
+        eps_unit: ``"rms"`` (RMS change per voxel) or ``"norm"``; default: rms for l2, norm for linf.
+        norm: ``"l2"`` or ``"linf"``.
+        intensity_min, intensity_max: bounds of attacked images, both or neither.
+        steps: gradient steps of PGD; the strongest image on the way counts.
+        channels: input channels that may be attacked; default: all.
+        attack: another attack instead of all of the above.
+        task: ``"classification"``, ``"segmentation"``, or ``"auto"``: what the shapes of output and label say.
+        regions, ignore_label: as in :class:`~monai_adv.engines.RobustTrainer`.
+        batches: only the first batches of an epoch are attacked; default: all.
+        seed: of attacks that draw random numbers; every epoch draws the same.
+
+    Raises:
+        InputError: a radius, unit or attack that is not allowed.
+    """
+
+    def __init__(
+        self,
+        eps: float | None = None,
+        eps_unit: Unit | None = None,
+        norm: Norm = "l2",
+        intensity_min: float | None = None,
+        intensity_max: float | None = None,
+        steps: int = 10,
+        channels: Sequence[int] | None = None,
+        attack: Attack | None = None,
+        task: Literal["auto"] | Kind = "auto",
+        regions: bool | None = None,
+        ignore_label: int | None = None,
+        batches: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if (eps is None) == (attack is None):
+            raise InputError.of("eps and attack", (eps, attack), "one of them")
+        if task not in ("auto", *KINDS):
+            raise InputError.of("task", task, f"one of auto, {', '.join(KINDS)}")
+        if batches is not None and batches < 1:
+            raise InputError.of("batches", batches, "a whole number >= 1 or None")
+        self.attack = attack
+        self.steps, self.batches, self.seed = steps, batches, seed
+        self._threat = None
+        if eps is not None:
+            enemy = DefenseSettings(
+                eps=eps, eps_unit=eps_unit, norm=norm, intensity_min=intensity_min, intensity_max=intensity_max
+            )
+            self._threat = enemy.threat(None if channels is None else tuple(channels))
+            PGD(self._threat, steps=steps)  # refuse bad steps now
+        self._kind: Literal["auto"] | Kind = task
+        self._regions, self._ignore_label = regions, ignore_label
+        self._task: Task | None = None
+        self._layout = Layout()
+
+    def attach(self, engine: Engine, name: str) -> None:
+        """Called by the evaluator."""
+        self.name = name
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._attack_batch)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+
+    def _start(self, engine: Any) -> None:
+        if not (hasattr(engine, "network") and hasattr(engine, "inferer")):
+            raise InputError.of("engine", type(engine).__name__, "a SupervisedEvaluator", "it attacks one network")
+        self._sum: Tensor | None = None
+        self._generator: torch.Generator | None = None
+        self._attacked = 0
+
+    def _attack_batch(self, engine: Any) -> None:
+        """On FORWARD_COMPLETED: post-processing takes batches apart later."""
+        if self.batches is not None and self._attacked >= self.batches:
+            return
+        self._attacked += 1
+        images, label, output = (
+            plain(engine.state.output.get(key)) for key in (CommonKeys.IMAGE, CommonKeys.LABEL, CommonKeys.PRED)
+        )
+        if not isinstance(label, Tensor):
+            raise InputError.of("label", type(label).__name__, "a tensor", f"{self.name} compares outputs with labels")
+        if self._task is None:
+            self._task = self._make_task(plain(output[0]) if isinstance(output, list | tuple) else output, label)
+        if self._generator is None:
+            self._generator = torch.Generator(images.device).manual_seed(self.seed + engine.state.rank)
+        target = self._layout.to_task(label) if isinstance(self._task, SegmentationTask) else label
+        with torch.autocast("cuda", **engine.amp_kwargs) if engine.amp else nullcontext():
+            result = self._the_attack()(_deployed(engine), images, target, self._task, generator=self._generator)
+        if isinstance(self._task, SegmentationTask):
+            scores = result.margin + self._task.settings.threshold
+        else:
+            scores = (~result.wrong).float()
+        wide = wide_dtype(images.device)
+        total = torch.stack([scores.to(wide).sum(), torch.tensor(len(scores), dtype=wide, device=images.device)])
+        self._sum = total if self._sum is None else self._sum + total
+
+    def _make_task(self, output: Tensor, label: Tensor) -> Task:
+        kind = kind_of_batch(output, label)
+        if self._kind not in ("auto", kind):
+            raise InputError.of("task", self._kind, f"{kind}, because of the shapes of output and label")
+        if kind == "classification":
+            task = ClassificationTask()
+            task.check(output, label)
+            return task
+        self._layout = layout_of(output, label, self._regions, self._ignore_label)
+        return SegmentationTask.for_evaluation(regions=self._layout.regions, ignore_label=self._ignore_label)
+
+    def _the_attack(self) -> Attack:
+        if self.attack is not None:
+            return self.attack
+        assert self._threat is not None
+        stop: Literal["first_wrong", "lowest"] = "lowest" if isinstance(self._task, SegmentationTask) else "first_wrong"
+        return PGD(self._threat, steps=self.steps, stop=stop, keep="strongest")
+
+    def _finish(self, engine: Any) -> None:
+        device = engine.state.device or torch.device("cpu")
+        total = torch.zeros(2, dtype=wide_dtype(device), device=device) if self._sum is None else self._sum
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(total)
+        right, count = total.tolist()
+        engine.state.metrics[self.name] = right / count if count else math.nan
+
+
+def _deployed(engine: Any) -> nn.Module:
+    """The function that the evaluator deploys, as a module."""
+    network: nn.Module = unwrap_ddp(engine.network)
+    if type(engine.inferer) is SimpleInferer:
+        return network
+    from monai_adv.evaluation.bundle_source import BundleNetwork  # it brings all of the evaluation with it
+
+    return BundleNetwork(network, engine.inferer)

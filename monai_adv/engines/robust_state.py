@@ -1,0 +1,124 @@
+"""The state of a defence (margins, moving averages, random stream) in MONAI's checkpoints, or in a file of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from logging import Logger
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_adv.defenses.base import Defense
+from monai_adv.errors import InputError
+from monai_adv.network_state import unwrap_ddp
+from monai_adv.settings import differences
+
+
+class RobustState:
+    """What MONAI's CheckpointSaver and CheckpointLoader save and load, before and after the defence exists.
+
+    Make it an item of the config, give it to the trainer as ``state`` and to the handlers in their ``save_dict`` and
+    ``load_dict``. Under ``torch.distributed`` every rank has the same state, so saving on one rank waits for nobody.
+
+    Args:
+        file: for bundles whose handlers shall stay as they are: the trainer writes the state there after each epoch,
+            and reads it when a training starts with exactly the weights that the network had then.
+
+    Example:
+        >>> state = RobustState()
+        >>> state.load_state_dict({"method": "IMA", "settings": {}, "defense": {}})  # waits for the trainer
+        >>> state.state_dict()["method"]
+        'IMA'
+    """
+
+    def __init__(self, file: str | Path | None = None) -> None:
+        self.file = None if file is None else Path(file)
+        self._defense: Defense | None = None
+        self._method = ""
+        self._settings: dict[str, Any] = {}
+        self._waiting: dict[str, Any] | None = None
+        self._logger: Logger | None = None
+
+    @classmethod
+    def of(cls, given: RobustState | str | Path | None) -> RobustState:
+        """The state that the trainer's argument ``state`` means."""
+        return given if isinstance(given, RobustState) else cls(given)
+
+    def connect(self, defense: Defense, method: str, settings: Mapping[str, Any], logger: Logger) -> None:
+        """Called by the trainer once the defence is ready; what was loaded before goes into it now."""
+        self._defense, self._method, self._settings, self._logger = defense, method, dict(settings), logger
+        if self._waiting is not None:
+            self.load_state_dict(self._waiting)
+            self._waiting = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors, strings and numbers: loads with ``weights_only=True``."""
+        if self._defense is None:
+            return dict(self._waiting or {})
+        return {"method": self._method, "settings": self._settings, "defense": self._defense.state_dict()}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore bit for bit.
+
+        Raises:
+            InputError: the state of another method, of other samples or in another unit; nothing is changed then.
+        """
+        if not {"method", "settings", "defense"} <= set(saved):
+            raise InputError.of("state", sorted(map(str, saved)), "what a RobustState saved", "see the load_dict")
+        if self._defense is None:
+            self._waiting = dict(saved)
+            return
+        if saved["method"] != self._method:
+            raise InputError.of(
+                "state", f"that of {saved['method']}", f"that of {self._method}", "train on with the same trainer"
+            )
+        self._defense.load_state_dict(saved["defense"])
+        changed = differences(saved["settings"], self._settings)
+        if changed and self._logger is not None:
+            self._logger.info("Settings that differ from the checkpoint:\n  " + "\n  ".join(changed))
+
+    def write(self, network: nn.Module, epoch: int) -> None:
+        """Write the file, so that a crash never costs the previous one."""
+        if self.file is None:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.file.with_name(self.file.name + ".tmp")
+        torch.save({"weights": _fingerprint(network), "epoch": epoch, "state": self.state_dict()}, temporary)
+        os.replace(temporary, self.file)
+
+    def resume(self, network: nn.Module, logger: Logger) -> None:
+        """Read the file if it belongs to these weights: bundles seldom restore the trainer's epoch.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        if self.file is None or not self.file.is_file():
+            return
+        try:
+            saved = torch.load(self.file, map_location="cpu", weights_only=True)
+            weights, epoch, state = saved["weights"], saved["epoch"], saved["state"]
+        except Exception as error:  # torch and pickle raise a dozen kinds
+            raise InputError.of(
+                "state", str(self.file), "a file written by a trainer of monai_adv.engines",
+                f"move it away ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
+            ) from error  # fmt: skip
+        if weights == _fingerprint(network):
+            logger.info(f"Resuming with the state of epoch {epoch} from {self.file}.")
+            self.load_state_dict(state)
+        else:
+            logger.warning(
+                f"{self.file} belongs to other weights, those after its epoch {epoch}: this training starts with a new "
+                "state and will overwrite it. To resume from any checkpoint, put a RobustState into its save_dict."
+            )
+
+
+def _fingerprint(network: nn.Module) -> str:
+    """SHA-256 of all weights and buffers, the same on every device."""
+    digest = hashlib.sha256()
+    for value in unwrap_ddp(network).state_dict().values():
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,396 @@
+"""The MONAI host: one trainer over any defence.
+
+Only the iteration of SupervisedTrainer is replaced; data, network, loss, optimiser, handlers, metrics, post-processing
+stay the bundle's own. An unmodified bundle becomes robust by one key::
+
+    python -m monai.bundle run --config_file configs/train.json \\
+        --train#trainer#_target_ monai_adv.engines.IMATrainer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data.meta_tensor import MetaTensor
+from monai.engines.trainer import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.inferers.inferer import SimpleInferer
+from monai.utils.enums import CommonKeys
+from monai.utils.misc import ensure_tuple
+from torch import Tensor
+
+from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.registry import Method
+from monai_adv.engines.bundle_task import (
+    KINDS,
+    Kind,
+    Layout,
+    kind_of_batch,
+    kind_of_data,
+    layout_of,
+    loss_of_each_sample,
+    plain,
+)
+from monai_adv.engines.robust_state import RobustState
+from monai_adv.engines.sample_ids import BatchIds, data_list
+from monai_adv.errors import InputError
+from monai_adv.network_state import device_of, frozen, is_compiled
+from monai_adv.settings import (
+    ENV_FILE,
+    ENV_PREFIX,
+    Settings,
+    as_dict,
+    combine,
+    expand_preset,
+    flat,
+    read_settings,
+    table,
+)
+from monai_adv.tasks import ClassificationTask, Output, SegmentationSettings, SegmentationTask, Target
+from monai_adv.tasks.base import TrainingTask
+
+METRICS = "defense/"
+"""Prefix of a defence's figures in ``engine.state.metrics``."""
+
+
+class RobustTrainer(SupervisedTrainer):
+    """Base of all robust trainers: SupervisedTrainer, whose loss comes from a defence.
+
+    Args:
+        args, kwargs: of SupervisedTrainer, unchanged. ``inferer`` must be a SimpleInferer and ``iteration_update``
+            None: a defence calls the network on whole batches.
+        settings: of the defence and of the task, in one flat mapping; ``preset`` names a group of them. Those not given
+            come from the file named by ``MONAI_ADV_SETTINGS`` and from variables ``MONAI_ADV_<NAME>``.
+        defense: a ready one instead of ``settings``; its task trains with this trainer's ``loss_function``.
+        task: ``"classification"``, ``"segmentation"``, a task of your own, or ``"auto"``: what the labels of the data
+            list say (numbers or files), otherwise what the first batch says.
+        regions: segmentation: whether the output's channels overlap (sigmoid). Default: they do if there is a single
+            one, or if a label with as many channels is not one-hot.
+        ignore_label: segmentation: label whose voxels count nowhere; the loss must know it by itself.
+        channels: input channels that are intensities and may be attacked; default: all.
+        index_key: key of a batch that holds the position of each sample in the training list.
+        num_samples: number of training samples, where the data loader's data set does not tell it.
+        state: a :class:`~monai_adv.engines.RobustState`, or the file for one.
+        train_handlers: of SupervisedTrainer.
+
+    Attributes:
+        defense: None until the first batch where ``task`` cannot be told earlier.
+        robust_state: what goes into checkpoints.
+
+    Each epoch's figures of the defence are in ``state.metrics`` under ``defense/...`` before other handlers run.
+    ``state.output`` has the prediction on the clean images where the method makes one, otherwise on attacked images.
+    BACKWARD_COMPLETED is fired before every weight update, so that handlers can clip gradients: more than once in the
+    iterations of methods with several updates.
+
+    Raises:
+        InputError: says what is not allowed; other settings, or a network or loader that the method cannot use.
+    """
+
+    method: ClassVar[Method | None] = None
+
+    def __init__(
+        self,
+        *args: Any,
+        settings: Mapping[str, Any] | None = None,
+        defense: Defense | None = None,
+        task: Literal["auto"] | Kind | TrainingTask = "auto",
+        regions: bool | None = None,
+        ignore_label: int | None = None,
+        channels: Sequence[int] | None = None,
+        index_key: str = "index",
+        num_samples: int | None = None,
+        state: RobustState | str | Path | None = None,
+        train_handlers: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("iteration_update") is not None:
+            raise InputError.of("iteration_update", "a function", "None", f"{type(self).__name__} has its own")
+        if defense is not None and (settings is not None or task != "auto" or channels is not None):
+            raise InputError.of("defense", "a ready one and settings, task or channels", "one or the other")
+        if isinstance(task, str) and task not in ("auto", *KINDS):
+            raise InputError.of("task", task, f"auto, {', '.join(KINDS)}, or a task")
+        # First among the handlers: the others log and save what ours has left in state.metrics.
+        kwargs["train_handlers"] = [_Hooks(), *ensure_tuple(train_handlers or ())]
+        super().__init__(*args, **kwargs)
+        if type(self.inferer) is not SimpleInferer:
+            raise InputError.of(
+                "inferer", type(self.inferer).__name__, "SimpleInferer",
+                "a defence calls the network on whole batches; crop patches with a transform",
+            )  # fmt: skip
+        self.defense: Defense | None = None
+        self.robust_state = RobustState.of(state)
+        self.sections: dict[str, Settings] = {}
+        self._given = dict(settings or {}) if defense is not None else {**read_settings(), **(settings or {})}
+        self._regions, self._ignore_label = regions, ignore_label
+        self._channels = None if channels is None else tuple(channels)
+        self._index_key, self._num_samples = index_key, num_samples
+        self._ids: BatchIds | None = None
+        self._layout: Layout | None = None
+        self._looked = False
+        self._own_task = None if isinstance(task, str) else task
+        self.kind: Kind | None = task if isinstance(task, str) and task != "auto" else None
+
+        if defense is not None:
+            self._own_task = defense.task
+        elif task == "auto":
+            self.kind = kind_of_data(data_list(self.data_loader))
+        if isinstance(self._own_task, ClassificationTask):
+            self.kind = "classification"
+        elif isinstance(self._own_task, SegmentationTask):
+            self.kind = "segmentation"
+        if defense is not None:
+            self._use(defense)
+        elif self.kind is not None or self._own_task is not None:
+            self._use(self._make_defense())
+        else:
+            combine(self._sections(), self._expanded())  # a bad setting shall not wait for the first batch
+
+    # ---------------------------------------------------------------- set-up
+
+    def _sections(self) -> dict[str, type[Settings]]:
+        sections: dict[str, type[Settings]] = {"defense": self._method().settings}
+        if self.kind != "classification" and self._own_task is None:
+            sections["task"] = SegmentationSettings
+        return sections
+
+    def _method(self) -> Method:
+        if self.method is None:
+            raise InputError.of("defense", None, "a defence", "or use the trainer of a method, such as IMATrainer")
+        return self.method
+
+    def _expanded(self) -> dict[str, Any]:
+        """What was given, with the preset's values; those of other hosts and tasks are not ours."""
+        sections, presets = self._sections(), self._method().presets
+        known = {name for section in sections.values() for name in section.names()}
+        ours = {p: {k: v for k, v in values.items() if k in known} for p, values in presets.items()}
+        return expand_preset(sections, self._given, ours)
+
+    def _make_defense(self) -> Defense:
+        method = self._method()
+        if self.kind is not None:
+            method.check_task(self.kind)
+        self.sections = combine(self._sections(), self._expanded())
+        task = self._own_task
+        if task is None and self.kind == "classification":
+            task = ClassificationTask(sample_loss=loss_of_each_sample(self.loss_function))
+        elif task is None:
+            settings = cast(SegmentationSettings, self.sections["task"])
+            task = SegmentationTask(self._training_loss, settings, ignore_label=self._ignore_label)
+        return method.defense(task, cast(Any, self.sections["defense"]), self._channels)
+
+    def _use(self, defense: Defense) -> None:
+        name = type(defense).__name__
+        if self.method is not None and not isinstance(defense, self.method.defense):
+            raise InputError.of("defense", name, self.method.defense.__name__, "or use RobustTrainer")
+        if defense.eager_only is not None and is_compiled(self.network):
+            raise InputError.of("compile", True, f"false with {name}", defense.eager_only)
+        defense.task.training_loss = self._training_loss  # type: ignore[method-assign]
+        self.sections = self.sections or {"defense": defense.settings}
+        device = device_of(self.network)
+        if defense.needs_ids:
+            self._ids = BatchIds(self.data_loader, self._index_key, self._num_samples, name)
+            defense.bind(self._ids.announced, device)
+        else:
+            defense.generator(device)  # so that a checkpoint's random stream finds its place
+        defense.attach(self.network, self.optimizer)
+        self.defense = defense
+        settings = flat(as_dict(self.sections))
+        self.robust_state.connect(defense, name, settings, self.logger)
+
+    def _training_loss(self, output: Output, target: Target) -> Tensor:
+        """The bundle's own loss, called as SupervisedTrainer calls it."""
+        label = target if self._layout is None else self._layout.to_bundle(target)
+        loss: Tensor = self.loss_function(output, label).mean()
+        return loss
+
+    @torch.no_grad()
+    def _look(self, images: Tensor, label: Tensor) -> None:
+        """Decide, on the first batch, what is not known yet; the extra forward leaves no trace."""
+        with frozen(self.network) as network, self._autocast():
+            output = network(images)
+        if self._own_task is None or isinstance(self._own_task, ClassificationTask | SegmentationTask):
+            found = kind_of_batch(output, label)
+            if self.kind not in (None, found):
+                todo = "say which it is with the argument task" if self._own_task is None else "give another task"
+                raise InputError.of("task", self.kind, f"{found}, because of the shapes of output and label", todo)
+            self.kind = found
+        if self.defense is None:
+            self._use(self._make_defense())
+            assert self.defense is not None
+            self.defense.on_epoch_start(self.state.epoch - 1)
+        task = self.defense.task
+        if isinstance(task, SegmentationTask):
+            if not isinstance(output, Tensor) and task.settings.attack_deep_supervision:
+                raise InputError.of("attack_deep_supervision", True, "false", "MONAI's labels have one resolution")
+            self._layout = layout_of(output, label, self._regions, task.ignore_label)
+            task.regions = self._layout.regions
+        elif isinstance(task, ClassificationTask):
+            task.check(output, label)
+        self._tell(images, label, output)
+
+    def _tell(self, images: Tensor, label: Tensor, output: Output) -> None:
+        assert self.defense is not None
+        shape = tuple((output if isinstance(output, Tensor) else output[0]).shape)
+        what = self.kind or type(self.defense.task).__name__
+        if self._layout is not None:
+            labels = "one-hot" if self._layout.classes else "regions" if self._layout.regions else "label values"
+            what += f" ({labels})"
+        ids = "not needed" if self._ids is None else self._ids.source
+        self.logger.info(
+            f"{type(self).__name__}: {what}, from labels {tuple(label.shape)} and network outputs {shape}. "
+            f"Threat: {self.defense.threat.describe(images)}, in the units of the network's input. Sample ids: {ids}."
+        )
+
+    # ---------------------------------------------------------------- events
+
+    def add_hooks(self) -> None:
+        """Called before any other handler is attached."""
+        self.add_event_handler(Events.STARTED, self._on_started)
+        self.add_event_handler(Events.EPOCH_STARTED, self._on_epoch_started)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._on_epoch_completed)
+
+    def _on_started(self) -> None:
+        self._resumed = False
+        sections = self.sections or combine(self._sections(), self._expanded())
+        self.logger.info(
+            f"{type(self).__name__} settings (* differs from the default; set in the trainer's `settings`, with a file "
+            f"named by {ENV_FILE}, or with {ENV_PREFIX}<NAME>):\n{table(sections)}"
+        )
+        name = self._given.get("preset")
+        preset = {} if name is None else self._method().presets[name]
+        left_out = sorted(set(preset) - {n for s in sections.values() for n in s.names()})
+        if left_out:
+            self.logger.info(f"Not part of this trainer, so left out of the preset: {', '.join(left_out)}.")
+
+    def _on_epoch_started(self) -> None:
+        if not self._resumed:  # now, because handlers that load a checkpoint run after our STARTED
+            self.robust_state.resume(self.network, self.logger)
+            self._resumed = True
+        if self.defense is not None:
+            self.defense.on_epoch_start(self.state.epoch - 1)
+
+    def _on_epoch_completed(self) -> None:
+        assert self.defense is not None
+        figures = self.defense.on_epoch_end()
+        self.state.metrics.update({METRICS + name: value for name, value in figures.items()})
+        if self.state.rank == 0:
+            self.robust_state.write(self.network, self.state.epoch)
+
+    # ---------------------------------------------------------------- an iteration
+
+    def _iteration(self, engine: SupervisedTrainer, batchdata: Any) -> dict[str, Any]:
+        """SupervisedTrainer's iteration, with the defence's parts in place of the one loss."""
+        inputs, label = self._prepared(batchdata)
+        images, target = plain(inputs), plain(label)
+        if not self._looked:
+            self._look(images, target)
+            self._looked = True
+        defense = self.defense
+        assert defense is not None
+        ids = None if self._ids is None else self._ids.of(batchdata).to(images.device, non_blocking=True)
+        if self._layout is not None:
+            target = self._layout.to_task(target)
+
+        self.state.output = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: label}
+        first, last = self._micro_batch()
+        self.network.train()
+        if first:
+            self._zero_grad()
+        updated = False
+        clean: Output | None = None
+        noisy: Output | None = None
+        parts = defense.losses(self.network, Batch(images, target, ids))
+        while True:
+            with self._autocast():  # the forwards happen inside next()
+                part = next(parts, None)
+            if part is None:
+                break
+            self._backward(part)
+            clean = part.output if clean is None else clean
+            noisy = part.noisy_output if noisy is None else noisy
+            updated = part.update
+            del part  # the next part's attack needs the memory of its graph
+            if updated:
+                self._update_weights()
+                self._zero_grad()
+        prediction = noisy if clean is None else clean
+        if prediction is not None:
+            self.state.output[CommonKeys.PRED] = _with_meta(prediction, inputs)
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        self.fire_event(IterationEvents.LOSS_COMPLETED)
+        if not updated:
+            self._update_weights(step=last)
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        output: dict[str, Any] = self.state.output
+        return output
+
+    def _prepared(self, batchdata: Any) -> tuple[Tensor, Tensor]:
+        if batchdata is None:
+            raise ValueError("Must provide batch data for current iteration.")
+        batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
+        inputs, label, *rest = batch
+        if any(rest):
+            raise InputError.of(
+                "prepare_batch", "further inputs of the network", "an image and a label",
+                "a defence attacks images; let the network take one input",
+            )  # fmt: skip
+        if not isinstance(label, Tensor):
+            raise InputError.of("label", type(label).__name__, "a tensor", "a defence needs labels to train with")
+        return inputs, label
+
+    def _micro_batch(self) -> tuple[bool, bool]:
+        """Whether gradients start at zero, and whether weights are updated: accumulation as SupervisedTrainer does."""
+        steps, length = self.accumulation_steps, self.state.epoch_length
+        place = self.state.iteration - 1 if length is None else (self.state.iteration - 1) % length
+        return place % steps == 0, (place + 1) % steps == 0 or place + 1 == length
+
+    def _backward(self, part: LossPart) -> None:
+        steps = self.accumulation_steps
+        if part.update and steps > 1:
+            raise InputError.of(
+                "accumulation_steps", steps, f"1 with {type(self.defense).__name__}",
+                "it updates the weights several times per batch",
+            )  # fmt: skip
+        loss = part.loss / steps if steps > 1 else part.loss
+        torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
+        before = self.state.output.get(CommonKeys.LOSS)
+        self.state.output[CommonKeys.LOSS] = part.loss.detach() if before is None else before + part.loss.detach()
+
+    def _update_weights(self, step: bool = True) -> None:
+        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if not step:
+            return
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+
+    def _zero_grad(self) -> None:
+        self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
+
+    def _autocast(self) -> Any:
+        return torch.autocast("cuda", **self.amp_kwargs) if self.amp else nullcontext()
+
+
+class _Hooks:
+    """A handler that lets the trainer attach its own before all others."""
+
+    def attach(self, engine: Engine) -> None:
+        cast(RobustTrainer, engine).add_hooks()
+
+
+def _with_meta(output: Output, image: Tensor) -> Any:
+    """The output with the meta data of its image, as MONAI's operations would have passed it on."""
+    if not isinstance(image, MetaTensor):
+        return output
+    if not isinstance(output, Tensor):
+        return [_with_meta(o, image) for o in output]
+    result = MetaTensor(output)
+    result.copy_meta_from(image)  # type: ignore[no-untyped-call]
+    return result

@@ -1,0 +1,175 @@
+"""Which training sample is which, in a shuffled, cached, cropped, distributed MONAI batch.
+
+A defence that keeps a number for each sample needs a stable id. In this order:
+
+1. ``batch["index"]``: put there by the data list, ``{"image": ..., "label": ..., "index": 7}``. It goes through every
+   data set, worker, shuffle and crop of MONAI.
+2. ``batch["image"].meta["filename_or_obj"]``, looked up among the files of the data list. Unmodified bundles have it;
+   ``track_meta=False`` and PersistentDataset lose it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from os.path import abspath, commonpath, expanduser
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from monai.utils.enums import CommonKeys
+from torch import Tensor
+
+from monai_adv.errors import InputError
+from monai_adv.sample_state import SampleIds
+
+HOW = (
+    "add 'index': i to every item of the training data list, "
+    'for example with "$monai_adv.engines.indexed(...)" around the list in the config'
+)
+
+
+def indexed(items: Iterable[Mapping[str, Any]], key: str = "index") -> list[dict[str, Any]]:
+    """A data list whose items know their position in it.
+
+    Example:
+        >>> indexed([{"image": "a.nii.gz"}, {"image": "b.nii.gz"}])
+        [{'image': 'a.nii.gz', 'index': 0}, {'image': 'b.nii.gz', 'index': 1}]
+    """
+    return [{**item, key: i} for i, item in enumerate(items)]
+
+
+def data_list(loader: Any) -> Sequence[Any] | None:
+    """The items behind a loader, before any transform; ``None`` where they cannot be seen."""
+    dataset: Any = getattr(loader, "dataset", None)
+    while hasattr(dataset, "dataset"):  # torch's Subset
+        dataset = dataset.dataset
+    items = getattr(dataset, "data", None)
+    return items if isinstance(items, Sequence) and len(items) > 0 and not isinstance(items, str) else None
+
+
+class BatchIds:
+    """The ids of a batch's samples.
+
+    Args:
+        loader: of the training; its data list says how many samples there are. Under ``torch.distributed`` every rank
+            makes this object at the same time, because data may be partitioned over the ranks.
+        key: where a batch has the positions.
+        num_samples: number of samples where no data list says it.
+        owner: the method, for messages.
+
+    Attributes:
+        announced: the samples.
+        source: in words, for the log.
+
+    Raises:
+        InputError: the number of samples is not known.
+    """
+
+    def __init__(self, loader: Any, key: str, num_samples: int | None, owner: str) -> None:
+        self.key, self.owner = key, owner
+        items = data_list(loader)
+        first = items[0] if items is not None else None
+        self._names: dict[str, str] | None = None
+        if items is not None and isinstance(first, Mapping) and key in first:
+            count = num_samples or _largest(int(item[key]) for item in items) + 1
+        elif num_samples is None and items is not None and isinstance(first, Mapping) and _file(first):
+            self._names = _short_names(_gathered({_file(item) for item in items}))
+            self.announced = SampleIds(dict.fromkeys(self._names.values(), 1))
+            self.source = f"file names, {len(self._names)} files in {len(items)} items of the data list"
+            return
+        else:
+            count = num_samples or _length(loader)
+        if count < 1:
+            raise InputError.of(
+                "num_samples", None, "the number of training samples, because the data loader does not tell it",
+                f"{owner} keeps a number for each; give num_samples and {HOW}",
+            )  # fmt: skip
+        self.announced = SampleIds({"train": count})
+        self.source = f"positions under {key!r}, {count} samples"
+
+    def of(self, batch: Any) -> Tensor:
+        """``(B,)`` int64, on the CPU.
+
+        Raises:
+            InputError: the batch does not say which samples it has, or has others than the data list.
+        """
+        if self._names is not None:
+            return self._from_names(batch)
+        values = batch.get(self.key) if isinstance(batch, Mapping) else None
+        if values is None:
+            keys = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+            raise InputError.of(
+                "batch", keys, f"a dictionary with {self.key!r}",
+                f"{self.owner} keeps a number for each training sample; {HOW}",
+            )  # fmt: skip
+        index = torch.as_tensor(values).cpu()
+        if index.is_floating_point() or index.ndim > 2 or index.numel() != len(index):
+            raise InputError.of(f"batch[{self.key!r}]", f"{index.dtype} {tuple(index.shape)}", "whole numbers (B,)")
+        index = index.reshape(-1).long()
+        count = len(self.announced)
+        if bool(((index < 0) | (index >= count)).any()):
+            raise InputError.of(
+                f"batch[{self.key!r}]", index.tolist(), f"positions from 0 to {count - 1}",
+                f"{count} samples were announced at the start; give num_samples if there are more",
+            )  # fmt: skip
+        return index
+
+    def _from_names(self, batch: Any) -> Tensor:
+        assert self._names is not None
+        image = batch.get(CommonKeys.IMAGE) if isinstance(batch, Mapping) else None
+        names = getattr(image, "meta", {}).get("filename_or_obj")
+        if not isinstance(names, Sequence) or isinstance(names, str):
+            raise InputError.of(
+                "batch", "images without file names", f"file names in their meta data, or {self.key!r}",
+                f"{self.owner} keeps a number for each training sample; {HOW}",
+            )  # fmt: skip
+        unknown = [name for name in names if _path(name) not in self._names]
+        if unknown:
+            raise InputError.of(
+                "batch", unknown[0], f"one of the {len(self._names)} files of the data list",
+                f"to tell samples apart without their file names, {HOW}",
+            )  # fmt: skip
+        return self.announced.index([self._names[_path(name)] for name in names], [0] * len(names))
+
+
+def _file(item: Mapping[str, Any]) -> str:
+    """The item's first image file; empty if it has none."""
+    image = item.get(CommonKeys.IMAGE)
+    if isinstance(image, list | tuple) and image:
+        image = image[0]
+    return _path(image) if isinstance(image, str | Path) else ""
+
+
+def _path(name: str | Path) -> str:
+    return abspath(expanduser(name))
+
+
+def _short_names(files: list[str]) -> dict[str, str]:
+    """File -> its name below the folder that all share: a checkpoint must survive a move of the data."""
+    root = commonpath({str(Path(file).parent) for file in files})
+    return {file: Path(file).relative_to(root).as_posix() for file in sorted(files)}
+
+
+def _length(loader: Any) -> int:
+    try:
+        return _largest([len(loader.dataset) - 1]) + 1
+    except (AttributeError, TypeError):
+        return 0
+
+
+def _gathered(names: set[str]) -> list[str]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return sorted(names)
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, names)
+    return sorted(set().union(*everywhere))
+
+
+def _largest(values: Iterable[int]) -> int:
+    largest = max(values)
+    if not (dist.is_available() and dist.is_initialized()):
+        return largest
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, largest)
+    return int(max(everywhere))

@@ -1,0 +1,45 @@
+"""What CUDA does to methods that watch an attack from inside: leavers stay for some steps, indices are repeated."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from monai_adv.attacks import pgd
+from tests.defense_toys import toy
+
+SETTINGS: dict[str, dict[str, object]] = {
+    "fat": {"tau": 1},
+    "gairat": {},
+    "dat": {"relative": True, "fosc_around": "start", "start": "ball", "c_max": 0.7},
+    "ates": {"lam_first": -0.1},
+}
+
+
+def step(key: str, kind: str) -> tuple[float, Tensor, dict[str, float]]:
+    problem = toy(kind, key, torch.float64)
+    problem.network.eval()
+    defense = problem.defense(key, norm="linf", eps=0.5, steps=9, relative_step=0.2, **SETTINGS[key])
+    (part,) = defense.losses(problem.network, problem.batch(torch.arange(6)))
+    part.loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in problem.network.parameters() if p.grad is not None])
+    return part.loss.item(), gradient, defense.on_epoch_end()
+
+
+@pytest.mark.parametrize("kind", ["2 classes", "9 classes", "segmentation 2D"])
+@pytest.mark.parametrize("key", SETTINGS)
+def test_repeated_and_lingering_samples_change_nothing(key: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, gradient, figures = step(key, kind)
+
+    def padded(index: Tensor, network: nn.Module) -> Tensor:
+        return torch.cat([index, index[:2], index[:2]])
+
+    monkeypatch.setattr(pgd, "padded", padded)
+    monkeypatch.setattr(pgd, "sync_interval", lambda device: 4)
+    other_loss, other_gradient, other = step(key, kind)
+    assert other_loss == pytest.approx(loss, rel=1e-9)
+    torch.testing.assert_close(other_gradient, gradient)
+    assert other["passes_per_sample"] > figures["passes_per_sample"]
+    for name in ("attack_steps", "kappa"):
+        assert other.get(name) == figures.get(name)
