@@ -217,7 +217,7 @@ class RobustTrainer(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         assert self.defense is not None
-        self.defense.on_epoch_start(self.current_epoch)
+        self.defense.on_epoch_start(self.current_epoch, self.num_epochs)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's step, with the defence's parts in place of the one loss."""

@@ -32,7 +32,7 @@ OWN: dict[str, dict[str, Any]] = {
     "fgsmsdi": {"generator_every": 2},
     "gairat": {"burn_in": 1},
     "iaat": {"warmup_epochs": 1},
-    "te": {"total_epochs": None, "ramp_start": 0, "ramp_end": 2},
+    "te": {"ramp_start": 0, "ramp_end": 2},
 }
 """Settings of single methods, so that what makes them special happens within a few steps of the toys."""
 

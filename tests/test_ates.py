@@ -23,7 +23,7 @@ TASK = ClassificationTask()
 
 def make(**settings: Any) -> ATES:
     given = {"eps": 1.0, "eps_unit": "norm", "steps": 8, "relative_step": 0.25, "start": "clean"}
-    return ATES(TASK, ATESSettings(**{**given, **settings}))
+    return ATES(TASK, ATESSettings(**{**given, "ramp_epochs": 50, **settings}))
 
 
 def test_difficulty_by_hand() -> None:
@@ -81,7 +81,7 @@ def test_lambda_1_is_standard_adversarial_training_bit_for_bit(settings: dict[st
 
 def test_radius_zero_is_standard_training_bit_for_bit() -> None:
     network, images, labels = problem(3, (4,))
-    ates = ATES(TASK, ATESSettings(eps=0))
+    ates = ATES(TASK, ATESSettings(eps=0, ramp_epochs=50))
     assert bool(ates(network, images, labels) == TASK.training_loss(network(images), labels))
     assert ates.on_epoch_end()["passes_per_sample"] == 3
 

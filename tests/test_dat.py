@@ -22,7 +22,7 @@ from tests.linear_classifier import problem, seeded
 
 def make(task: Any = None, **settings: Any) -> DAT:
     given = {"eps": 0.5, "eps_unit": "norm", "norm": "linf", "steps": 10, "relative_step": 0.25}
-    return DAT(task or ClassificationTask(), DATSettings(**{**given, **settings}))
+    return DAT(task or ClassificationTask(), DATSettings(**{**given, "c_epochs": 100, **settings}))
 
 
 def steps_of(dat: DAT, network: torch.nn.Module, batch: Batch) -> float:
@@ -138,7 +138,7 @@ def test_criterion_zero_is_standard_adversarial_training_bit_for_bit(norm: str, 
 
 def test_radius_zero_is_standard_training_bit_for_bit() -> None:
     network, images, labels = problem(3, (4,))
-    dat = DAT(ClassificationTask(), DATSettings(eps=0))
+    dat = DAT(ClassificationTask(), DATSettings(eps=0, c_epochs=100))
     assert bool(dat(network, images, labels) == ClassificationTask().training_loss(network(images), labels))
     assert dat.on_epoch_end()["passes_per_sample"] == 3
 

@@ -39,7 +39,7 @@ def train(key: str, kind: str, epochs: list[Any], saved: bytes | None = None) ->
         optimizer.load_state_dict(checkpoint["optimizer"])
         defense.load_state_dict(checkpoint["defense"])
     for epoch, ids_of_batches in epochs:
-        defense.on_epoch_start(epoch)
+        defense.on_epoch_start(epoch, 4)
         for ids in ids_of_batches:
             step(defense, problem.network, optimizer, problem.batch(ids))
         figures = defense.on_epoch_end()
@@ -74,7 +74,7 @@ def test_the_network_is_left_as_found(key: str, kind: str) -> None:
     frozen_parameter = next(problem.network.parameters())
     defense, optimizer = problem.defense(key), optimizer_of(problem.network)
     defense.attach(problem.network, optimizer)
-    defense.on_epoch_start(0)
+    defense.on_epoch_start(0, 4)
     frozen_parameter.requires_grad_(False)
     modes = {name: m.training for name, m in problem.network.named_modules()}
     buffers = {name: b.clone() for name, b in problem.network.named_buffers()}
@@ -101,7 +101,7 @@ def test_gradients_of_micro_batches_add_up(key: str, kind: str) -> None:
         problem.network.eval()  # BatchNorm would remember the order
         defense, optimizer = problem.defense(key), optimizer_of(problem.network)
         defense.attach(problem.network, optimizer)
-        defense.on_epoch_start(0)
+        defense.on_epoch_start(0, 4)
         total = [torch.zeros_like(p) for p in problem.network.parameters()]
         for ids in parts_of:
             for part in defense.losses(problem.network, problem.batch(ids)):
@@ -125,7 +125,7 @@ def test_double_and_half_precision(key: str, kind: str) -> None:
         problem = toy(kind, key, dtype)
         defense, optimizer = problem.defense(key), optimizer_of(problem.network)
         defense.attach(problem.network, optimizer)
-        defense.on_epoch_start(0)
+        defense.on_epoch_start(0, 4)
         found = []
         parts = defense.losses(problem.network, problem.batch(FIRST))
         while True:
@@ -152,7 +152,7 @@ def test_every_forward_is_booked(key: str, kind: str) -> None:
     problem = toy(kind, key)
     defense, optimizer = problem.defense(key), optimizer_of(problem.network)
     defense.attach(problem.network, optimizer)
-    defense.on_epoch_start(0)
+    defense.on_epoch_start(0, 4)
     seen: list[int] = []
     for network in (problem.network, getattr(defense, "teacher", None)):
         if network is not None:
@@ -190,7 +190,7 @@ def test_only_the_memory_of_visited_samples_changes(key: str, kind: str) -> None
     problem = toy(kind, key)
     defense, optimizer = problem.defense(key), optimizer_of(problem.network)
     defense.attach(problem.network, optimizer)
-    defense.on_epoch_start(0)
+    defense.on_epoch_start(0, 4)
     step(defense, problem.network, optimizer, problem.batch(torch.arange(SAMPLES)))  # memory made at the first batch
     before = {name: state.values.clone() for name, state in defense.states.items()}
     visited = torch.tensor([7, 2, 9])
@@ -235,7 +235,7 @@ def worker(rank: int, port: int, folder: str) -> None:
         try:
             defense.attach(network, optimizer)
             for epoch, ids_of_batches in batches(2):
-                defense.on_epoch_start(epoch)
+                defense.on_epoch_start(epoch, 4)
                 for ids in ids_of_batches:
                     step(defense, network, optimizer, problem.batch(ids[rank * 3 : rank * 3 + 3]))
                 figures = defense.on_epoch_end()

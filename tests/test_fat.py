@@ -140,7 +140,7 @@ def test_segmentation_stops_when_the_dice_falls_to_the_threshold(dims: int) -> N
 
 @pytest.mark.parametrize("text", ["90,50", "50,", "a", "-1", "5,5"])
 def test_epochs_that_make_no_sense_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match=f"tau_epochs: received {text!r}, allowed is .*whole numbers"):
+    with pytest.raises(InputError, match=f"tau_epochs: received .*{text}.*, allowed is .*numbers"):
         FATSettings(tau_epochs=text)
 
 

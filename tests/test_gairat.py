@@ -24,7 +24,7 @@ from tests.linear_classifier import problem
 
 def make(task: Any = None, **settings: Any) -> GAIRAT:
     given = {"eps": 1.0, "eps_unit": "norm", "steps": 8, "relative_step": 0.25, "start": "clean"}
-    return GAIRAT(task or ClassificationTask(), GAIRATSettings(**{**given, **settings}))
+    return GAIRAT(task or ClassificationTask(), GAIRATSettings(**{**given, "burn_in": 0, **settings}))
 
 
 def kappa(gairat: GAIRAT, value: float) -> float:
@@ -120,7 +120,7 @@ def test_infinite_lambda_and_burn_in_are_standard_adversarial_training_bit_for_b
 
 def test_radius_zero_is_standard_training_bit_for_bit() -> None:
     network, images, labels = problem(3, (4,))
-    gairat = GAIRAT(ClassificationTask(), GAIRATSettings(eps=0))
+    gairat = GAIRAT(ClassificationTask(), GAIRATSettings(eps=0, burn_in=0))
     assert bool(gairat(network, images, labels) == ClassificationTask().training_loss(network(images), labels))
     assert gairat.on_epoch_end()["passes_per_sample"] == 3
 
@@ -155,7 +155,7 @@ def test_segmentation_weighs_samples_and_leaves_alone_those_without_foreground(d
     batch = problem_.batch(torch.arange(4))
     score = problem_.task.dice(problem_.network(batch.images), batch.target).nanmean(1)
     problem_.task.settings = SegmentationSettings(threshold=float(score[[0, 2, 3]].median()) - 1e-6)
-    gairat = problem_.defense("gairat", eps=0.3, steps=6, start="clean", lam=0.0)
+    gairat = problem_.defense("gairat", burn_in=0, eps=0.3, steps=6, start="clean", lam=0.0)
     kappas = torch.zeros(4, dtype=torch.float64)
     for steps in range(6):  # the iterates, from attacks of fewer steps
         pgd = gairat.settings.pgd(steps=steps, relative_step=4 / 6) if steps else None

@@ -23,7 +23,7 @@ RADII = torch.tensor([0.0625, 0.25, 0.5, 0.5])
 
 
 def make(radii: Tensor = RADII, task: Any = TASK, epoch: int = 10, **settings: Any) -> IAAT:
-    values = {"eps": 1.0, "norm": "linf", "gamma": 0.25, "beta": 0.5, "start": "clean", **settings}
+    values = {"eps": 1.0, "norm": "linf", "gamma": 0.25, "beta": 0.5, "start": "clean", "warmup_epochs": 10, **settings}
     iaat = IAAT(task, IAATSettings(**values))
     iaat.bind(SampleIds({"train": len(radii)}), "cpu")
     iaat.radii.update(torch.arange(len(radii)), radii)

@@ -523,7 +523,7 @@ def test_epochs_are_counted_from_0() -> None:
     seen: list[int] = []
 
     class Told(Twice):
-        def on_epoch_start(self, epoch: int) -> None:
+        def on_epoch_start(self, epoch: int, epochs: int | None = None) -> None:
             seen.append(epoch)
 
     toys.trainer(RobustTrainer, toys.class_list(), defense=Told(ClassificationTask()), epochs=2).run()

@@ -23,7 +23,7 @@ TASK = ClassificationTask()
 
 def make(count: int, task: Any = TASK, epoch: int = 1, **settings: Any) -> TE:
     """With the whole weight from epoch 1 on."""
-    values = {"eps": 0.25, "norm": "linf", "steps": 4, "start": "clean", "total_epochs": None, "ramp_start": 0.0,
+    values = {"eps": 0.25, "norm": "linf", "steps": 4, "start": "clean", "ramp_start": 0.0,
               "ramp_end": 1.0, **settings}  # fmt: skip
     te = TE(task, TESettings(**values))
     te.bind(SampleIds({"train": count}), "cpu")
@@ -120,12 +120,20 @@ def test_passes_and_figures() -> None:
 
 
 def test_the_ramp() -> None:
-    fractions = TESettings(ramp_start=0.45, ramp_end=0.75, total_epochs=200)
-    epochs = TESettings(ramp_start=90.0, ramp_end=150.0, total_epochs=None)
-    assert [fractions.weight_at(t) for t in range(200)] == pytest.approx([epochs.weight_at(t) for t in range(200)])
-    assert TESettings(ramp_start=0.5, ramp_end=0.5, total_epochs=10).weight_at(5) == 30.0
-    with pytest.raises(InputError, match="ramp_end: received 150.0, allowed is a fraction of total_epochs"):
+    def weights(start: float, end: float, epochs: int = 200) -> list[float]:
+        te = TE(TASK, TESettings(ramp_start=start, ramp_end=end))
+        found = []
+        for epoch in range(epochs):
+            te.on_epoch_start(epoch, epochs)
+            found.append(te.weight)
+        return found
+
+    assert weights(0.45, 0.75) == pytest.approx(weights(90.0, 150.0))
+    assert weights(0.5, 0.5, 10) == [0.0] * 5 + [30.0] * 5
+    with pytest.raises(InputError, match="both shares below 1, or both epochs"):
         TESettings(ramp_end=150.0)
+    with pytest.raises(InputError, match="ramp_start: received 0.45, allowed is a number of epochs .*on_epoch_start"):
+        TE(TASK).weight  # noqa: B018  (nobody has said how long the training is)
     with pytest.raises(InputError, match="ramp_end: received 0.2, allowed is at least ramp_start"):
         TESettings(ramp_end=0.2)
 
@@ -216,7 +224,7 @@ def test_another_network_or_data_set_is_refused() -> None:
     assert fewer.states == {}
     with pytest.raises(InputError, match="ids: received None"):
         list(make(6).losses(network, Batch(images, labels)))
-    unbound = TE(TASK, TESettings(total_epochs=1, ramp_start=0.0))
+    unbound = TE(TASK, TESettings(ramp_start=0.0, ramp_end=1.0))
     with pytest.raises(InputError, match="call the defence's bind"):
         run(unbound, other, Batch(images, labels, torch.arange(6)))
 

@@ -40,9 +40,10 @@ class ATESSettings(AttackSettings):
         0.0, "difficulty at which the attack stops in the first epoch", "a number in [-1, 1] (1: SAT)",
         lambda v: -1 <= v <= 1,
     )  # fmt: skip
-    ramp_epochs: int = setting(
-        50, "epochs over which the difficulty rises to 1", "a whole number >= 0 (0: 1 at once)", not_negative
-    )
+    ramp_epochs: float = setting(
+        0.5, "epochs over which the difficulty rises to 1; below 1 a share of the training",
+        "a number >= 0 (0: 1 at once)", not_negative,
+    )  # fmt: skip
 
 
 class ATES(Defense):
@@ -62,17 +63,15 @@ class ATES(Defense):
 
     settings_class = ATESSettings
     settings: ATESSettings
-    _epoch = 0
-
-    def on_epoch_start(self, epoch: int) -> None:
-        """The difficulty is that of the epoch."""
-        self._epoch = epoch
 
     @property
     def lam(self) -> float:
         """lambda_t of this epoch."""
-        first, ramp = self.settings.lam_first, self.settings.ramp_epochs
-        return 1.0 if self._epoch >= ramp else first + (1 - first) * self._epoch / ramp
+        first = self.settings.lam_first
+        if first == 1:
+            return 1.0
+        ramp = self.epochs_of("ramp_epochs", self.settings.ramp_epochs)
+        return 1.0 if self.epoch >= ramp else first + (1 - first) * self.epoch / ramp
 
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
         """One part: ``L(f(x'), y)`` with x' as difficult as the epoch allows, or after K steps."""

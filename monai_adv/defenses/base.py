@@ -97,6 +97,8 @@ class Defense(ABC):
         self.statistics = Statistics()
         self.states: dict[str, SampleState] = {}
         """The memory of samples, by its name in the checkpoint; subclasses fill it."""
+        self.epoch = 0
+        self.epochs: int | None = None
         self._generator: torch.Generator | None = None
 
     # ------------------------------------------------------------------ the loss
@@ -144,8 +146,14 @@ class Defense(ABC):
             state.bind(ids, device)
         self._generator = torch.Generator(device).manual_seed(self.settings.seed)
 
-    def on_epoch_start(self, epoch: int) -> None:  # noqa: B027  (optional hook)
-        """Called before the first step of an epoch, counted from 0 (ramps, burn-in)."""
+    def on_epoch_start(self, epoch: int, epochs: int | None = None) -> None:
+        """Called before the first step of an epoch (ramps, burn-in).
+
+        Args:
+            epoch: counted from 0.
+            epochs: of the whole training; methods need it whose settings are shares of the training.
+        """
+        self.epoch, self.epochs = epoch, epochs
 
     def on_epoch_end(self) -> dict[str, float]:
         """Called after the last step of an epoch on every rank; returns the epoch's figures for the log."""
@@ -188,6 +196,36 @@ class Defense(ABC):
         return f"{self.settings.norm}, {self.settings.unit}"
 
     # ------------------------------------------------------------------ for subclasses
+
+    def epochs_of(self, name: str, value: float) -> float:
+        """A setting that counts epochs as a number of epochs: below 1 it is a share of the training.
+
+        Raises:
+            InputError: a share, and nobody said how long the training is.
+        """
+        if value >= 1 or value == 0:
+            return value
+        if self.epochs is None:
+            raise InputError.of(
+                name, value, "a number of epochs (1 or more), as the length of the training is not known",
+                "or call defense.on_epoch_start(epoch, epochs) before every epoch",
+            )  # fmt: skip
+        return value * self.epochs
+
+    def clean_part(self, network: nn.Module, batch: Batch) -> LossPart:
+        """The loss on clean images: standard training, and what methods become when they are off."""
+        output = network(batch.images)
+        self.count(batch, forward=1, full=1)
+        return LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, output))
+
+    def spread(self, name: str, state: SampleState) -> dict[str, float]:
+        """Figures of a memory of radii: mean, standard deviation, share at eps; in the unit of eps."""
+        values = state.values.cpu().double()
+        return {
+            f"{name}_mean": float(values.mean()),
+            f"{name}_std": float(values.std(correction=0)),
+            f"{name}_at_eps": float((values >= self.settings.eps).double().mean()),
+        }
 
     def ids(self, batch: Batch) -> Tensor:
         """The batch's sample ids.

@@ -148,9 +148,7 @@ class CustomizedAT(Defense):
 
     def on_epoch_end(self) -> dict[str, float]:
         """The figures of every defence, and the mean and spread of the radii."""
-        radii = self.radii.values.cpu().double()
-        spread = {"radius_mean": float(radii.mean()), "radius_std": float(radii.std(correction=0))}
-        return {**super().on_epoch_end(), **spread}
+        return {**super().on_epoch_end(), **self.spread("radius", self.radii)}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """As every defence; radii above a smaller eps than before are cut."""

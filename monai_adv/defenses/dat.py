@@ -53,10 +53,12 @@ class DATSettings(AttackSettings):
         0.5, "criterion at which the attack stops in the first epoch, in units of the loss (see relative)",
         "a number >= 0 (0: SAT)", not_negative,
     )  # fmt: skip
-    c_epochs: int = setting(
-        100, "T': epochs over which the criterion falls to 0 (5/6 of the training in the paper)",
-        "a whole number >= 1", positive,
-    )  # fmt: skip
+    c_epochs: float = setting(
+        5 / 6,
+        "T': epochs over which the criterion falls to 0; below 1 a share of the training",
+        "a number > 0",
+        positive,
+    )
     relative: bool = setting(
         False, "the criterion is a share of eps times the gradient's dual norm, the same for all image sizes and losses"
     )
@@ -84,16 +86,14 @@ class DAT(Defense):
 
     settings_class = DATSettings
     settings: DATSettings
-    _epoch = 0
-
-    def on_epoch_start(self, epoch: int) -> None:
-        """The criterion is that of the epoch."""
-        self._epoch = epoch
 
     @property
     def criterion(self) -> float:
         """c_t of this epoch."""
-        return max(self.settings.c_max * (1 - self._epoch / self.settings.c_epochs), 0.0)
+        settings = self.settings
+        if settings.c_max == 0:
+            return 0.0
+        return max(settings.c_max * (1 - self.epoch / self.epochs_of("c_epochs", settings.c_epochs)), 0.0)
 
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
         """One part: ``L(f(x'), y)`` with x' converged to the epoch's criterion, or after K steps."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.pgd import Iterate, PGDResult
 from monai_adv.defenses.base import Batch, Defense, LossPart
-from monai_adv.defenses.settings import AttackSettings
+from monai_adv.defenses.settings import AttackSettings, numbers
 from monai_adv.errors import InputError
 from monai_adv.settings import not_negative, setting
 
@@ -41,8 +41,10 @@ class FATSettings(AttackSettings):
     """Hyper-parameters of FAT."""
 
     tau: int = setting(0, "steps that the attack makes from wrong images", "a whole number >= 0", not_negative)
-    tau_epochs: str | int | None = setting(
-        None, "epochs, counted from 0, at which tau grows by 1; none: never", "increasing whole numbers, as '50,90'"
+    tau_epochs: str | float | None = setting(
+        None,
+        "epochs, counted from 0, at which tau grows by 1; below 1 shares of the training; none: never",
+        "increasing numbers, as '50,90' or '0.4,0.75'",
     )
     omega: float = setting(
         0.001, "standard deviation of the noise added at every step, in units of intensity", "a number >= 0",
@@ -53,18 +55,12 @@ class FATSettings(AttackSettings):
         super().check()
         epochs = self.epochs
         if any(a >= b for a, b in zip((-1, *epochs), epochs, strict=False)):
-            raise InputError.of("tau_epochs", self.tau_epochs, "increasing whole numbers >= 0, as '50,90'")
+            raise InputError.of("tau_epochs", self.tau_epochs, "increasing numbers >= 0, as '50,90'")
 
     @property
-    def epochs(self) -> tuple[int, ...]:
+    def epochs(self) -> tuple[float, ...]:
         """``tau_epochs`` as numbers."""
-        if self.tau_epochs is None:
-            return ()
-        try:
-            return tuple(int(part) for part in str(self.tau_epochs).split(","))
-        except ValueError:
-            allowed = "whole numbers between commas, as '50,90', or none"
-            raise InputError.of("tau_epochs", self.tau_epochs, allowed) from None
+        return numbers("tau_epochs", self.tau_epochs, float, "numbers between commas, as '50,90', or none")
 
 
 class FAT(Defense):
@@ -85,16 +81,12 @@ class FAT(Defense):
 
     settings_class = FATSettings
     settings: FATSettings
-    _epoch = 0
-
-    def on_epoch_start(self, epoch: int) -> None:
-        """tau is that of the epoch."""
-        self._epoch = epoch
 
     @property
     def tau(self) -> int:
         """Steps from wrong images in this epoch."""
-        return self.settings.tau + sum(self._epoch >= epoch for epoch in self.settings.epochs)
+        growth = (self.epochs_of("tau_epochs", epoch) for epoch in self.settings.epochs)
+        return self.settings.tau + sum(self.epoch >= epoch for epoch in growth)
 
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
         """One part: ``L(f(x'), y)`` with the friendly images x'."""

@@ -71,8 +71,9 @@ class FGSMRS(Defense):
         self._best = 0.0
         """Accuracy under PGD of the best epoch so far."""
 
-    def on_epoch_start(self, epoch: int) -> None:
+    def on_epoch_start(self, epoch: int, epochs: int | None = None) -> None:
         """The first step of an epoch is watched."""
+        super().on_epoch_start(epoch, epochs)
         self._step = 0
 
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:

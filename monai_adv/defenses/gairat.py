@@ -49,10 +49,9 @@ class GAIRATSettings(AttackSettings):
         -1.0, "lambda: the smaller, the more unequal the weights; none: infinite, all weights 1 (SAT)",
         "a number from -30 to 30, or none", lambda v: -30 <= v <= 30,
     )  # fmt: skip
-    burn_in: int = setting(
-        0, "epochs with all weights 1 at the start (half of the training in the paper)", "a whole number >= 0",
-        not_negative,
-    )  # fmt: skip
+    burn_in: float = setting(
+        0.5, "epochs with all weights 1 at the start; below 1 a share of the training", "a number >= 0", not_negative
+    )
 
 
 class GAIRAT(Defense):
@@ -72,17 +71,13 @@ class GAIRAT(Defense):
 
     settings_class = GAIRATSettings
     settings: GAIRATSettings
-    _epoch = 0
-
-    def on_epoch_start(self, epoch: int) -> None:
-        """Weights count after the burn-in."""
-        self._epoch = epoch
 
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
         """One part: ``mean_i w_i L(f(x'_i), y_i)``; ``L(f(x'), y)`` during the burn-in."""
         self.begin(batch)
         settings = self.settings
-        lam = settings.lam if self._epoch >= settings.burn_in and settings.eps > 0 else None
+        off = settings.eps == 0 or settings.lam is None or self.epoch < self.epochs_of("burn_in", settings.burn_in)
+        lam = None if off else settings.lam
         kappa = torch.zeros(len(batch.images), dtype=wide_dtype(batch.images.device), device=batch.images.device)
 
         def count(iterate: Iterate) -> Tensor:

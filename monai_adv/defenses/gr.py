@@ -82,9 +82,7 @@ class GR(Defense):
         """One part: ``L(f(x), y) + lam * mean ||grad_x l||_p^q``."""
         self.begin(batch)
         if self.settings.lam == 0:
-            output = network(batch.images)
-            self.count(batch, forward=1, full=1)
-            yield LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, output))
+            yield self.clean_part(network, batch)
             return
         with single_precision(batch.images) as images:
             output = network(images.requires_grad_())

@@ -47,7 +47,10 @@ class IAATSettings(AttackSettings):
     beta: float = setting(
         0.1, "weight of a new radius in the moving average", "a number in (0, 1]", lambda v: 0 < v <= 1
     )
-    warmup_epochs: int = setting(10, "first epochs, in which all radii are eps", "a whole number >= 0", not_negative)
+    warmup_epochs: float = setting(
+        0.05, "first epochs, in which all radii are eps; below 1 a share of the training (official: 10 of 200)",
+        "a number >= 0", not_negative,
+    )  # fmt: skip
     capped: bool = setting(True, "no radius grows above eps (paper and official: false)")
     clean_wrong: Literal["attack", "clean"] = setting(
         "attack", "samples that are wrong without an attack: attacked within their shrinking radius, or trained on as "
@@ -94,19 +97,12 @@ class IAAT(Defense):
         super().__init__(task, settings, channels)
         self.radii = SampleState(0.0, "IAAT radii")
         self.states = {"radii": self.radii}
-        self._epoch = 0
-
-    def on_epoch_start(self, epoch: int) -> None:
-        """Ends the warm-up."""
-        self._epoch = epoch
 
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
         """One part: ``L(f(x'), y)`` with x' within the sample's own radius, which is found first."""
         self.begin(batch)
         if self.settings.eps == 0:
-            output = network(batch.images)
-            self.count(batch, forward=1, full=1)
-            yield LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, output))
+            yield self.clean_part(network, batch)
             return
         with frozen(network, self.settings.attack_mode) as model, torch.no_grad():
             clean_output = detached(model(any_batch_size(batch.images, model)))
@@ -121,13 +117,7 @@ class IAAT(Defense):
 
     def on_epoch_end(self) -> dict[str, float]:
         """The epoch's figures, and mean and spread of the radii in the unit of eps."""
-        radii = self.radii.values.cpu().double()
-        return {
-            **super().on_epoch_end(),
-            "radius_mean": float(radii.mean()),
-            "radius_std": float(radii.std(correction=0)),
-            "radius_at_eps": float((radii >= self.settings.eps).double().mean()),
-        }
+        return {**super().on_epoch_end(), **self.spread("radius", self.radii)}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """As every defence; radii above a smaller eps than before are cut, if they are capped."""
@@ -141,7 +131,7 @@ class IAAT(Defense):
         ids = self.ids(batch)
         scorable = self.task.scorable(batch.target)
         old = self.radii[ids].to(batch.images.dtype)
-        warm_up = self._epoch < settings.warmup_epochs
+        warm_up = self.epoch < self.epochs_of("warmup_epochs", settings.warmup_epochs)
         if warm_up:
             vote = torch.where(right, settings.eps, 0.0).to(old)
         else:

@@ -184,13 +184,7 @@ class IMA(Defense):
             self.margins.values = margins.clamp(0, settings.eps)
             self._shrunk.values = self.margins.values.clone()
             self._grown.values = torch.zeros_like(margins)
-        spread = self.margins.values.cpu().double()
-        return {
-            **super().on_epoch_end(),
-            "margin_mean": float(spread.mean()),
-            "margin_std": float(spread.std(correction=0)),
-            "margin_at_eps": float((spread >= settings.eps).double().mean()),
-        }
+        return {**super().on_epoch_end(), **self.spread("margin", self.margins)}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """As every defence; margins above a smaller eps than before are cut."""

@@ -79,9 +79,7 @@ class LLR(Defense):
         self.begin(batch)
         settings, target = self.settings, batch.target
         if (settings.lam == 0 and settings.mu == 0) or settings.eps == 0:  # d* = 0: both terms are 0
-            output = network(batch.images)
-            self.count(batch, forward=1, full=1)
-            yield LossPart(self.task.training_loss(output, target), **self.seen(batch, output))
+            yield self.clean_part(network, batch)
             return
         with single_precision(batch.images) as images:
             delta = self._largest_gap(network, Batch(images, target)) - images

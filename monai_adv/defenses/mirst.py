@@ -14,10 +14,10 @@ The drop-max layer (DM) is a layer of the network, not of the training: ``monai_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from monai_adv.attacks import PGD
 from monai_adv.attacks.pgd import Iterate
 from monai_adv.defenses.base import Batch, Defense, LossPart
-from monai_adv.defenses.settings import DefenseSettings
+from monai_adv.defenses.settings import DefenseSettings, numbers
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode
 from monai_adv.settings import not_negative, positive, setting
@@ -37,8 +37,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mirst_busi_short_step": {"norm": "linf", "eps": 5 / 255, "relative_step": 0.001 / (5 / 255), "alpha": 1.0,
                               "intensity_min": 0.0, "intensity_max": 1.0},
 }  # fmt: skip
-
-N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,12 @@ class MIRSTSettings(DefenseSettings):
     @property
     def after(self) -> tuple[int, ...]:
         """``instances`` as numbers."""
-        return _numbers("instances", self.instances, int, "whole numbers between commas, as '2,4,6,8'")
+        return numbers("instances", self.instances, int, "whole numbers between commas, as '2,4,6,8'")
 
     @property
     def weights(self) -> tuple[float, ...]:
         """``betas`` as numbers."""
-        return _numbers("betas", self.betas, float, "numbers between commas, as '0.5,0.5'")
+        return numbers("betas", self.betas, float, "numbers between commas, as '0.5,0.5'")
 
 
 class MIRST(Defense):
@@ -101,10 +99,7 @@ class MIRST(Defense):
         The outputs on the last, strongest instance are the ones reported as those on attacked images.
         """
         self.begin(batch)
-        output = network(batch.images)
-        self.count(batch, forward=1, full=1)
-        yield LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, output))
-        del output  # before the attack
+        yield self.clean_part(network, batch)
         settings = self.settings
         if settings.alpha == 0:
             return
@@ -141,11 +136,3 @@ class MIRST(Defense):
         images = batch.images[index]
         instances = [images.index_copy(0, i, images[i] + delta) for i, delta in (found[k] for k in earlier)]
         return [*(batch.images.index_copy(0, index, x) for x in instances), noisy]
-
-
-def _numbers(name: str, text: str | float, number: Callable[[str], N], allowed: str) -> tuple[N, ...]:
-    """The numbers of a setting such as ``"2,4,6,8"``; settings hold scalars."""
-    try:
-        return tuple(number(part) for part in str(text).split(","))
-    except ValueError:
-        raise InputError.of(name, text, allowed) from None

@@ -133,13 +133,7 @@ class MMA(Defense):
 
     def on_epoch_end(self) -> dict[str, float]:
         """The epoch's figures, and mean and spread of the margins in the unit of eps."""
-        margins = self.margins.values.cpu().double()
-        return {
-            **super().on_epoch_end(),
-            "margin_mean": float(margins.mean()),
-            "margin_std": float(margins.std(correction=0)),
-            "margin_at_eps": float((margins >= self.settings.eps).double().mean()),
-        }
+        return {**super().on_epoch_end(), **self.spread("margin", self.margins)}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """As every defence; margins beyond the search's end of a smaller eps than before are cut."""

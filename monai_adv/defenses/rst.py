@@ -58,10 +58,7 @@ class RST(Defense):
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
         """Two parts: ``L(f(x), y)`` and ``w L(f(x'), y)``; with w = 0 the first alone."""
         self.begin(batch)
-        output = network(batch.images)
-        self.count(batch, forward=1, full=1)
-        yield LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, output))
-        del output  # before the attack
+        yield self.clean_part(network, batch)
         weight = self.settings.weight_noisy
         if weight == 0:
             return

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from monai_adv.attacks import PGD
 from monai_adv.attacks.pgd import Start
@@ -11,6 +12,22 @@ from monai_adv.errors import InputError
 from monai_adv.network_state import Mode
 from monai_adv.settings import Settings, not_negative, positive, setting
 from monai_adv.threats import Norm, Threat, Unit
+
+N = TypeVar("N", int, float)
+
+
+def numbers(name: str, text: str | float | None, number: Callable[[str], N], allowed: str) -> tuple[N, ...]:
+    """The numbers of a setting such as ``"2,4,6,8"``: settings hold scalars, so that variables can set them.
+
+    Raises:
+        InputError: something else stands between the commas.
+    """
+    if text is None:
+        return ()
+    try:
+        return tuple(number(part) for part in str(text).split(","))
+    except ValueError:
+        raise InputError.of(name, text, allowed) from None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,4 @@ class Standard(Defense):
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
         """One part: ``L(f(x), y)``."""
         self.begin(batch)
-        output = network(batch.images)
-        self.count(batch, forward=1, full=1)
-        yield LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, output))
+        yield self.clean_part(network, batch)

@@ -30,17 +30,17 @@ from monai_adv.defenses.settings import AttackSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import any_batch_size, detached, frozen
 from monai_adv.sample_state import SampleIds, SampleState
-from monai_adv.settings import not_negative, positive, setting
+from monai_adv.settings import not_negative, setting
 from monai_adv.tasks.base import Output, Points, Target, TrainingTask
 from monai_adv.tasks.divergence import mean_over_points
 
 PRESETS: dict[str, dict[str, Any]] = {
     "te_cifar": {"norm": "linf", "eps": 8 / 255, "steps": 10, "relative_step": 0.25, "weight": 30.0,
-                 "ramp_start": 90.0, "ramp_end": 150.0, "total_epochs": None, "intensity_min": 0.0,
+                 "ramp_start": 90.0, "ramp_end": 150.0, "intensity_min": 0.0,
                  "intensity_max": 1.0},
     # The IMA authors' segmentation code: epochs 25 to 35 of 50.
     "ima_hippocampus": {"norm": "l2", "eps": 15.0, "eps_unit": "norm", "steps": 10, "relative_step": 0.25,
-                        "start": "gaussian", "ramp_start": 25.0, "ramp_end": 35.0, "total_epochs": None},
+                        "start": "gaussian", "ramp_start": 25.0, "ramp_end": 35.0},
 }  # fmt: skip
 
 TABLE = "soft_labels"
@@ -58,45 +58,22 @@ class TESettings(AttackSettings):
         0.9, "share of the old soft label that a visit keeps", "a number in [0, 1)", lambda v: 0 <= v < 1
     )
     ramp_start: float = setting(
-        0.45, "when the memory starts and its weight begins to grow: a fraction of total_epochs, or an epoch if that "
-        "is none", "a number >= 0", not_negative,
+        0.45, "epoch at which the memory starts and its weight begins to grow; below 1 a share of the training",
+        "a number >= 0", not_negative,
     )  # fmt: skip
-    ramp_end: float = setting(0.75, "when the weight is fully there, likewise", "a number >= ramp_start", not_negative)
-    total_epochs: int | None = setting(
-        200,
-        "epochs of the whole training; none: ramp_start and ramp_end are epochs",
-        "a whole number or none",
-        positive,
-    )
+    ramp_end: float = setting(
+        0.75, "epoch at which the weight is fully there; below 1 a share of the training", "a number >= ramp_start",
+        not_negative,
+    )  # fmt: skip
 
     def check(self) -> None:
         super().check()
         if self.ramp_end < self.ramp_start:
             raise InputError.of("ramp_end", self.ramp_end, f"at least ramp_start, here {self.ramp_start}")
-        if self.total_epochs is not None and self.ramp_end > 1:
+        if 0 < self.ramp_start < 1 <= self.ramp_end:
             raise InputError.of(
-                "ramp_end", self.ramp_end, "a fraction of total_epochs, at most 1",
-                "set total_epochs to none to give epochs",
-            )  # fmt: skip
-
-    @property
-    def ramp(self) -> tuple[float, float]:
-        """First epoch of the ramp, and the first one after it."""
-        total = self.total_epochs or 1
-        return self.ramp_start * total, self.ramp_end * total
-
-    def weight_at(self, epoch: int) -> float:
-        """``w(t) = weight * exp(-5 (1 - s)^2)`` with s from 0 to 1 over the ramp, 0 before it.
-
-        Example:
-            >>> settings = TESettings(weight=300.0, ramp_start=90.0, ramp_end=150.0, total_epochs=None)
-            >>> [round(settings.weight_at(epoch), 2) for epoch in (89, 90, 120, 150)]
-            [0.0, 2.02, 85.95, 300.0]
-        """
-        start, end = self.ramp
-        if epoch < start:
-            return 0.0
-        return self.weight * (math.exp(-5 * (1 - (epoch - start) / (end - start)) ** 2) if epoch < end else 1.0)
+                "ramp_start and ramp_end", (self.ramp_start, self.ramp_end), "both shares below 1, or both epochs"
+            )
 
 
 class TE(Defense):
@@ -126,24 +103,48 @@ class TE(Defense):
     ) -> None:
         super().__init__(task, settings, channels)
         self._bound: tuple[SampleIds, torch.device | str] | None = None
-        self._epoch = 0
 
     def bind(self, ids: SampleIds, device: torch.device | str) -> None:
         """As every defence; the memory itself is made when the number of classes is known."""
         super().bind(ids, device)
         self._bound = ids, device
 
-    def on_epoch_start(self, epoch: int) -> None:
-        """Sets the weight."""
-        self._epoch = epoch
+    @property
+    def started(self) -> bool:
+        """Whether the memory is used in this epoch."""
+        return self.settings.weight > 0 and self.epoch >= self.epochs_of("ramp_start", self.settings.ramp_start)
+
+    @property
+    def weight(self) -> float:
+        """``w(t) = weight * exp(-5 (1 - s)^2)`` with s from 0 to 1 over the ramp, 0 before it.
+
+        Example:
+            >>> from monai_adv.tasks import ClassificationTask
+            >>> te = TE(ClassificationTask(), TESettings(weight=300.0, ramp_start=0.45, ramp_end=0.75))
+            >>> for epoch in (89, 90, 120, 150):
+            ...     te.on_epoch_start(epoch, epochs=200)
+            ...     print(round(te.weight, 2))
+            0.0
+            2.02
+            85.95
+            300.0
+        """
+        settings = self.settings
+        if not self.started:
+            return 0.0
+        start = self.epochs_of("ramp_start", settings.ramp_start)
+        end = self.epochs_of("ramp_end", settings.ramp_end)
+        if self.epoch >= end:
+            return settings.weight
+        return settings.weight * math.exp(-5 * (1 - (self.epoch - start) / (end - start)) ** 2)
 
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
         """One part: ``L(f(x'), y) + w(t) * mean ||p(x') - p^||^2``."""
         self.begin(batch)
         settings = self.settings
-        weight = settings.weight_at(self._epoch)
+        weight = self.weight
         seen: dict[str, Any] = {}
-        if settings.weight > 0 and self._epoch >= settings.ramp[0]:
+        if self.started:
             # The sample as it is drawn, augmented, by the network as it would be deployed.
             with frozen(network) as model, torch.no_grad():
                 clean_output = detached(model(any_batch_size(batch.images, model)))
@@ -172,7 +173,7 @@ class TE(Defense):
 
     def on_epoch_end(self) -> dict[str, float]:
         """The epoch's figures, and the weight of the soft labels."""
-        return {**super().on_epoch_end(), "soft_label_weight": self.settings.weight_at(self._epoch)}
+        return {**super().on_epoch_end(), "soft_label_weight": self.weight}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """As every defence; a checkpoint from before the ramp has no soft labels."""

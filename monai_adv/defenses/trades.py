@@ -68,9 +68,7 @@ class TRADES(Defense):
         self.begin(batch)
         beta = self.settings.beta
         if beta == 0 or self.settings.eps == 0:  # the divergence is 0 then
-            output = network(batch.images)
-            self.count(batch, forward=1, full=1)
-            yield LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, output))
+            yield self.clean_part(network, batch)
             return
         noisy = kl_attack(self, network, batch)
         output = network(batch.images)

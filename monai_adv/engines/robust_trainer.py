@@ -222,7 +222,7 @@ class RobustTrainer(SupervisedTrainer):
         if self.defense is None:
             self._use(self._make_defense())
             assert self.defense is not None
-            self.defense.on_epoch_start(self.state.epoch - 1)
+            self.defense.on_epoch_start(self.state.epoch - 1, self.state.max_epochs)
         task = self.defense.task
         if isinstance(task, SegmentationTask):
             if not isinstance(output, Tensor) and task.settings.attack_deep_supervision:
@@ -272,7 +272,7 @@ class RobustTrainer(SupervisedTrainer):
             self.robust_state.resume(self.network, self.logger)
             self._resumed = True
         if self.defense is not None:
-            self.defense.on_epoch_start(self.state.epoch - 1)
+            self.defense.on_epoch_start(self.state.epoch - 1, self.state.max_epochs)
 
     def _on_epoch_completed(self) -> None:
         assert self.defense is not None

@@ -72,13 +72,14 @@ def dual_batch_norm(network: Network) -> Network:
             itself a normalisation layer, or has lazy layers that were never run.
 
     Example:
+        >>> import torch
         >>> network = dual_batch_norm(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
-        >>> network[1]
-        DualNorm(
-          active='clean'
-          (clean): BatchNorm2d(2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-          (noisy): BatchNorm2d(2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-        )
+        >>> sorted(network.state_dict())[2:4]
+        ['1.clean.bias', '1.clean.num_batches_tracked']
+        >>> with branch(network, "noisy"):
+        ...     _ = network(torch.ones(1, 1, 5, 5))
+        >>> network[1].clean.num_batches_tracked.item(), network[1].noisy.num_batches_tracked.item()
+        (0, 1)
     """
     if isinstance(network, DistributedDataParallel):
         raise InputError.of("network", "DistributedDataParallel", "a network before DDP wraps it", "convert it first")
