@@ -5,6 +5,8 @@
     python benchmarks/hippocampus.py prepare                             # CPU-sized plans; not needed on a GPU
     python benchmarks/hippocampus.py train nnUNetTrainer 2d --epochs 60 --iterations 25 --lr 0.03
     MONAI_ADV_SETTINGS=ima.yaml nnUNetv2_train 4 2d 0 -tr IMATrainer -p nnUNetPlansCPU -device cpu
+    MONAI_ADV_SETTINGS=l2_5.yaml python benchmarks/hippocampus.py train TRADESTrainer 2d --epochs 12 --iterations 25 \
+        --seed 0 --weights .../nnUNetTrainer__nnUNetPlansCPU__2d/fold_0/checkpoint_final.pth
     monai-adv evaluate -d 4 -c 2d -f 0 -tr nnUNetTrainer IMATrainer -p nnUNetPlansCPU --norm l2 --eps 5 15 25 -o report
 
 The last line attacks the final checkpoints on the whole volumes of the fold's validation cases, see docs/measuring.md.
@@ -40,6 +42,7 @@ def main() -> None:
     training.add_argument("--iterations", type=int, required=True)
     training.add_argument("--lr", type=float, default=0.01)
     training.add_argument("--weights", help="checkpoint to fine-tune, output layers included")
+    training.add_argument("--seed", type=int)
     training.set_defaults(run=train)
     arguments = parser.parse_args()
     arguments.run(arguments)
@@ -66,6 +69,7 @@ def train(arguments: argparse.Namespace) -> None:
         validation_iterations=5,
         initial_lr=arguments.lr,
         weights=arguments.weights,
+        seed=arguments.seed,
         device=arguments.device,
     )
 

@@ -72,7 +72,7 @@ class TwoViews:
 
     Example:
         >>> first, second = TwoViews(ViewSettings(crop=1, flip=0, intensity=0, blur=0, noise=0))(torch.eye(4)[None])
-        >>> torch.equal(first, torch.eye(4)[None]), torch.equal(first, second)
+        >>> torch.allclose(first, torch.eye(4), atol=1e-6), torch.equal(first, second)
         (True, True)
     """
 
