@@ -84,9 +84,7 @@ class ATES(Defense):
         noisy, result, _ = self.attack(network, batch, pgd)
         if result is not None:
             self.statistics.add("attack_steps", result.steps, of=len(batch.images))
-        output = network(noisy)
-        self.count(batch, forward=1, full=1)
-        yield LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, noisy=output))
+        yield self.noisy_part(network, batch, noisy)
 
 
 @torch.no_grad()

@@ -218,6 +218,13 @@ class Defense(ABC):
         self.count(batch, forward=1, full=1)
         return LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, output))
 
+    def noisy_part(self, network: nn.Module, batch: Batch, images: Tensor, weight: float = 1.0) -> LossPart:
+        """``weight`` times the loss on attacked ``images``."""
+        output = network(images)
+        self.count(batch, forward=1, full=1)
+        loss = weight * self.task.training_loss(output, batch.target)
+        return LossPart(loss, **self.seen(batch, noisy=output))
+
     def spread(self, name: str, state: SampleState) -> dict[str, float]:
         """Figures of a memory of radii: mean, standard deviation, share at eps; in the unit of eps."""
         values = state.values.cpu().double()

@@ -105,9 +105,7 @@ class DAT(Defense):
         noisy, result, _ = self.attack(network, batch, pgd)
         if result is not None:
             self.statistics.add("attack_steps", result.steps, of=len(batch.images))
-        output = network(noisy)
-        self.count(batch, forward=1, full=1)
-        yield LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, noisy=output))
+        yield self.noisy_part(network, batch, noisy)
 
     def _converged(self, images: Tensor) -> Callable[[Iterate], Tensor]:
         """``(b,)`` bool of an iterate: the samples that have made a step and are as stationary as asked for."""

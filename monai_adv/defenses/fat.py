@@ -92,9 +92,7 @@ class FAT(Defense):
         """One part: ``L(f(x'), y)`` with the friendly images x'."""
         self.begin(batch)
         noisy, _, _ = self.friendly(network, batch)
-        output = network(noisy)
-        self.count(batch, forward=1, full=1)
-        yield LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, noisy=output))
+        yield self.noisy_part(network, batch, noisy)
 
     def friendly(self, network: nn.Module, batch: Batch) -> tuple[Tensor, PGDResult | None, Tensor]:
         """The early-stopped attack, as :meth:`Defense.attack` returns it."""

@@ -92,9 +92,7 @@ class FGSMRS(Defense):
         if settings.eps > 0 and settings.watch_every > 0 and self._step % settings.watch_every == 0:
             self._watch(network, batch, noisy)
         self._step += 1
-        output = network(noisy)
-        self.count(batch, forward=1, full=1)
-        yield LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, noisy=output))
+        yield self.noisy_part(network, batch, noisy)
 
     def on_epoch_end(self) -> dict[str, float]:
         """The epoch's figures; warns when the network has overfitted to the one step."""

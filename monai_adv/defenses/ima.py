@@ -168,10 +168,7 @@ class IMA(Defense):
 
         found = self._adversarial_samples(network, batch, attacked)
         noisy = batch.images.index_copy(0, found.index, found.images)
-        noisy_output = network(noisy)
-        self.count(batch, forward=1, full=1)
-        noisy_loss = self.task.training_loss(noisy_output, batch.target)
-        yield LossPart(weight * noisy_loss, **self.seen(batch, noisy=noisy_output))
+        yield self.noisy_part(network, batch, noisy, weight)
         self._book(batch, found)
         self._update_margins(batch, found)
 

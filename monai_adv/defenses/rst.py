@@ -63,6 +63,4 @@ class RST(Defense):
         if weight == 0:
             return
         noisy, _, _ = self.attack(network, batch, self.settings.pgd(self.channels))
-        output = network(noisy)
-        self.count(batch, forward=1, full=1)
-        yield LossPart(weight * self.task.training_loss(output, batch.target), **self.seen(batch, noisy=output))
+        yield self.noisy_part(network, batch, noisy, weight)

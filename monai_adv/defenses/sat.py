@@ -53,6 +53,4 @@ class SAT(Defense):
         """One part: ``L(f(x'), y)``."""
         self.begin(batch)
         noisy, _, _ = self.attack(network, batch, self.settings.pgd(self.channels))
-        output = network(noisy)
-        self.count(batch, forward=1, full=1)
-        yield LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, noisy=output))
+        yield self.noisy_part(network, batch, noisy)
