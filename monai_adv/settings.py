@@ -83,11 +83,24 @@ class Settings:
 @cache
 def _adapter(hint: Any) -> tuple[TypeAdapter[Any], str]:
     """The validator of a setting's type, and that type in words."""
-    options = get_args(hint) if get_origin(hint) is Literal else ()
     if hint is bool:
         return TypeAdapter(hint), "true or false"
+    options = choices(hint)
     words = f"one of {', '.join(map(repr, options))}" if options else getattr(hint, "__name__", str(hint))
     return TypeAdapter(hint), words
+
+
+def choices(hint: Any) -> tuple[Any, ...]:
+    """The values that a ``Literal`` allows, or an optional one; none for other types.
+
+    Example:
+        >>> choices(Literal["l2", "linf"] | None)
+        ('l2', 'linf', None)
+    """
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    kinds = get_args(hint)
+    return tuple(c for kind in kinds for c in choices(kind) or [None]) if any(map(choices, kinds)) else ()
 
 
 def _number(value: Any, hint: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import nnunet_trainers
 from monai_adv import cli, doctor, probe
 from monai_adv.doctor import Check
 from monai_adv.probe import Outcome
@@ -236,22 +237,23 @@ def test_real_user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     broken.parent.mkdir(parents=True)
     broken.write_text("import no_such_library\n")
     (broken.parent / "__init__.py").touch()
+    first = nnunet_trainers.__all__[0]  # the one that the doctor looks up
     shadow = tmp_path / "theirs" / "a_shadow.py"
-    shadow.write_text("class OtherTrainer: pass\nclass IMATrainer: pass\n")
+    shadow.write_text(f"class OtherTrainer: pass\nclass {first}: pass\n")
     (tmp_path / "theirs" / "reexport.py").write_text("from nnunet_trainers import IMATrainer\n")
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(tmp_path / "theirs"), discovery_folder()]))
 
     outcomes = probe.run_steps("nnunet_trainers.look_up:STEPS")
     assert outcomes["user folders"].value == {
         "broken": [[str(broken), "ModuleNotFoundError: No module named 'no_such_library'"]],
-        "shadowing": [[str(shadow), "IMATrainer"]],
+        "shadowing": [[str(shadow), first]],
     }
     # nnU-Net stops at the shadow and refuses it, for it is no nnU-Net trainer.
     assert outcomes["look-up"].error.startswith("AssertionError: The requested nnunet trainer class must inherit")
     checks = nnunet_doctor.look_up_checks(outcomes)
     found = {check.found: check.status for check in checks}
     assert found[f"{broken}: ModuleNotFoundError: No module named 'no_such_library'"] == "FAIL"
-    assert found[f"{shadow} has a IMATrainer of its own"] == "WARN"
+    assert found[f"{shadow} has a {first} of its own"] == "WARN"
 
 
 # ---- nnU-Net: paths and workers

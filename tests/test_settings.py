@@ -71,7 +71,8 @@ def test_delta_is_a_fifth_of_eps_unless_given() -> None:
         ({"zzzz": 1}, "zzzz: unknown setting; known are absent_classes, algorithm, amp"),
         (
             {"preset": "offical"},
-            "preset: received 'offical', allowed is one of paper, official; did you mean 'official'",
+            "preset: received 'offical', allowed is one of paper, ima_covid, ima_pathmnist, ima_heart, ima_hippocampus, "
+            "ima_prostate, official; did you mean 'official'",
         ),
         ({"eps": "fifteen"}, "eps: received 'fifteen', allowed is a finite number > 0"),
         ({"eps": 0}, "eps: received 0.0, allowed is a finite number > 0; set eps and delta both to 0"),
@@ -84,8 +85,8 @@ def test_delta_is_a_fifth_of_eps_unless_given() -> None:
             {"eps": 15},
             "eps: received 15.0, allowed is at most 1 in the unit rms, one standard deviation in every voxel",
         ),
-        ({"preset": 1}, "preset: received 1, allowed is one of paper, official"),
-        ({"preset": ["paper"]}, "preset: received ['paper'], allowed is one of paper, official"),
+        ({"preset": 1}, "preset: received 1, allowed is one of paper, ima_covid"),
+        ({"preset": ["paper"]}, "preset: received ['paper'], allowed is one of paper, ima_covid"),
         ({"threshold": 1.0}, "threshold: received 1.0, allowed is a number in (0, 1)"),
         ({"threshold": 0}, "threshold: received 0.0, allowed is a number in (0, 1)"),
         ({"steps": 2.5}, "steps: received 2.5, allowed is a whole number >= 1"),
@@ -93,8 +94,8 @@ def test_delta_is_a_fifth_of_eps_unless_given() -> None:
         ({"steps": 0}, "steps: received 0, allowed is a whole number >= 1"),
         ({"amp": 1}, "amp: received 1, allowed is true or false"),
         ({"algorithm": 1}, "algorithm: received 1, allowed is one of 2, 3"),
-        ({"eps_unit": "hu"}, "eps_unit: received 'hu', allowed is one of 'norm', 'rms'"),
-        ({"norm": "linf"}, "eps_unit: received 'rms', allowed is 'norm'"),
+        ({"eps_unit": "hu"}, "eps_unit: received 'hu', allowed is one of 'norm', 'rms', None"),
+        ({"norm": "linf", "eps_unit": "rms"}, "eps_unit: received 'rms', allowed is 'norm'"),
         ({"epochs": 0}, "epochs: received 0, allowed is a whole number >= 1 or none"),
     ],
 )

@@ -33,7 +33,7 @@ from monai_adv.tasks.base import Output, TrainingTask, take
 class IMASettings(DefenseSettings):
     """Hyper-parameters of IMA."""
 
-    eps: float = setting(0.1, "largest margin", "a finite number >= 0 (0 together with delta 0: off)", not_negative)
+    eps: float = setting(0.1, "largest margin", "a finite number > 0 (0 together with delta 0: off)", not_negative)
     delta: float | None = setting(
         None,
         "first margin and its growth per visit, in the unit of eps; none: eps / 5",

@@ -11,10 +11,10 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from monai_adv.defenses.registry import METHODS, Method, TaskName, method
-from monai_adv.settings import Settings
+from monai_adv.settings import Settings, choices
 
 TASKS: tuple[TaskName, ...] = ("classification", "segmentation")
 _BLOCK = re.compile(r"<!-- (overview|method: (\w+)) -->\n.*?<!-- end -->", re.DOTALL)
@@ -51,7 +51,7 @@ def details(of: Method) -> str:
 def settings_table(section: type[Settings]) -> str:
     """The settings of a section, a row each."""
     hints = get_type_hints(section)
-    rows = [[f"`{f.name}`", _shown(f.default), f.metadata["help"], f.metadata["allowed"] or _choices(hints[f.name])]
+    rows = [[f"`{f.name}`", _shown(f.default), f.metadata["help"], f.metadata["allowed"] or _allowed(hints[f.name])]
             for f in dataclasses.fields(section)]  # fmt: skip
     return table(["setting", "default", "meaning", "allowed"], rows)
 
@@ -73,14 +73,8 @@ def refreshed(page: str) -> str:
     return _BLOCK.sub(block, page)
 
 
-def _choices(hint: Any) -> str:
-    """The values of a Literal, also of an optional one; true and false."""
-    if hint is bool:
-        return "true, false"
-    if hint is type(None):
-        return "none"
-    options = get_args(hint)
-    return ", ".join(str(o) for o in options) if get_origin(hint) is Literal else ", ".join(map(_choices, options))
+def _allowed(hint: Any) -> str:
+    return "true, false" if hint is bool else ", ".join(map(_shown, choices(hint)))
 
 
 def _shown(value: Any) -> str:

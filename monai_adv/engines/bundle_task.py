@@ -22,6 +22,7 @@ from torch import Tensor
 from monai_adv.defenses.base import on_any_rank
 from monai_adv.errors import InputError
 from monai_adv.tasks import Output, Target
+from monai_adv.tasks.segmentation import check_labels
 
 Kind = Literal["classification", "segmentation"]
 KINDS: tuple[Kind, ...] = ("classification", "segmentation")
@@ -52,7 +53,7 @@ class Layout:
     def to_task(self, label: Tensor) -> Tensor:
         """The label as a task wants it."""
         if self.classes:
-            return label.argmax(1, keepdim=True)
+            return (label.int() if label.dtype == torch.bool else label).argmax(1, keepdim=True)
         return label if self.channel else label[:, None]
 
     def to_bundle(self, target: Target) -> Tensor:
@@ -162,13 +163,6 @@ def _check_values(label: Tensor, layout: Layout, heads: int, ignore_label: int |
     """The first batch only: it waits for the device."""
     if layout.classes:
         return
-    highest = 1 if layout.regions else heads - 1
     if layout.regions and ignore_label is not None:
         raise InputError.of("ignore_label", ignore_label, "none for regions", "leave such voxels out in the loss")
-    known = (label == label.round()) & (label >= 0) & (label <= highest)
-    if ignore_label is not None:
-        known |= label == ignore_label
-    if not bool(known.all()):
-        found = [round(v, 4) for v in torch.unique(label[~known]).tolist()[:5]]
-        what = "0 and 1" if layout.regions else f"whole numbers from 0 to {highest}"
-        raise InputError.of("label", found, what, "see the label's transforms, or give ignore_label")
+    check_labels("label", label, 1 if layout.regions else heads - 1, ignore_label)

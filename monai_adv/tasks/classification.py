@@ -26,6 +26,8 @@ class ClassificationTask:
     network is sure. Targets are class indices ``(B,)`` or ``(B, 1)`` of any dtype, or
     one-hot rows ``(B, K)``. An output that is not finite is wrong: its margin is ``-inf``.
 
+    The first batch that a task sees goes through :meth:`check`. Later ones do not, because that makes a GPU wait.
+
     Example:
         With two classes the gradient of the cross-entropy is a positive multiple of that of the negative margin:
 
@@ -45,19 +47,25 @@ class ClassificationTask:
         loss: Callable[[Output, Target], Tensor] | None = None,
         sample_loss: Callable[[Output, Target], Tensor] | None = None,
     ) -> None:
-        self.training_loss = loss or self._cross_entropy
         self.sample_training_loss = sample_loss or self.sample_loss
+        self._loss = loss
+        self._checked = False
+
+    def training_loss(self, output: Output, target: Target) -> Tensor:
+        """Scalar: the host's loss, or the mean cross-entropy."""
+        self._look(output, target)
+        return self.sample_loss(output, target).mean() if self._loss is None else self._loss(output, target)
 
     def sample_loss(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` cross-entropy."""
-        logits = self.logits(output)
-        return F.cross_entropy(logits, self.labels(target, logits.shape[1]), reduction="none")
+        logits, labels = self._read(output, target)
+        return F.cross_entropy(logits, labels, reduction="none")
 
     @torch.no_grad()
     def margin(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` logit of the label minus the largest other logit."""
-        logits = self.logits(output)
-        labels = self.labels(target, logits.shape[1])[:, None]
+        logits, labels = self._read(output, target)
+        labels = labels[:, None]
         others = logits.scatter(1, labels, -torch.inf)
         margin = (logits.gather(1, labels) - others.amax(1, keepdim=True))[:, 0]
         return torch.where(logits.isfinite().all(1), margin, -torch.inf)
@@ -65,8 +73,8 @@ class ClassificationTask:
     @torch.no_grad()
     def correct(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` bool; between equal logits the first class wins, as with ``argmax``."""
-        logits = self.logits(output)
-        return (logits.argmax(1) == self.labels(target, logits.shape[1])) & logits.isfinite().all(1)
+        logits, labels = self._read(output, target)
+        return (logits.argmax(1) == labels) & logits.isfinite().all(1)
 
     def scorable(self, target: Target) -> Tensor:
         """``(B,)`` bool, all true."""
@@ -74,14 +82,13 @@ class ClassificationTask:
 
     def points(self, output: Output, target: Target) -> Points:
         """One point per sample."""
-        logits = self.logits(output)
-        labels = self.labels(target, logits.shape[1])[:, None]
-        return Points(logits[:, :, None], labels, torch.ones_like(labels, dtype=torch.bool))
+        logits, labels = self._read(output, target)
+        return Points(logits[:, :, None], labels[:, None], torch.ones_like(labels, dtype=torch.bool)[:, None])
 
     def soft_margin(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` logit of the label minus the log-sum-exp of the others: at most the margin (MMA, equation 8)."""
-        logits = self.logits(output)
-        labels = self.labels(target, logits.shape[1])[:, None]
+        logits, labels = self._read(output, target)
+        labels = labels[:, None]
         return logits.gather(1, labels)[:, 0] - logits.scatter(1, labels, -torch.inf).logsumexp(1)
 
     def all_points(self, output: Output, target: Target) -> list[tuple[float, Points]]:
@@ -105,14 +112,14 @@ class ClassificationTask:
 
     @staticmethod
     def labels(target: Target, classes: int) -> Tensor:
-        """``(B,)`` int64 class indices. Soft labels and values outside the classes are refused where that is free.
+        """``(B,)`` int64 class indices; :meth:`check` looks at the values.
 
         Raises:
             InputError: another shape.
         """
         values = _tensor(target)
         if values.ndim == 2 and values.shape[1] == classes:
-            return values.argmax(1)
+            return (values.int() if values.dtype == torch.bool else values).argmax(1)
         if values.ndim == 2 and values.shape[1] == 1:
             values = values[:, 0]
         if values.ndim != 1:
@@ -121,7 +128,7 @@ class ClassificationTask:
         return values.long()
 
     def check(self, output: Output, target: Target) -> None:
-        """Refuse labels that no class has, and soft labels. Costs a host sync: once per data set, not in a loop.
+        """Refuse labels that no class has, soft labels, several labels per sample. Costs a host sync: not in a loop.
 
         Raises:
             InputError: says which values came.
@@ -130,15 +137,27 @@ class ClassificationTask:
         values = _tensor(target)
         if values.ndim == 2 and values.shape[1] == classes and classes > 1:
             if not bool(((values == 0) | (values == 1)).all() & (values.sum(1) == 1).all()):
-                raise InputError.of("target", "soft labels", "class indices or one-hot rows", "take their argmax")
+                raise InputError.of(
+                    "target", "soft labels, or several labels per sample", "class indices or one-hot rows",
+                    "a defence must know which class is right: give the label, or the argmax of soft labels",
+                )  # fmt: skip
             return
         labels = self.labels(target, classes)
         if not bool((labels == values.reshape(-1)).all()) or not bool(((labels >= 0) & (labels < classes)).all()):
             found = sorted(set(values.reshape(-1).tolist()))[:10]
             raise InputError.of("target", found, f"whole numbers from 0 to {classes - 1}", "see the network's head")
 
-    def _cross_entropy(self, output: Output, target: Target) -> Tensor:
-        return self.sample_loss(output, target).mean()
+    def _read(self, output: Output, target: Target) -> tuple[Tensor, Tensor]:
+        """``(B, K)`` logits and ``(B,)`` labels."""
+        self._look(output, target)
+        logits = self.logits(output)
+        return logits, self.labels(target, logits.shape[1])
+
+    def _look(self, output: Output, target: Target) -> None:
+        """Check the first batch."""
+        if not self._checked:
+            self.check(output, target)
+            self._checked = True
 
 
 def _tensor(values: Output | Target) -> Tensor:

@@ -62,6 +62,8 @@ class SegmentationTask:
         ignore_label: label (or, for regions, any integer: the last target channel) whose voxels count nowhere.
         deep_supervision_weights: weights of the resolutions for ``attack_deep_supervision``.
 
+    The first batch that a task sees goes through :meth:`check`. Later ones do not, because that makes a GPU wait.
+
     Example:
         Predicting exactly the ground truth has Dice 1, hence margin 1 - 0.6:
 
@@ -87,15 +89,45 @@ class SegmentationTask:
         self.ignore_label = ignore_label
         self.deep_supervision_weights = deep_supervision_weights
         self.lowest_margin = -self.settings.threshold
+        self._checked = False
 
     @classmethod
     def for_evaluation(cls, *, regions: bool = False, ignore_label: int | None = None) -> SegmentationTask:
         """As attacks of an evaluation judge: on the soft Dice, samples without foreground as well. It cannot train."""
         settings = SegmentationSettings(attack_loss="dice", empty_target="empty_prediction")
-        return cls(_no_training, settings, regions=regions, ignore_label=ignore_label)
+        task = cls(_no_training, settings, regions=regions, ignore_label=ignore_label)
+        task._checked = True  # evaluations check their ground truth as they read it
+        return task
+
+    def check(self, output: Output, target: Target) -> None:
+        """Refuse labels that no class has, and layouts that do not fit. Costs a host sync: not in a loop.
+
+        Raises:
+            InputError: says what came.
+        """
+        logits, labels = _full_resolution(output), _full_resolution(target)
+        heads = logits.shape[1]
+        if heads == 1 and not self.regions:
+            raise InputError.of(
+                "regions", False, "True for a network with one output channel",
+                "a single logit is a sigmoid; give SegmentationTask(..., regions=True)",
+            )  # fmt: skip
+        channels = 1 if not self.regions else heads + (self.ignore_label is not None)
+        if labels.shape[1:] != (channels, *logits.shape[2:]):
+            what = "a 0/1 map for each output channel" if self.regions else "class indices"
+            raise InputError.of(
+                "target", f"{tuple(labels.shape)} for a network output {tuple(logits.shape)}",
+                f"(B, {channels}, *spatial) with {what}",
+                "one-hot maps: take argmax(1, keepdim=True); maps without a channel axis: add it",
+            )  # fmt: skip
+        if self.regions:
+            check_labels("target", labels, 1)
+        else:
+            check_labels("target", labels, heads - 1, self.ignore_label)
 
     def sample_loss(self, output: Output, target: Target) -> Tensor:
         """``(B,)``; soft Dice enters as ``-Dice``, so the loss of a perfect prediction is -1 (Dice) or about 0 (CE)."""
+        self._look(output, target)
         if isinstance(output, Tensor) or isinstance(target, Tensor) or not self.settings.attack_deep_supervision:
             return self._loss(_full_resolution(output), _full_resolution(target))
         weights = self.deep_supervision_weights or [2.0**-i for i in range(len(output))]
@@ -105,6 +137,7 @@ class SegmentationTask:
 
     def sample_training_loss(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` Dice + cross-entropy of each sample alone over all resolutions, as nnU-Net without batch Dice."""
+        self._look(output, target)
         alone = copy.copy(self)
         alone.settings = SegmentationSettings(
             attack_loss="dice_ce", absent_classes="count", attack_deep_supervision=True
@@ -113,6 +146,7 @@ class SegmentationTask:
 
     def soft_margin(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` soft Dice minus threshold, at full resolution."""
+        self._look(output, target)
         logits = _full_resolution(output)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return self._soft_dice(logits, _full_resolution(target)) - self.settings.threshold
@@ -132,6 +166,7 @@ class SegmentationTask:
 
         Ignored voxels are in neither.
         """
+        self._look(output, target)
         logits = _full_resolution(output)
         there, valid = self._foreground(_full_resolution(target), logits.shape[1])
         if self.regions:
@@ -175,6 +210,7 @@ class SegmentationTask:
 
     def points(self, output: Output, target: Target) -> Points:
         """A point per voxel; with regions one per voxel and region, between the logits 0 and z."""
+        self._look(output, target)
         logits, labels = _full_resolution(output), _full_resolution(target)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         valid = self._valid(labels)
@@ -183,6 +219,12 @@ class SegmentationTask:
             pairs = torch.stack([torch.zeros_like(logits), logits], 1)
             return Points(pairs.flatten(2), there.long().flatten(1), valid.expand_as(there).flatten(1))
         return Points(logits.flatten(2), torch.where(valid, labels, 0).long().flatten(1), valid.flatten(1))
+
+    def _look(self, output: Output, target: Target) -> None:
+        """Check the first batch."""
+        if not self._checked:
+            self.check(output, target)
+            self._checked = True
 
     @torch.no_grad()
     def _empty_score(self, output: Output, target: Target) -> Tensor:
@@ -250,6 +292,28 @@ class SegmentationTask:
         if self.ignore_label is None:
             return torch.ones_like(target[:, :1], dtype=torch.bool)
         return ~target[:, -1:].bool() if self.regions else target != self.ignore_label
+
+
+def check_labels(name: str, labels: Tensor, largest: int, ignore_label: int | None = None) -> None:
+    """Refuse labels that are not whole numbers from 0 to ``largest``. Costs a host sync.
+
+    Args:
+        name: of the labels, for the message.
+        labels: any shape and dtype.
+        largest: 1 for 0/1 maps.
+        ignore_label: also allowed.
+
+    Raises:
+        InputError: says which values came.
+    """
+    whole = torch.ones_like(labels, dtype=torch.bool) if labels.dtype == torch.bool else labels == labels.round()
+    known = whole & (labels >= 0) & (labels <= largest)
+    if ignore_label is not None:
+        known |= labels == ignore_label
+    if not bool(known.all()):
+        found = [round(v, 4) for v in torch.unique(labels[~known]).tolist()[:5]]
+        allowed = f"whole numbers from 0 to {largest}"
+        raise InputError.of(name, found, allowed, "see the label's transforms, or give ignore_label")
 
 
 def _full_resolution(values: Output) -> Tensor:

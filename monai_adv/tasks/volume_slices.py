@@ -54,6 +54,7 @@ class VolumeSlicesTask(SegmentationTask):
         )
         if dice.shape != size.shape or not bool(((dice >= 0) & (dice <= 1) & (size >= 0)).all()):
             raise InputError.of("dice and size", (dice, size), "one number in [0, 1] and one >= 0 for each class")
+        self._checked = task._checked
         self.volume_dice = dice.float()
         counted = size > 0
         self.weight = torch.where(counted, slices / size.clamp(min=1), 0.0).float() / counted.sum().clamp(min=1)
