@@ -149,6 +149,8 @@ def expand_preset(
     if values.get("preset") is None:
         return {k: v for k, v in values.items() if k != "preset"}
     name = values["preset"]
+    if not presets:
+        raise InputError.of("preset", name, "none", "there are no presets")
     if not isinstance(name, str) or name not in presets:
         raise InputError.of("preset", name, "one of " + ", ".join(presets), did_you_mean(str(name), presets))
     defaults = {f.name: f.default for cls in sections.values() for f in dataclasses.fields(cls)}

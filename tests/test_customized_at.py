@@ -214,7 +214,7 @@ def test_a_single_logit_has_two_random_classes() -> None:
 def test_samples_must_be_announced() -> None:
     method = CustomizedAT(TASK, CustomizedATSettings())
     batch = ones(1.0)
-    with pytest.raises(InputError, match="Customized AT radii: no samples are known"):
+    with pytest.raises(InputError, match="CustomizedAT: no samples are known"):
         next(method.losses(Line(), batch))
 
 

@@ -149,5 +149,5 @@ def test_ddp_gives_the_gradients_of_the_bare_network(tmp_path: object) -> None:
 def test_a_network_without_such_layers_and_one_that_nobody_converted() -> None:
     with pytest.raises(InputError, match="network: received 'Linear', allowed is a network with BatchNorm"):
         DSBN.prepare(nn.Linear(2, 2))
-    with pytest.raises(InputError, match="a converted network; call dual_batch_norm"):
+    with pytest.raises(InputError, match="it has one branch; call attach"):
         run(make("dsbn", ClassificationTask()), Classifier(2), Batch(torch.randn(2, 1, 8, 8), torch.tensor([0, 1])))

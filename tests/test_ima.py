@@ -428,7 +428,7 @@ def test_a_stream_of_another_device_begins_anew() -> None:
 
 def test_use_before_bind_says_so() -> None:
     ima = IMA(LinearTask(), IMASettings())
-    with pytest.raises(InputError, match="IMA margins: no samples are known; call the defence's bind"):
+    with pytest.raises(InputError, match="IMA: no samples are known; call the defence's bind"):
         list(ima.losses(line(), Batch(X, torch.ones(3), torch.arange(3))))
 
 

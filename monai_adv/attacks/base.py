@@ -190,7 +190,7 @@ def scaled_input_gradient(output: Output, x: Tensor, loss: Callable[[Output], Te
     losses = loss(leaves[0] if isinstance(output, Tensor) else leaves)
     gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
     used = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]
-    largest = torch.stack([g.flatten(1).abs().amax(1) for _, g in used]).amax(0)
+    largest = torch.stack([g.abs().reshape(len(g), -1).amax(1) for _, g in used]).amax(0)  # an output may be (B,)
     usable = (largest > 0) & largest.isfinite()
     scale = torch.where(usable, torch.exp2(-largest.log2().ceil()), torch.ones_like(largest))
     (gradient,) = torch.autograd.grad(

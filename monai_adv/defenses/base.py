@@ -36,18 +36,24 @@ from monai_adv.tasks.base import Output, Target, Task, TrainingTask, take
 
 @dataclass(frozen=True)
 class Batch:
-    """A clean batch.
+    """A clean batch. Of MONAI's tensors with meta data it keeps the data.
 
     Attributes:
         images: ``(B, C, *spatial)``.
         target: in the task's layout.
-        ids: ``(B,)`` int64 indices of the samples, see :class:`~monai_adv.sample_state.SampleIds`; None for methods
-            that remember nothing about samples.
+        ids: ``(B,)`` whole numbers, the indices of the samples, see :class:`~monai_adv.sample_state.SampleIds`; None
+            for methods that remember nothing about samples. On the CPU they are checked in every batch, elsewhere in
+            the first one only, because that makes a GPU wait.
     """
 
     images: Tensor
     target: Target
     ids: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        # Every operation on a MetaTensor takes longer, and an attack makes thousands.
+        for name in ("images", "target", "ids"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,8 @@ class Defense(ABC):
         self.epoch = 0
         self.epochs: int | None = None
         self._generator: torch.Generator | None = None
+        self._bound: tuple[SampleIds, torch.device] | None = None
+        self._ids_checked = False
 
     # ------------------------------------------------------------------ the loss
 
@@ -141,7 +149,14 @@ class Defense(ABC):
         """Called once, before training and before a checkpoint is loaded (extra modules, restoring weights)."""
 
     def bind(self, ids: SampleIds, device: torch.device | str) -> None:
-        """Announce the training samples before the first step; optional where :attr:`needs_ids` is false."""
+        """Announce the training samples before the first step; optional where :attr:`needs_ids` is false.
+
+        Args:
+            ids: of all training samples.
+            device: where the images will be.
+        """
+        device = torch.empty(0, device=device).device  # "cuda" means cuda:0, which is what images say
+        self._bound = ids, device
         for state in self.states.values():
             state.bind(ids, device)
         self._generator = torch.Generator(device).manual_seed(self.settings.seed)
@@ -235,17 +250,20 @@ class Defense(ABC):
         }
 
     def ids(self, batch: Batch) -> Tensor:
-        """The batch's sample ids.
+        """``(B,)`` int64 ids of the batch's samples, where the images are.
 
         Raises:
-            InputError: there are none.
+            InputError: there are none, or not one for each image.
         """
         if batch.ids is None:
             raise InputError.of(
                 "ids", None, f"(B,) indices of the batch's samples: {type(self).__name__} remembers every sample",
                 "give each training sample a fixed index and pass the batch's indices",
             )  # fmt: skip
-        return batch.ids
+        size = len(batch.images)
+        if not isinstance(batch.ids, Tensor) or batch.ids.shape != (size,) or not _whole(batch.ids):
+            raise InputError.of("ids", _layout(batch.ids), f"a tensor ({size},) of whole numbers, one for each image")
+        return batch.ids.to(batch.images.device, torch.long)
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The stream of random starts and noise; one of its own, so that nobody else's is touched."""
@@ -322,10 +340,58 @@ class Defense(ABC):
         return given
 
     def begin(self, batch: Batch) -> None:
-        """Book the samples of a step; every method calls it once per batch."""
+        """Check the layout of a batch, and book its samples; every method calls it once per batch.
+
+        Raises:
+            InputError: images, target or ids that are no batch, or ids that were not announced.
+        """
+        images, target = batch.images, batch.target
+        if not isinstance(images, Tensor) or images.ndim < 2 or len(images) == 0 or not images.is_floating_point():
+            raise InputError.of("images", _layout(images), "a float tensor (B, C, *spatial) with B >= 1")
+        for values in target if isinstance(target, list | tuple) else [target]:
+            if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != len(images):
+                allowed = f"a tensor (B, ...) with B = {len(images)}, as images, or a list of such"
+                raise InputError.of("target", _layout(values), allowed)
         if self.needs_ids:
-            self.ids(batch)
-        self.statistics.samples += len(batch.images)
+            self._check_ids(batch)
+        self.statistics.samples += len(images)
+
+    def _check_ids(self, batch: Batch) -> None:
+        ids = self.ids(batch)
+        if self._bound is None:
+            raise InputError(
+                f"{type(self).__name__}: no samples are known; call the defence's bind(SampleIds({{'train': number of "
+                "training samples}), device) before its first step."
+            )
+        announced, device = self._bound
+        if device != ids.device:
+            raise InputError.of("images", f"a tensor on {ids.device}", f"on {device}, as bind(ids, device) was told")
+        assert batch.ids is not None
+        if self._ids_checked and batch.ids.device.type != "cpu":
+            return
+        unknown = batch.ids[(batch.ids < 0) | (batch.ids >= len(announced))]
+        if len(unknown) > 0:
+            raise InputError.of(
+                "ids", unknown.tolist()[:5], f"indices from 0 to {len(announced) - 1}",
+                f"{len(announced)} samples were announced with bind(ids, device)",
+            )  # fmt: skip
+        self._ids_checked = True
+
+
+def _plain(values: Any) -> Any:
+    """A tensor, or those in a list, without what subclasses add."""
+    if isinstance(values, list | tuple):
+        return [_plain(v) for v in values]
+    return values.as_subclass(Tensor) if isinstance(values, Tensor) and type(values) is not Tensor else values
+
+
+def _whole(values: Tensor) -> bool:
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+
+
+def _layout(values: object) -> str:
+    """A tensor's dtype and shape, or what came instead of one."""
+    return f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
 
 
 def on_any_rank(flag: bool, device: torch.device) -> bool:

@@ -23,6 +23,7 @@ from torch import nn
 
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.settings import AttackSettings
+from monai_adv.errors import InputError
 from monai_adv.network_state import unwrap_ddp
 from monai_adv.networks.dual_batch_norm import branch, converted, dual_batch_norm
 
@@ -65,6 +66,8 @@ class DSBN(Defense):
             InputError: the network is not converted.
         """
         self.begin(batch)
+        if not converted(network):
+            raise InputError("network: it has one branch; call attach(network, optimizer) once before training.")
         with branch(network, "noisy"):
             noisy, _, _ = self.attack(network, batch, self.settings.pgd(self.channels))
         with branch(network, "clean"):

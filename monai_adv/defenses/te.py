@@ -29,9 +29,9 @@ from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import any_batch_size, detached, frozen
-from monai_adv.sample_state import SampleIds, SampleState
+from monai_adv.sample_state import SampleState
 from monai_adv.settings import not_negative, setting
-from monai_adv.tasks.base import Output, Points, Target, TrainingTask
+from monai_adv.tasks.base import Output, Points, Target
 from monai_adv.tasks.divergence import mean_over_points
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -97,17 +97,6 @@ class TE(Defense):
     settings_class = TESettings
     settings: TESettings
     needs_ids = True
-
-    def __init__(
-        self, task: TrainingTask, settings: TESettings | None = None, channels: tuple[int, ...] | None = None
-    ) -> None:
-        super().__init__(task, settings, channels)
-        self._bound: tuple[SampleIds, torch.device | str] | None = None
-
-    def bind(self, ids: SampleIds, device: torch.device | str) -> None:
-        """As every defence; the memory itself is made when the number of classes is known."""
-        super().bind(ids, device)
-        self._bound = ids, device
 
     @property
     def started(self) -> bool:

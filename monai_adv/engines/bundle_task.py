@@ -22,7 +22,7 @@ from torch import Tensor
 from monai_adv.defenses.base import on_any_rank
 from monai_adv.errors import InputError
 from monai_adv.tasks import Output, Target
-from monai_adv.tasks.segmentation import check_labels
+from monai_adv.tasks.base import check_labels
 
 Kind = Literal["classification", "segmentation"]
 KINDS: tuple[Kind, ...] = ("classification", "segmentation")
@@ -165,4 +165,5 @@ def _check_values(label: Tensor, layout: Layout, heads: int, ignore_label: int |
         return
     if layout.regions and ignore_label is not None:
         raise InputError.of("ignore_label", ignore_label, "none for regions", "leave such voxels out in the loss")
-    check_labels("label", label, 1 if layout.regions else heads - 1, ignore_label)
+    todo = "see the label's transforms, or give ignore_label"
+    check_labels("label", label, 1 if layout.regions else heads - 1, todo, ignore_label)

@@ -8,6 +8,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from monai_adv.errors import InputError
+
 Output = Tensor | list[Tensor] | tuple[Tensor, ...]
 """What a network returns: a tensor, or one tensor per resolution under deep supervision (full resolution first)."""
 
@@ -76,6 +78,29 @@ class TrainingTask(Task, Protocol):
 
     def all_points(self, output: Output, target: Target) -> list[tuple[float, Points]]:
         """The points of every resolution with its weight; the weights add up to 1."""
+
+
+def check_labels(name: str, labels: Tensor, largest: int, todo: str, ignore_label: int | None = None) -> None:
+    """Refuse labels that are not whole numbers from 0 to ``largest``. Costs a host sync.
+
+    Args:
+        name: of the labels, for the message.
+        labels: any shape and dtype.
+        largest: of them.
+        todo: what the user can do, for the message.
+        ignore_label: also allowed.
+
+    Raises:
+        InputError: says which values came.
+    """
+    whole = torch.ones_like(labels, dtype=torch.bool) if labels.dtype == torch.bool else labels == labels.round()
+    known = whole & (labels >= 0) & (labels <= largest)
+    if ignore_label is not None:
+        known |= labels == ignore_label
+    if not bool(known.all()):
+        found = [round(v, 4) for v in torch.unique(labels[~known]).tolist()[:5]]
+        allowed = f"whole numbers from 0 to {largest}"
+        raise InputError.of(name, found, allowed, todo)
 
 
 def take(values: T, index: Tensor) -> T:

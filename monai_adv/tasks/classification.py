@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_adv.errors import InputError
-from monai_adv.tasks.base import Output, Points, Target
+from monai_adv.tasks.base import Output, Points, Target, check_labels
 
 
 class ClassificationTask:
@@ -142,10 +142,8 @@ class ClassificationTask:
                     "a defence must know which class is right: give the label, or the argmax of soft labels",
                 )  # fmt: skip
             return
-        labels = self.labels(target, classes)
-        if not bool((labels == values.reshape(-1)).all()) or not bool(((labels >= 0) & (labels < classes)).all()):
-            found = sorted(set(values.reshape(-1).tolist()))[:10]
-            raise InputError.of("target", found, f"whole numbers from 0 to {classes - 1}", "see the network's head")
+        self.labels(target, classes)  # the layout
+        check_labels("target", values, classes - 1, "see the labels, and the classes of the network's last layer")
 
     def _read(self, output: Output, target: Target) -> tuple[Tensor, Tensor]:
         """``(B, K)`` logits and ``(B,)`` labels."""

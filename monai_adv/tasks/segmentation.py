@@ -18,7 +18,7 @@ from torch import Tensor
 
 from monai_adv.errors import InputError
 from monai_adv.settings import Settings, setting
-from monai_adv.tasks.base import Output, Points, Target
+from monai_adv.tasks.base import Output, Points, Target, check_labels
 
 SMOOTH = 1e-5  # nnU-Net's own smoothing of the soft Dice
 
@@ -120,10 +120,9 @@ class SegmentationTask:
                 f"(B, {channels}, *spatial) with {what}",
                 "one-hot maps: take argmax(1, keepdim=True); maps without a channel axis: add it",
             )  # fmt: skip
-        if self.regions:
-            check_labels("target", labels, 1)
-        else:
-            check_labels("target", labels, heads - 1, self.ignore_label)
+        ignored = None if self.regions else self.ignore_label
+        todo = "see the label's transforms, or give ignore_label"
+        check_labels("target", labels, 1 if self.regions else heads - 1, todo, ignored)
 
     def sample_loss(self, output: Output, target: Target) -> Tensor:
         """``(B,)``; soft Dice enters as ``-Dice``, so the loss of a perfect prediction is -1 (Dice) or about 0 (CE)."""
@@ -292,28 +291,6 @@ class SegmentationTask:
         if self.ignore_label is None:
             return torch.ones_like(target[:, :1], dtype=torch.bool)
         return ~target[:, -1:].bool() if self.regions else target != self.ignore_label
-
-
-def check_labels(name: str, labels: Tensor, largest: int, ignore_label: int | None = None) -> None:
-    """Refuse labels that are not whole numbers from 0 to ``largest``. Costs a host sync.
-
-    Args:
-        name: of the labels, for the message.
-        labels: any shape and dtype.
-        largest: 1 for 0/1 maps.
-        ignore_label: also allowed.
-
-    Raises:
-        InputError: says which values came.
-    """
-    whole = torch.ones_like(labels, dtype=torch.bool) if labels.dtype == torch.bool else labels == labels.round()
-    known = whole & (labels >= 0) & (labels <= largest)
-    if ignore_label is not None:
-        known |= labels == ignore_label
-    if not bool(known.all()):
-        found = [round(v, 4) for v in torch.unique(labels[~known]).tolist()[:5]]
-        allowed = f"whole numbers from 0 to {largest}"
-        raise InputError.of(name, found, allowed, "see the label's transforms, or give ignore_label")
 
 
 def _full_resolution(values: Output) -> Tensor:
