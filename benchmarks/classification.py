@@ -156,10 +156,11 @@ def evaluate(network: nn.Module, images: Tensor, labels: Tensor, first: int) -> 
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         right = task.correct(network(images), labels)
-    found = {"clean": right, "balanced": torch.stack([right[labels == c].float().mean() for c in (0, 1)])}
+    found = {"clean": right, "balanced": of_each_class(right, labels)}
     found["fgsm"] = ~FGSM(threat)(network, images, labels, task).wrong & right
     pgd = PGD(threat, steps=20, relative_step=0.25, start="ball", keep="strongest", stop="first_wrong")
     found["pgd"] = ~pgd(network, images, labels, task, generator=generator).wrong & right
+    found["pgd_balanced"] = of_each_class(found["pgd"], labels)
     found["white_noise"] = (
         ~WhiteNoise(threat, draws=100)(network, images, labels, task, generator=generator).wrong & right
     )
@@ -168,6 +169,11 @@ def evaluate(network: nn.Module, images: Tensor, labels: Tensor, first: int) -> 
     found["autoattack"] = ~attacked.wrong
     found["clean_first"] = right[few]
     return {key: 100 * float(value.float().mean()) for key, value in found.items()}
+
+
+def of_each_class(right: Tensor, labels: Tensor) -> Tensor:
+    """Accuracy of each class: a network that always says one of them has 1 and 0."""
+    return torch.stack([right[labels == c].float().mean() for c in labels.unique()])
 
 
 def load(file: Path, part: str) -> tuple[Tensor, Tensor]:
@@ -184,13 +190,14 @@ def print_table(arguments: argparse.Namespace) -> None:
     rows = read(arguments.results)
     for name in EPOCHS:
         print(f"\n### {name}\n")
-        print("| method | clean | balanced | FGSM | PGD-20 | AutoAttack | white noise | passes | s / epoch | seeds |")
-        print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+        heads = ("clean", "balanced", "FGSM", "PGD-20", "balanced", "AutoAttack", "white noise", "passes", "s / epoch")
+        print("| method | " + " | ".join(heads) + " | seeds |")
+        print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
         for key, method in METHODS.items():
             of = [r for r in rows if r["set"] == name and r["method"] == key]
             if of:
-                figures = ("clean", "balanced", "fgsm", "pgd", "autoattack", "white_noise")
-                cells = [spread([r[figure] for r in of]) for figure in figures]
+                figures = ("clean", "balanced", "fgsm", "pgd", "pgd_balanced", "autoattack", "white_noise")
+                cells = [spread([r[figure] for r in of if figure in r]) for figure in figures]
                 cells += [
                     f"{statistics.mean(r[k] for r in of):.1f}" for k in ("passes_per_sample", "seconds_per_epoch")
                 ]
@@ -199,6 +206,8 @@ def print_table(arguments: argparse.Namespace) -> None:
 
 def spread(values: list[float]) -> str:
     """Mean and standard deviation."""
+    if not values:
+        return "-"
     deviation = statistics.stdev(values) if len(values) > 1 else math.nan
     return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
 
