@@ -66,6 +66,9 @@ def test_the_surrogate_may_have_outputs_of_its_own() -> None:
         def labels(target: torch.Tensor, classes: int) -> torch.Tensor:
             return (target > 0).long()
 
+        def check(self, output: torch.Tensor, target: torch.Tensor) -> None:
+            """-1 and 1 are what the labels are."""
+
     result = Transfer(TwoLogits(), FGSM(Threat("l2", 0.7)), Signs())(network, images, target, LinearTask())
     expected = FGSM(Threat("l2", 0.7))(network, images, target, LinearTask())
     torch.testing.assert_close(result.images, expected.images)
