@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from monai_adv.defenses import (
     arfl,
@@ -41,6 +41,7 @@ from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError, did_you_mean
 
 TaskName = Literal["classification", "segmentation"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,18 @@ class Method:
     def trainer(self) -> str:
         """Its trainer's name in both hosts."""
         return f"{self.name}Trainer"
+
+    def trainer_class(self, base: type[T], module: str, what: str) -> type[T]:
+        """The method's trainer in a host.
+
+        Args:
+            base: the host's trainer for any method; it reads the class attribute ``method``.
+            module: whose global name the class will be, so that pickle finds it.
+            what: the host and its docs, for the docstring: ``"{what}: trains on ..."``.
+        """
+        paper = f" ({self.paper})" if self.paper else ""
+        doc = f"{self.name}{paper} in {what}: trains on {self.idea}."
+        return type(self.trainer, (base,), {"method": self, "__module__": module, "__doc__": doc})
 
     def check_task(self, task: TaskName) -> None:
         """Refuse a task that the method has no meaning for.
