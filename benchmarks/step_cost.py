@@ -40,7 +40,7 @@ from torch.profiler import ProfilerActivity, profile
 from monai_adv.attacks import PGD, PGDResult
 from monai_adv.defenses import METHODS, Method
 from monai_adv.errors import InputError
-from monai_adv.network_state import frozen
+from monai_adv.network_state import bare, frozen
 from monai_adv.statistics import Passes
 from nnunet_trainers.checkpoint import SECTION, read_any
 from nnunet_trainers.robust_trainer import RobustTrainer
@@ -136,7 +136,7 @@ def make(arguments: argparse.Namespace, name: str) -> Any:
     trainer.on_train_epoch_start()
     if arguments.weights:
         checkpoint = read_any(arguments.weights)
-        getattr(trainer.network, "_orig_mod", trainer.network).load_state_dict(checkpoint["network_weights"])
+        bare(trainer.network).load_state_dict(checkpoint["network_weights"])
         if checkpoint["trainer_name"] == name and SECTION in checkpoint:
             trainer.defense.load_state_dict(checkpoint[SECTION]["defense"])
         elif name == "IMATrainer":

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,12 @@ Mode = Literal["eval", "train"]
 def unwrap_ddp(network: nn.Module) -> nn.Module:
     """The network inside a DDP wrapper: an attack must not trigger gradient synchronisation."""
     return network.module if isinstance(network, DistributedDataParallel) else network
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """The network inside DDP and ``torch.compile``, whose wrappers put a prefix before every name of a state dict."""
+    inner = unwrap_ddp(network)
+    return cast(nn.Module, inner._orig_mod) if is_compiled(inner) else inner
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -26,7 +26,7 @@ from monai_adv.defenses.base import Batch, Defense
 from monai_adv.defenses.registry import Method
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
-from monai_adv.network_state import is_compiled, unwrap_ddp
+from monai_adv.network_state import bare, is_compiled
 from monai_adv.sample_state import SampleIds
 from monai_adv.settings import (
     ENV_FILE,
@@ -197,10 +197,8 @@ class RobustTrainer(nnUNetTrainer):
 
     def _load_initial_weights(self, filename: str) -> None:
         weights = read_any(filename)["network_weights"]
-        network: Any = unwrap_ddp(self.network)
-        network = network._orig_mod if is_compiled(network) else network
         try:
-            network.load_state_dict(weights)
+            bare(self.network).load_state_dict(weights)
         except RuntimeError as error:
             raise InputError.of(
                 "initial_weights", filename, "a checkpoint of the same plans and configuration",

@@ -77,7 +77,7 @@ class RobustnessLog:
         for axis, (title, lines) in zip(axes.flat, panels, strict=True):
             for key, label in lines.items():
                 values = self._column(key)
-                if key in own or any(key in row for row in self.rows):
+                if any(key in row for row in self.rows):
                     axis.plot(epochs, values, label=label, marker="." if len(epochs) < 30 else "")
                 spread = key.removesuffix("_mean") + "_std"
                 if spread in own:

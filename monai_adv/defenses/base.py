@@ -31,7 +31,7 @@ from monai_adv.errors import InputError
 from monai_adv.network_state import detached
 from monai_adv.sample_state import SampleIds, SampleState
 from monai_adv.statistics import Statistics
-from monai_adv.tasks.base import Output, Target, Task, TrainingTask, take
+from monai_adv.tasks.base import Output, Target, Task, TrainingTask, plain, take
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Batch:
     ids: Tensor | None = None
 
     def __post_init__(self) -> None:
-        # Every operation on a MetaTensor takes longer, and an attack makes thousands.
+        # An attack makes thousands of operations.
         for name in ("images", "target", "ids"):
-            object.__setattr__(self, name, _plain(getattr(self, name)))
+            object.__setattr__(self, name, plain(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -376,13 +376,6 @@ class Defense(ABC):
                 f"{len(announced)} samples were announced with bind(ids, device)",
             )  # fmt: skip
         self._ids_checked = True
-
-
-def _plain(values: Any) -> Any:
-    """A tensor, or those in a list, without what subclasses add."""
-    if isinstance(values, list | tuple):
-        return [_plain(v) for v in values]
-    return values.as_subclass(Tensor) if isinstance(values, Tensor) and type(values) is not Tensor else values
 
 
 def _whole(values: Tensor) -> bool:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.settings import AttackSettings
-from monai_adv.network_state import is_compiled, unwrap_ddp
+from monai_adv.network_state import bare
 from monai_adv.settings import positive, setting
 from monai_adv.tasks.base import TrainingTask, take
 
@@ -158,8 +158,7 @@ class CAT(Defense):
     def _plain_network(self) -> nn.Module:
         """Without the wrappers that put their prefix before every name."""
         assert self._network is not None  # there has been a step
-        network: Any = unwrap_ddp(self._network)
-        return network._orig_mod if is_compiled(network) else network  # type: ignore[no-any-return]
+        return bare(self._network)
 
     def _weights_of(self) -> dict[str, Tensor]:
         return self._plain_network().state_dict()

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from monai_adv.attacks.losses import lead_of_others
 from monai_adv.attacks.pgd import Start
 from monai_adv.attacks.reference import WithReference
 from monai_adv.defenses.base import Batch, Defense, LossPart
@@ -185,9 +186,7 @@ class CustomizedAT(Defense):
 
     def _margin_loss(self, points: Points) -> Tensor:
         """``(B, N)`` how far the logit of y is from exceeding all others by kappa."""
-        own = points.logits.gather(1, points.labels[:, None])[:, 0]
-        rival = points.logits.scatter(1, points.labels[:, None], -torch.inf).amax(1)
-        return (rival - own + self.settings.kappa).relu()
+        return (lead_of_others(points) + self.settings.kappa).relu()
 
 
 class _RandomLabels:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -24,9 +24,9 @@ from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.defenses.trades import kl_attack
 from monai_adv.errors import InputError
-from monai_adv.network_state import device_of, is_compiled, unwrap_ddp
+from monai_adv.network_state import bare, device_of, unwrap_ddp
 from monai_adv.settings import not_negative, setting
-from monai_adv.tasks.base import Output, TrainingTask
+from monai_adv.tasks.base import Output, Points, TrainingTask
 from monai_adv.tasks.divergence import divergence, kl_divergence
 
 _CIFAR = {"norm": "linf", "eps": 0.031, "steps": 10, "relative_step": 0.007 / 0.031, "intensity_min": 0.0,
@@ -90,8 +90,7 @@ class LBGAT(Defense):
         wrapped in DDP, so every rank must call this.
         """
         if self.teacher is None:
-            plain = unwrap_ddp(network)
-            self.teacher = copy.deepcopy(cast(nn.Module, plain._orig_mod) if is_compiled(plain) else plain)
+            self.teacher = copy.deepcopy(bare(network))
         device = device_of(network)
         self.teacher.to(device).train()
         self.teacher.zero_grad()
@@ -164,6 +163,6 @@ class LBGAT(Defense):
             )  # fmt: skip
 
 
-def _squared_distance(network: Tensor, teacher: Tensor) -> Tensor:
-    """``(B, N)`` mean over the classes of logits ``(B, K, N)``."""
-    return (network - teacher).square().mean(1)
+def _squared_distance(network: Points, teacher: Points) -> Tensor:
+    """``(B, N)`` mean over the classes."""
+    return (network.logits - teacher.logits).square().mean(1)

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from monai_adv.attacks.pgd import Start
@@ -28,7 +27,7 @@ from monai_adv.defenses.settings import AttackSettings
 from monai_adv.network_state import unwrap_ddp
 from monai_adv.settings import not_negative, setting
 from monai_adv.tasks.base import Output, Points, Target, TrainingTask
-from monai_adv.tasks.divergence import mean_over_points, point_kl
+from monai_adv.tasks.divergence import divergence, mean_over_points, point_kl
 
 PRESETS: dict[str, dict[str, Any]] = {
     "mart_cifar": {"norm": "linf", "eps": 0.031, "steps": 10, "relative_step": 0.007 / 0.031, "lam": 5.0,
@@ -55,6 +54,7 @@ class MART(Defense):
     Example:
         With two classes the boosted cross-entropy is twice the cross-entropy, because the runner-up is all the rest:
 
+        >>> import torch
         >>> from monai_adv.tasks import ClassificationTask
         >>> network, images, target = nn.Linear(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
         >>> task = ClassificationTask()
@@ -99,12 +99,12 @@ def weighted_divergence(
     task: TrainingTask, clean: Output, noisy: Output, target: Target, weight_gradient: bool = True
 ) -> Tensor:
     """``(B,)`` mean over points and resolutions of ``(1 - p_y(x)) KL(p(x) || p(x'))``, in nats."""
-    parts = []
-    for (share, p), (_, q) in zip(task.all_points(clean, target), task.all_points(noisy, target), strict=True):
+
+    def of_points(p: Points, q: Points) -> Tensor:
         doubt = 1 - p.logits.softmax(1).gather(1, p.labels[:, None])[:, 0]
-        doubt = doubt if weight_gradient else doubt.detach()
-        parts.append(share * p.mean(doubt * point_kl(p.logits, q.logits)))
-    return torch.stack(parts).sum(0)
+        return (doubt if weight_gradient else doubt.detach()) * point_kl(p, q)
+
+    return divergence(task, clean, noisy, target, of_points)
 
 
 def _runner_up(points: Points) -> Tensor:

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
 from monai_adv.defenses.base import on_any_rank
@@ -62,11 +61,6 @@ class Layout:
         if self.classes:
             return F.one_hot(values[:, 0], self.classes).movedim(-1, 1).to(self.dtype)
         return values if self.channel else values[:, 0]
-
-
-def plain(values: Any) -> Any:
-    """A tensor without MONAI's meta data: every operation on that costs time, and an attack makes thousands."""
-    return values.as_tensor() if isinstance(values, MetaTensor) else values
 
 
 def kind_of_data(items: Any) -> Kind | None:

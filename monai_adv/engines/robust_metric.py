@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from monai_adv.attacks import PGD
 from monai_adv.attacks.base import Attack
 from monai_adv.defenses.settings import DefenseSettings
-from monai_adv.engines.bundle_task import KINDS, Kind, Layout, kind_of_batch, layout_of, plain
+from monai_adv.engines.bundle_task import KINDS, Kind, Layout, kind_of_batch, layout_of
 from monai_adv.errors import InputError
 from monai_adv.network_state import unwrap_ddp
 from monai_adv.statistics import wide_dtype
 from monai_adv.tasks import ClassificationTask, SegmentationTask, Task
+from monai_adv.tasks.base import plain
 from monai_adv.threats import Norm, Unit
 
 
@@ -115,7 +116,7 @@ class RobustMetric:
         if not isinstance(label, Tensor):
             raise InputError.of("label", type(label).__name__, "a tensor", f"{self.name} compares outputs with labels")
         if self._task is None:
-            self._task = self._make_task(plain(output[0]) if isinstance(output, list | tuple) else output, label)
+            self._task = self._make_task(output[0] if isinstance(output, list | tuple) else output, label)
         if self._generator is None:
             self._generator = torch.Generator(images.device).manual_seed(self.seed + engine.state.rank)
         target = self._layout.to_task(label) if isinstance(self._task, SegmentationTask) else label

@@ -34,7 +34,6 @@ from monai_adv.engines.bundle_task import (
     kind_of_data,
     layout_of,
     loss_of_each_sample,
-    plain,
 )
 from monai_adv.engines.robust_state import RobustState
 from monai_adv.engines.sample_ids import BatchIds, data_list
@@ -52,7 +51,7 @@ from monai_adv.settings import (
     table,
 )
 from monai_adv.tasks import ClassificationTask, Output, SegmentationSettings, SegmentationTask, Target
-from monai_adv.tasks.base import TrainingTask
+from monai_adv.tasks.base import TrainingTask, plain
 
 METRICS = "defense/"
 """Prefix of a defence's figures in ``engine.state.metrics``."""

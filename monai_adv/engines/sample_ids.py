@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from os.path import abspath, commonpath, expanduser
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from monai_adv.errors import InputError
 from monai_adv.sample_state import SampleIds
+
+V = TypeVar("V", int, str)
 
 HOW = (
     "add 'index': i to every item of the training data list, "
@@ -158,18 +160,14 @@ def _length(loader: Any) -> int:
         return 0
 
 
-def _gathered(names: set[str]) -> list[str]:
+def _gathered(values: set[V]) -> list[V]:
+    """Those of all ranks, sorted."""
     if not (dist.is_available() and dist.is_initialized()):
-        return sorted(names)
+        return sorted(values)
     everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, names)
+    dist.all_gather_object(everywhere, values)
     return sorted(set().union(*everywhere))
 
 
 def _largest(values: Iterable[int]) -> int:
-    largest = max(values)
-    if not (dist.is_available() and dist.is_initialized()):
-        return largest
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, largest)
-    return int(max(everywhere))
+    return _gathered({max(values)})[-1]

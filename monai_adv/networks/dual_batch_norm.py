@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from monai_adv.errors import InputError
-from monai_adv.network_state import unwrap_ddp
+from monai_adv.network_state import bare
 
 Branch = Literal["clean", "noisy"]
 Network = TypeVar("Network", bound=nn.Module)
@@ -159,8 +159,7 @@ def noisy_parameters(network: nn.Module) -> list[nn.Parameter]:
 def branch_state_dict(network: nn.Module, name: Branch) -> dict[str, Tensor]:
     """The state dict of a plain network that computes what this branch does; it loads into the network unconverted."""
     checked(network, name)
-    network = unwrap_ddp(network)
-    network = getattr(network, "_orig_mod", network)
+    network = bare(network)
     layers = {path for path, layer in network.named_modules(remove_duplicate=False) if isinstance(layer, DualNorm)}
     plain: dict[str, Tensor] = {}
     for key, value in network.state_dict().items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -101,6 +101,13 @@ def check_labels(name: str, labels: Tensor, largest: int, todo: str, ignore_labe
         found = [round(v, 4) for v in torch.unique(labels[~known]).tolist()[:5]]
         allowed = f"whole numbers from 0 to {largest}"
         raise InputError.of(name, found, allowed, todo)
+
+
+def plain(values: Any) -> Any:
+    """A tensor, or those in a list, without what subclasses add: every operation on MONAI's MetaTensor takes longer."""
+    if isinstance(values, list | tuple):
+        return [plain(v) for v in values]
+    return values.as_subclass(Tensor) if isinstance(values, Tensor) and type(values) is not Tensor else values
 
 
 def take(values: T, index: Tensor) -> T:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from monai_adv.tasks.base import Output, Points, Target, TrainingTask
 
-PointDivergence = Callable[[Tensor, Tensor], Tensor]
-"""``(B, N)`` of two logits ``(B, K, N)``."""
+PointDivergence = Callable[[Points, Points], Tensor]
+"""``(B, N)`` of the points of two outputs."""
 
 
 def kl_divergence(task: TrainingTask, clean: Output, noisy: Output, target: Target) -> Tensor:
@@ -35,16 +35,19 @@ def kl_divergence(task: TrainingTask, clean: Output, noisy: Output, target: Targ
 def divergence(task: TrainingTask, clean: Output, noisy: Output, target: Target, of_points: PointDivergence) -> Tensor:
     """``(B,)`` mean of ``of_points`` over points and resolutions."""
     pairs = zip(task.all_points(clean, target), task.all_points(noisy, target), strict=True)
-    parts = [w * p.mean(of_points(p.logits, q.logits)) for (w, p), (_, q) in pairs]
-    return parts[0] if len(parts) == 1 else sum(parts[1:], parts[0])
+    return _total([w * p.mean(of_points(p, q)) for (w, p), (_, q) in pairs])
 
 
-def point_kl(clean: Tensor, noisy: Tensor) -> Tensor:
-    """``(B, N)`` KL of the softmax of two logits ``(B, K, N)``."""
-    return F.kl_div(noisy.log_softmax(1), clean.log_softmax(1), reduction="none", log_target=True).sum(1)
+def point_kl(clean: Points, noisy: Points) -> Tensor:
+    """``(B, N)`` KL of the softmax of two logits."""
+    p, q = clean.logits.log_softmax(1), noisy.logits.log_softmax(1)
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(1)
 
 
 def mean_over_points(points: list[tuple[float, Points]], of_points: Callable[[Points], Tensor]) -> Tensor:
     """``(B,)`` mean of the ``(B, N)`` values ``of_points`` over points and resolutions."""
-    parts = [w * p.mean(of_points(p)) for w, p in points]
-    return parts[0] if len(parts) == 1 else sum(parts[1:], parts[0])
+    return _total([w * p.mean(of_points(p)) for w, p in points])
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    return sum(parts[1:], parts[0])
