@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from monai_adv import demo, doctor, methods
+from monai_adv.bundles import command as bundle
 from monai_adv.errors import InputError
 from monai_adv.evaluation import command as evaluate
 
 # Parsers are built at every start: these modules import torch and the like only inside what they run.
-COMMANDS = (demo, doctor, evaluate, methods)
+COMMANDS = (bundle, demo, doctor, evaluate, methods)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -28,3 +28,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = get_close_matches(word, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
+
+
+def first_cause(error: BaseException) -> str:
+    """The first cause of an error in one line: MONAI wraps errors in others that only say where."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(".")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_adv.engines import IMATrainer, RobustMetric
+from monai_adv.errors import InputError
 
 COUNT = 8
 SIZE = 4
@@ -165,8 +166,18 @@ def ddp_worker(rank: int, port: int, folder: str) -> None:
     part = data[rank::2]
     positions = trainer(IMATrainer, part)
     names = trainer(IMATrainer, [{"image": f"{item['index']}.npy", "label": item["label"]} for item in part])
+    # A checkpoint that rank 1 did not load.
+    apart = DistributedDataParallel(Classifier())
+    with torch.no_grad():
+        next(apart.parameters()).add_(0.5 * rank)
+    try:
+        trainer(IMATrainer, batches, apart).run()
+        refusal = "none"
+    except InputError as error:
+        refusal = str(error)
     torch.save(
         {
+            "refusal": refusal,
             "network": network.module.state_dict(),
             "margins": engine.defense.margins.values,
             "metrics": engine.state.metrics,

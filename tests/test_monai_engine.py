@@ -406,6 +406,8 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     assert first["metrics"] == second["metrics"]
     assert first["robust"] == second["robust"]
     assert first["announced"] == second["announced"] == [8, 8]
+    assert first["refusal"] == second["refusal"]
+    assert "received 'weights that differ between the ranks'" in first["refusal"]
 
     alone = toys.trainer(IMATrainer, toys.loader(toys.class_list(0.3)), epochs=2, settings=toys.DDP_SETTINGS)
     alone.run()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from monai_adv.defenses.registry import METHODS
 from monai_adv.engines.robust_metric import RobustMetric
+from monai_adv.engines.robust_scores import RobustScores
 from monai_adv.engines.robust_state import RobustState
 from monai_adv.engines.robust_trainer import RobustTrainer
 from monai_adv.engines.sample_ids import indexed
@@ -21,4 +22,4 @@ if TYPE_CHECKING:
 _TRAINERS = {m.trainer: m.trainer_class(RobustTrainer, __name__, "MONAI (docs/monai.md)") for m in METHODS.values()}
 globals().update(_TRAINERS)
 
-__all__ = ["RobustMetric", "RobustState", "RobustTrainer", "indexed", *sorted(_TRAINERS)]
+__all__ = ["RobustMetric", "RobustScores", "RobustState", "RobustTrainer", "indexed", *sorted(_TRAINERS)]

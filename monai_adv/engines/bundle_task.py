@@ -136,8 +136,8 @@ def layout_of(output: Output, label: Tensor, regions: bool | None, ignore_label:
 
 
 def loss_of_each_sample(loss: Callable[..., Tensor]) -> Callable[[Output, Target], Tensor] | None:
-    """``(B,)`` losses from a loss module that can leave out its mean (``reduction="none"``); ``None`` if it cannot."""
-    if getattr(loss, "reduction", None) != "mean":
+    """``(B,)`` losses of a module that can leave out its mean or sum (``reduction="none"``); ``None`` if it cannot."""
+    if getattr(loss, "reduction", None) not in ("mean", "sum"):
         return None
     alone = copy.copy(loss)
     alone.reduction = "none"  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -16,13 +16,13 @@ from monai.utils.enums import CommonKeys
 from torch import Tensor, nn
 
 from monai_adv.attacks import PGD
-from monai_adv.attacks.base import Attack
+from monai_adv.attacks.base import Attack, AttackResult
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.engines.bundle_task import KINDS, Kind, Layout, kind_of_batch, layout_of
 from monai_adv.errors import InputError
 from monai_adv.network_state import unwrap_ddp
 from monai_adv.statistics import wide_dtype
-from monai_adv.tasks import ClassificationTask, SegmentationTask, Task
+from monai_adv.tasks import ClassificationTask, SegmentationTask, Target, Task
 from monai_adv.tasks.base import plain
 from monai_adv.threats import Norm, Unit
 
@@ -54,6 +54,9 @@ class RobustMetric:
     Raises:
         InputError: a radius, unit or attack that is not allowed.
     """
+
+    stop: ClassVar[Literal["first_wrong", "never"]] = "first_wrong"
+    """When PGD may leave a classified image alone: wrong is wrong."""
 
     def __init__(
         self,
@@ -121,13 +124,19 @@ class RobustMetric:
             self._generator = torch.Generator(images.device).manual_seed(self.seed + engine.state.rank)
         target = self._layout.to_task(label) if isinstance(self._task, SegmentationTask) else label
         with torch.autocast("cuda", **engine.amp_kwargs) if engine.amp else nullcontext():
-            result = self._the_attack()(_deployed(engine), images, target, self._task, generator=self._generator)
+            network = _deployed(engine)
+            result = self._the_attack()(network, images, target, self._task, generator=self._generator)
+            self._record(engine, network, result, target)
+
+    def _record(self, engine: Any, network: nn.Module, result: AttackResult, target: Target) -> None:
+        """Keep what the attack on a batch left."""
         if isinstance(self._task, SegmentationTask):
             scores = result.margin + self._task.settings.threshold
         else:
             scores = (~result.wrong).float()
-        wide = wide_dtype(images.device)
-        total = torch.stack([scores.to(wide).sum(), torch.tensor(len(scores), dtype=wide, device=images.device)])
+        device = result.images.device
+        wide = wide_dtype(device)
+        total = torch.stack([scores.to(wide).sum(), torch.tensor(len(scores), dtype=wide, device=device)])
         self._sum = total if self._sum is None else self._sum + total
 
     def _make_task(self, output: Tensor, label: Tensor) -> Task:
@@ -145,7 +154,7 @@ class RobustMetric:
         if self.attack is not None:
             return self.attack
         assert self._threat is not None
-        stop: Literal["first_wrong", "lowest"] = "lowest" if isinstance(self._task, SegmentationTask) else "first_wrong"
+        stop = "lowest" if isinstance(self._task, SegmentationTask) else self.stop
         return PGD(self._threat, steps=self.steps, stop=stop, keep="strongest")
 
     def _finish(self, engine: Any) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.data.meta_tensor import MetaTensor
 from monai.engines.trainer import SupervisedTrainer
@@ -50,6 +51,7 @@ from monai_adv.settings import (
     read_settings,
     table,
 )
+from monai_adv.statistics import wide_dtype
 from monai_adv.tasks import ClassificationTask, Output, SegmentationSettings, SegmentationTask, Target
 from monai_adv.tasks.base import TrainingTask, plain
 
@@ -269,9 +271,27 @@ class RobustTrainer(SupervisedTrainer):
     def _on_epoch_started(self) -> None:
         if not self._resumed:  # now, because handlers that load a checkpoint run after our STARTED
             self.robust_state.resume(self.network, self.logger)
+            self._check_ranks()
             self._resumed = True
         if self.defense is not None:
             self.defense.on_epoch_start(self.state.epoch - 1, self.state.max_epochs)
+
+    @torch.no_grad()
+    def _check_ranks(self) -> None:
+        """A checkpoint that only one rank has loaded: DDP does not notice, and would average unrelated gradients."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        device = device_of(self.network)
+        norms = torch.stack([p.detach().to(wide_dtype(device)).norm() for p in self.network.parameters()])
+        lowest, highest = norms.clone(), norms.clone()
+        dist.all_reduce(lowest, dist.ReduceOp.MIN)
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        if not torch.equal(lowest, highest):
+            raise InputError.of(
+                "network", "weights that differ between the ranks", "the same weights on every rank",
+                "load checkpoints on every rank: the Model Zoo's multi_gpu_train.json leaves out the last handlers on "
+                "all ranks but the first, so load in `initialize` (docs/existing_bundle.md)",
+            )  # fmt: skip
 
     def _on_epoch_completed(self) -> None:
         assert self.defense is not None

@@ -21,14 +21,16 @@ from monai.utils.misc import fall_back_tuple
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from monai_adv.errors import InputError, did_you_mean
+from monai_adv.bundles.weights import load_weights, names_in
+from monai_adv.errors import InputError, did_you_mean, first_cause
 from monai_adv.evaluation.bundle import WEIGHTS
 from monai_adv.evaluation.classification import ClassificationCase, ClassificationSubject
 from monai_adv.evaluation.fingerprint import fingerprint, names_and_sizes
 from monai_adv.evaluation.plain import Box, check_box, usable_device
+from monai_adv.evaluation.plain import fingerprint as fingerprint_of
 from monai_adv.evaluation.plain_segmentation import SegmentationCase, SegmentationSubject
 from monai_adv.evaluation.subject import Kind, Level
-from monai_adv.network_state import frozen
+from monai_adv.network_state import device_of, frozen
 from monai_adv.tasks import Output
 from monai_adv.threats import Threat
 
@@ -76,8 +78,12 @@ class BundleSource:
         Raises:
             InputError: why it does not load, with the key of the config.
         """
-        bundle = _Bundle(self)
-        return BundleSegmentation(bundle) if bundle.kind == "segmentation" else BundleClassification(bundle)
+        return as_subject(_Bundle(self))
+
+
+def as_subject(bundle: OpenBundle) -> BundleClassification | BundleSegmentation:
+    """What the evaluation attacks."""
+    return BundleSegmentation(bundle) if bundle.kind == "segmentation" else BundleClassification(bundle)
 
 
 class BundleNetwork(nn.Module):
@@ -128,7 +134,7 @@ class BundleNetwork(nn.Module):
 class BundleClassification(ClassificationSubject):
     """A classifying bundle; images that cannot be read are its ``problems``."""
 
-    def __init__(self, bundle: _Bundle) -> None:
+    def __init__(self, bundle: OpenBundle) -> None:
         self.bundle = bundle
         images: list[Tensor] = []
         labels: list[Tensor] = []
@@ -153,7 +159,7 @@ class BundleClassification(ClassificationSubject):
         classes = bundle.channel_names if len(bundle.channel_names) == heads else [f"class {i}" for i in range(heads)]
         super().__init__(
             bundle.name, bundle.network, torch.stack(images), torch.stack(labels), classes,
-            box=bundle.source.box, unit=bundle.unit, names=names,
+            box=bundle.box, unit=bundle.unit, names=names,
         )  # fmt: skip
         self.problems = tuple(problems)
         self.space = "the bundle's preprocessed images; each image has a radius of its own"
@@ -175,7 +181,7 @@ class BundleSegmentation:
 
     kind: Kind = "segmentation"
 
-    def __init__(self, bundle: _Bundle) -> None:
+    def __init__(self, bundle: OpenBundle) -> None:
         self.bundle, self.name, self.unit, self.problems = bundle, bundle.name, bundle.unit, tuple(bundle.problems)
         self.cases, self.fingerprint = tuple(bundle.names), bundle.fingerprint
         label = bundle.first.label
@@ -208,7 +214,7 @@ class BundleSegmentation:
             label = label.argmax(0, keepdim=True)
         subject = SegmentationSubject(
             self.name, self.bundle.network, [item.image], [label if self.regions else label[0]], self.classes,
-            regions=self.regions, spacing=item.spacing, box=self.bundle.source.box, unit=self.unit,
+            regions=self.regions, spacing=item.spacing, box=self.bundle.box, unit=self.unit,
             names=[case],
         )  # fmt: skip
         loaded = subject.load(case)
@@ -216,42 +222,37 @@ class BundleSegmentation:
         return loaded
 
 
-class _Bundle:
-    """The parts of a bundle that are needed, however it is called."""
+class OpenBundle:
+    """The parts of a bundle that are needed, however they were made.
 
-    def __init__(self, source: BundleSource) -> None:
-        self.source, self.folder = source, Path(source.folder)
-        self.name = source.name or self.folder.resolve().name
-        self.configs = _config_files(self.folder, source.configs)
-        metadata = self.folder / "configs" / "metadata.json"
-        self.channel_names = _channel_names(metadata)
-        self.weights = self.folder / source.weights
-        device = usable_device(source.device)
-        with _importable(self.folder), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of MONAI about its transforms: the bundle's author's
-            parser = ConfigParser()
-            try:
-                parser.read_config([str(file) for file in self.configs])
-                if metadata.is_file():
-                    parser.read_meta(str(metadata))
-            except Exception as error:  # json, yaml and MONAI raise kinds of their own
-                raise InputError.of("bundle-config", [f.name for f in self.configs], _reason(error)) from error
-            parser["bundle_root"] = str(self.folder)
-            parser["device"] = device
-            for word in source.overrides:
-                _override(parser, word)
-            self.absent = _absent(parser)
-            network = _part(parser, NETWORK, self.folder)
-            inferer = _part(parser, INFERERS, self.folder, SimpleInferer())
-            if any(key in parser for key in DATA):
-                _cache_nothing(parser)
-                self.dataset = _part(parser, DATA, self.folder, todo=self.absent)
-            else:
-                self.dataset = _part(parser, LOADERS, self.folder, alternatives=DATA, todo=self.absent).dataset
+    Args:
+        name: how tables call the model.
+        network: with its weights, on its device.
+        inferer: of the validation.
+        dataset: of validation items with ``image`` and ``label``; its transforms may not be random.
+        box: lowest and highest intensity that an attacked image may have.
+        channel_names: of the network's output channels; empty: not known.
+        absent: what to do about data that are not here, in words.
+
+    Raises:
+        InputError: parts that are missing or do not fit each other.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: Any,
+        inferer: Callable[..., Any],
+        dataset: Any,
+        box: Box | None = None,
+        channel_names: Sequence[str] = (),
+        absent: str = "",
+    ) -> None:
         if not isinstance(network, nn.Module):
             raise InputError.of("network", type(network).__name__, "a torch.nn.Module under network_def or network")
-        _load_weights(network, self.weights)
-        self.network = BundleNetwork(network.to(device).eval(), inferer).eval()
+        self.name, self.dataset, self.box = name, dataset, box
+        self.channel_names, self.absent = list(channel_names), absent
+        self.network = BundleNetwork(network.eval(), inferer).eval()
         self._open_data()
 
     def _open_data(self) -> None:
@@ -285,9 +286,8 @@ class _Bundle:
 
     @property
     def fingerprint(self) -> str:
-        """Of weights, configs, data files, and what bounds an attack."""
-        files = names_and_sizes(self.files)
-        return fingerprint([self.weights, *self.configs], self.source.overrides, files, self.names, self.source.box)
+        """Of the network, the data files, and what bounds an attack."""
+        return fingerprint_of(self.network, names_and_sizes(self.files), self.names, self.box)
 
     @property
     def unit(self) -> str:
@@ -302,11 +302,11 @@ class _Bundle:
             InputError: a ``raw`` radius for a preprocessing that does not scale all images alike.
         """
         if level.unit != "raw":
-            return Threat(level.norm, level.eps, self.source.box, level.unit)
+            return Threat(level.norm, level.eps, self.box, level.unit)
         if self.raw_unit is None:
             allowed = "'norm' or 'rms' unless ScaleIntensityRanged is all that changes the intensities"
             raise InputError.of("unit", "raw", allowed)
-        return Threat(level.norm, level.eps / self.raw_unit, self.source.box)
+        return Threat(level.norm, level.eps / self.raw_unit, self.box)
 
     def item(self, name: str) -> _Item:
         """An image with its label, preprocessed.
@@ -319,7 +319,7 @@ class _Bundle:
         try:
             found = self.dataset[self._place[name]]
         except Exception as error:  # MONAI wraps what its readers raise
-            raise InputError.of("case", name, "a case that the bundle can read", _reason(error)) from error
+            raise InputError.of("case", name, "a case that the bundle can read", first_cause(error)) from error
         pair = [found.get("image"), found.get("label")] if isinstance(found, dict) else found
         if not isinstance(pair, list | tuple) or len(pair) != 2 or any(part is None for part in pair):
             keys = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
@@ -352,13 +352,55 @@ class _Bundle:
         """Output channels."""
         try:
             with frozen(self.network) as network, torch.no_grad():
-                output = network(image[None].to(self.source.device))
+                output = network(image[None].to(device_of(self.network)))
         except InputError:
             raise
         except Exception as error:  # whatever a network raises for an image that it does not fit
             found = f"an image {tuple(image.shape)}"
-            raise InputError.of("network", found, "preprocessed images that fit it", _reason(error)) from error
+            raise InputError.of("network", found, "preprocessed images that fit it", first_cause(error)) from error
         return int(output.shape[1]) if output.ndim > 1 else 1
+
+
+class _Bundle(OpenBundle):
+    """A bundle's folder, opened through its configs."""
+
+    def __init__(self, source: BundleSource) -> None:
+        self.source, self.folder = source, Path(source.folder)
+        self.configs = _config_files(self.folder, source.configs)
+        metadata = self.folder / "configs" / "metadata.json"
+        self.weights = self.folder / source.weights
+        device = usable_device(source.device)
+        with _importable(self.folder), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of MONAI about its transforms: the bundle's author's
+            parser = ConfigParser()
+            try:
+                parser.read_config([str(file) for file in self.configs])
+                if metadata.is_file():
+                    parser.read_meta(str(metadata))
+            except Exception as error:  # json, yaml and MONAI raise kinds of their own
+                raise InputError.of("bundle-config", [f.name for f in self.configs], first_cause(error)) from error
+            parser["bundle_root"] = str(self.folder)
+            parser["device"] = device
+            for word in source.overrides:
+                _override(parser, word)
+            absent = _absent(parser)
+            network = _part(parser, NETWORK, self.folder)
+            inferer = _part(parser, INFERERS, self.folder, SimpleInferer())
+            if any(key in parser for key in DATA):
+                _cache_nothing(parser)
+                dataset = _part(parser, DATA, self.folder, todo=absent)
+            else:
+                dataset = _part(parser, LOADERS, self.folder, alternatives=DATA, todo=absent).dataset
+        if isinstance(network, nn.Module):
+            network = load_weights(network, self.weights).to(device)
+        name = source.name or self.folder.resolve().name
+        super().__init__(name, network, inferer, dataset, source.box, channel_names(metadata), absent)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of weights, configs, data files, and what bounds an attack."""
+        files = names_and_sizes(self.files)
+        return fingerprint([self.weights, *self.configs], self.source.overrides, files, self.names, self.box)
 
 
 @dataclass(frozen=True)
@@ -378,18 +420,18 @@ def _config_files(folder: Path, given: Sequence[str] | None) -> list[Path]:
         files = [file for file in candidates if file.is_file()]
         if not files:
             allowed = "a bundle with configs/train.json or configs/evaluate.json"
-            todo = f"or name its config with --bundle-config; in configs there is {_names_in(folder / 'configs')}"
+            todo = f"or name its config with --bundle-config; in configs there is {names_in(folder / 'configs')}"
             raise InputError.of("bundle", str(folder), allowed, todo)
         return files
     files = [folder / name for name in given]
     for file in files:
         if not file.is_file():
-            known = _names_in(folder / "configs")
+            known = names_in(folder / "configs")
             raise InputError.of("bundle-config", str(file), "an existing file", f"in configs there is {known}")
     return files
 
 
-def _channel_names(metadata: Path) -> list[str]:
+def channel_names(metadata: Path) -> list[str]:
     """What metadata.json calls the output channels, if it does."""
     try:
         outputs = json.loads(metadata.read_text(encoding="utf-8"))["network_data_format"]["outputs"]
@@ -397,10 +439,6 @@ def _channel_names(metadata: Path) -> list[str]:
         return [str(defined[key]) for key in sorted(defined, key=int)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
         return []
-
-
-def _names_in(folder: Path) -> str:
-    return ", ".join(sorted(p.name for p in folder.glob("*"))) or "nothing"
 
 
 def _override(parser: ConfigParser, word: str) -> None:
@@ -451,7 +489,7 @@ def _part(
             try:
                 return parser.get_parsed_content(key)
             except Exception as error:  # it runs the bundle's own code
-                reason = "; ".join(filter(None, [_reason(error), todo]))
+                reason = "; ".join(filter(None, [first_cause(error), todo]))
                 raise InputError.of("bundle", f"{folder}, key {key}", "a part that loads", reason) from error
     if default is not None:
         return default
@@ -459,28 +497,6 @@ def _part(
     raise InputError.of(
         "bundle", str(folder), f"a config with one of the keys {', '.join([*alternatives, *keys])}", f"it has {known}"
     )
-
-
-def _load_weights(network: nn.Module, file: Path) -> None:
-    if not file.is_file():
-        todo = (
-            f"in {file.parent} there is {_names_in(file.parent)}; train the bundle, download its weights, or name them"
-        )
-        raise InputError.of("bundle-weights", str(file), "an existing file", todo)
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and pickle raise a dozen kinds
-        text = str(error).splitlines()[0][:200] if str(error) else "the file is empty"
-        raise InputError.of(
-            "bundle-weights", str(file), "a state dict of tensors, text and numbers", f"{type(error).__name__}: {text}"
-        ) from error
-    for key in ("state_dict", "model", "network", "net"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    try:
-        network.load_state_dict({key.removeprefix("module."): value for key, value in content.items()})
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise InputError.of("bundle-weights", str(file), "weights that fit the network", _reason(error)) from error
 
 
 @contextmanager
@@ -525,10 +541,3 @@ def _raw_unit(transform: Any) -> float | None:
         elif not module.startswith(NEUTRAL) or "Lambda" in kind:
             return None
     return float(units[0]) if len(units) == 1 else None
-
-
-def _reason(error: BaseException) -> str:
-    """The first cause in one line: MONAI wraps errors in others that only say where."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(".")

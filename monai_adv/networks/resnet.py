@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from monai.networks.nets.resnet import ResNet, ResNetBlock, ResNetBottleneck
 from torch import Tensor, nn
 
@@ -75,7 +76,7 @@ class InstanceNormResNet(ResNet):
     """MONAI's ResNet with an affine instance norm, ``GroupNorm(C, C)``, where the original has BatchNorm.
 
     Nothing depends on the other images of a batch, and training and deployment compute the same: an attack made in
-    either mode is the same attack.
+    either mode is the same attack. Images need more than 32 elements along some axis.
 
     Args:
         block, layers, spatial_dims, in_channels, num_classes: as in :func:`drop_max_resnet18`.
@@ -102,24 +103,51 @@ class InstanceNormResNet(ResNet):
             conv1_t_stride=2,
             bias_downsample=False,
         )
-        self.rescale = rescale
+        self.conv1 = STEMS[spatial_dims](rescale, self.conv1)
         # ResNet(norm=...) reaches the stem only.
         replace_layers(
             self, nn.modules.batchnorm._BatchNorm, lambda layer: nn.GroupNorm(layer.num_features, layer.num_features)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Scores ``(N, num_classes)`` of images ``(N, in_channels, *size)``.
+
+class _Stem:
+    """The first convolution, which rescales images: a layer, because TorchScript knows no ``super().forward``."""
+
+    def __init__(self, rescale: bool, like: Any) -> None:
+        super().__init__(
+            like.in_channels, like.out_channels, like.kernel_size, like.stride, like.padding,  # type: ignore[call-arg]
+            bias=like.bias is not None,
+        )  # fmt: skip
+        self.rescale = rescale
+        self.load_state_dict(like.state_dict())  # type: ignore[attr-defined]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of images.
 
         Raises:
-            InputError: images of at most 32 elements per axis: the last features are single elements, whose instance
-                norm is the same for every image.
+            InputError: images of at most 32 elements per axis.
         """
-        if max(x.shape[2:]) <= 32:
-            todo = "resize them; the network divides every axis by 32 and needs two elements at the end"
-            raise InputError.of("images", tuple(x.shape), "more than 32 elements along some axis", todo)
-        scores: Tensor = super().forward((x - 0.5) / 0.5 if self.rescale else x)
-        return scores
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            check_size(images)
+        if self.rescale:
+            images = (images - 0.5) / 0.5
+        features: Tensor = self._conv_forward(images, self.weight, self.bias)  # type: ignore[attr-defined]
+        return features
+
+
+class Stem1d(_Stem, nn.Conv1d):
+    """For lines."""
+
+
+class Stem2d(_Stem, nn.Conv2d):
+    """For images."""
+
+
+class Stem3d(_Stem, nn.Conv3d):
+    """For volumes."""
+
+
+STEMS: dict[int, Callable[[bool, nn.Module], Any]] = {1: Stem1d, 2: Stem2d, 3: Stem3d}
 
 
 def instance_norm_resnet18(
@@ -132,6 +160,14 @@ def instance_norm_resnet18(
         True
     """
     return InstanceNormResNet(ResNetBlock, [2, 2, 2, 2], spatial_dims, in_channels, num_classes, rescale)
+
+
+@torch.jit.unused
+def check_size(images: Tensor) -> None:
+    """The last features of an image of at most 32 elements per axis are single elements, all alike after the norm."""
+    if max(images.shape[2:]) <= 32:
+        todo = "resize them; the network divides every axis by 32 and needs two elements at the end"
+        raise InputError.of("images", tuple(images.shape), "more than 32 elements along some axis", todo)
 
 
 def replace_layers(network: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> None:

@@ -1,0 +1,45 @@
+"""What the bundles in ``bundles/`` share.
+
+Their configs say ``$import monai_adv.bundles as bundles`` and use the names below. Nothing is imported before it is
+needed, because ``monai-adv bundle`` builds its parser at every start of ``monai-adv``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from monai_adv.bundles.image_index import image_files, read_index
+    from monai_adv.bundles.phantoms import write_phantom
+    from monai_adv.bundles.start import check_keys, device
+    from monai_adv.bundles.transforms import GreySliced
+    from monai_adv.bundles.weights import load_weights
+    from monai_adv.evaluation.live_bundle import evaluate
+
+_PLACES = {
+    "GreySliced": "monai_adv.bundles.transforms",
+    "check_keys": "monai_adv.bundles.start",
+    "device": "monai_adv.bundles.start",
+    "evaluate": "monai_adv.evaluation.live_bundle",
+    "load_weights": "monai_adv.bundles.weights",
+    "image_files": "monai_adv.bundles.image_index",
+    "read_index": "monai_adv.bundles.image_index",
+    "write_phantom": "monai_adv.bundles.phantoms",
+}
+__all__ = [
+    "GreySliced",
+    "check_keys",
+    "device",
+    "evaluate",
+    "image_files",
+    "load_weights",
+    "read_index",
+    "write_phantom",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module(_PLACES[name]), name)
