@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from monai_adv.errors import InputError
+from monai_adv.files import whole_file
 
 SECTION = "monai_adv"
 """Our part of an nnU-Net checkpoint: settings, state of the defence, log."""
@@ -30,21 +30,16 @@ def plain(value: Any) -> Any:
 
 
 def write_checkpoint(checkpoint: dict[str, Any], filename: str | Path) -> None:
-    """Write to a temporary file beside ``filename``, then rename: whatever happens, one whole checkpoint remains.
+    """Write a checkpoint; whatever happens, one whole checkpoint remains.
 
     Raises:
         InputError: the checkpoint could not be written (disk full, no permission); the previous one is intact.
     """
     path = Path(filename)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
+        with whole_file(path) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
-        temporary.unlink(missing_ok=True)
         kept = "the previous checkpoint is intact" if path.exists() else "there is no earlier one"
         raise InputError(
             f"{path}: the checkpoint could not be written ({error}); {kept}; "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+
+from monai_adv.files import whole_file
 
 PANELS: list[tuple[str, dict[str, str]]] = [
     (
@@ -60,11 +61,9 @@ class RobustnessLog:
 
     def write(self, folder: str | Path) -> None:
         """Write ``robustness.json`` and ``robustness.png``."""
-        path = Path(folder) / "robustness.json"
-        temporary = path.with_name(path.name + ".tmp")
         rows = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in r.items()} for r in self.rows]
-        temporary.write_text(json.dumps(rows, indent=1))
-        os.replace(temporary, path)
+        with whole_file(Path(folder) / "robustness.json") as file:
+            file.write(json.dumps(rows, indent=1).encode())
         with plt.style.context("default"):  # nnU-Net's figure leaves its large fonts behind
             self._draw(Path(folder) / "robustness.png")
 

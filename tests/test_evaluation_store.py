@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation import store as store_module
 from monai_adv.evaluation.store import (
     State,
     Store,
@@ -101,7 +101,7 @@ def test_a_file_is_there_completely_or_not_at_all(tmp_path: Path, monkeypatch: p
     def dies(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store_module.os, "replace", dies)
+    monkeypatch.setattr(os, "replace", dies)
     with pytest.raises(KeyboardInterrupt):
         store.commit_record(replace(a_record(), forward=99), torch.tensor([True]))
     monkeypatch.undo()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from logging import Logger
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from monai_adv.defenses.base import Defense
 from monai_adv.errors import InputError
+from monai_adv.files import whole_file
 from monai_adv.network_state import unwrap_ddp
 from monai_adv.settings import differences
 
@@ -85,10 +85,8 @@ class RobustState:
         """Write the file, so that a crash never costs the previous one."""
         if self.file is None:
             return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_name(self.file.name + ".tmp")
-        torch.save({"weights": _fingerprint(network), "epoch": epoch, "state": self.state_dict()}, temporary)
-        os.replace(temporary, self.file)
+        with whole_file(self.file) as file:
+            torch.save({"weights": _fingerprint(network), "epoch": epoch, "state": self.state_dict()}, file)
 
     def resume(self, network: nn.Module, logger: Logger) -> None:
         """Read the file if it belongs to these weights: bundles seldom restore the trainer's epoch.

@@ -22,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import secrets
 import time
@@ -38,6 +37,7 @@ from torch import Tensor
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.subject import Picture, Record, Score
+from monai_adv.files import whole_file
 
 FORMAT = 1
 PARTIAL = ".partial"
@@ -425,17 +425,6 @@ def _npz(compressed: bool = False, **arrays: np.ndarray[Any, Any]) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file so that it is there completely or not at all, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f"{path.name[:80]}-{secrets.token_hex(4)}{PARTIAL}"
-    with partial.open("wb") as file:
+    """Another process may be writing the same file."""
+    with whole_file(path, f"-{secrets.token_hex(4)}{PARTIAL}") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    if os.name == "posix":  # the new name itself
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from torch.utils.data import DistributedSampler, RandomSampler
 from tqdm import tqdm
 
 from monai_adv.errors import InputError
+from monai_adv.files import whole_file
 from monai_adv.network_state import device_of, unwrap_ddp
 from monai_adv.networks.dual_batch_norm import DualNorm, branch_state_dict
 from monai_adv.pretraining.views import Images, TwoViewDataset, TwoViews, ViewSettings
@@ -252,8 +252,6 @@ def save(
     losses: list[float],
 ) -> None:
     """Write the run; a crash leaves the file of the epoch before."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(file.name + ".unfinished")
     contents = {
         "encoder": model.encoder.state_dict(),
         "projector": model.projector.state_dict(),
@@ -261,8 +259,8 @@ def save(
         "losses": losses,
         "settings": description(settings, views),
     }
-    torch.save(contents, unfinished)
-    os.replace(unfinished, file)
+    with whole_file(file) as whole:
+        torch.save(contents, whole)
 
 
 def resume(
