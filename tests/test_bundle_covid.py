@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BundleRun, forget_seed
+from bundle_runs import BundleRun
 from PIL import Image
 from test_image_index import write_dicom
 
@@ -84,7 +84,9 @@ def test_training_goes_on_with_margins_and_momentum(trained: BundleRun, forget_s
     for key, value in trainer.network.state_dict().items():
         assert torch.equal(value, last["model"][key]), key
     momenta = trainer.optimizer.state_dict()["state"]
-    assert all(torch.equal(momenta[i]["momentum_buffer"], s["momentum_buffer"]) for i, s in last["optimizer"]["state"].items())
+    assert all(
+        torch.equal(momenta[i]["momentum_buffer"], s["momentum_buffer"]) for i, s in last["optimizer"]["state"].items()
+    )
     assert torch.equal(trainer.defense.margins.values, trained.margins)  # type: ignore[attr-defined]
 
 
@@ -104,7 +106,9 @@ def test_prediction_reads_png_nifti_and_dicom(trained: BundleRun, tmp_path: Path
     write_dicom(tmp_path / "a.dcm")
     nib.save(nib.Nifti1Image(values.T.astype(np.float32)[..., None], np.eye(4)), tmp_path / "b.nii.gz")
     Image.fromarray(values).save(tmp_path / "c.png")
-    trained.run("inference", dataset_dir=str(tmp_path), image_size=64, intensity_high=12, output_dir=str(tmp_path / "out"))
+    trained.run(
+        "inference", dataset_dir=str(tmp_path), image_size=64, intensity_high=12, output_dir=str(tmp_path / "out")
+    )
     with (tmp_path / "out" / "predictions.csv").open(newline="") as lines:
         rows = {Path(row[0]).name: [float(p) for p in row[1:]] for row in csv.reader(lines)}
     assert set(rows) == {"a.dcm", "b.nii.gz", "c.png"}
