@@ -12,6 +12,7 @@ import pytest
 import torch
 from bundle_runs import BundleRun
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_image_index import write_dicom
 
 from monai_adv.attacks import PGD
@@ -46,6 +47,18 @@ def test_phantom_is_learnt(trained: BundleRun, forget_seed: None) -> None:
     margins = trained.margins  # type: ignore[attr-defined]
     assert margins.shape == (48,)
     assert 0.25 < float(margins.mean()) <= 1.0
+
+
+def test_tensorboard_has_the_curves_of_defence_and_robust_validation(trained: BundleRun) -> None:
+    curves: dict[str, list[float]] = {}
+    for file in (trained.root / "eval").glob("events.*"):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            curves.setdefault(tag, []).extend(event.value for event in events.Scalars(tag))
+    assert len(curves["robust_g_mean"]) == len(curves["defense/margin_mean"]) == 6
+    assert max(curves["robust_g_mean"]) == pytest.approx(trained.robust)  # type: ignore[attr-defined]
+    assert curves["defense/margin_mean"][-1] == pytest.approx(float(trained.margins.mean()))  # type: ignore[attr-defined]
 
 
 def test_evaluation_says_what_the_attack_on_the_saved_weights_says(trained: BundleRun, forget_seed: None) -> None:
