@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_adv.files import whole_file
+from monai_adv.files import whole_file, whole_folder
 
 
 def test_file_is_replaced_only_when_all_is_written(tmp_path: Path) -> None:
@@ -26,3 +26,16 @@ def test_two_writers_do_not_meet(tmp_path: Path) -> None:
         first.write(b"first")
         second.write(b"second")
     assert path.read_bytes() == b"first"  # the one that ended last
+
+
+def test_folder_is_whole_or_absent_and_the_first_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    with pytest.raises(ZeroDivisionError), whole_folder(path) as folder:
+        (folder / str(1 // 0)).touch()
+    assert list(tmp_path.iterdir()) == []
+    with whole_folder(path) as slow:
+        with whole_folder(path) as fast:
+            (fast / "a").write_text("fast")
+        (slow / "a").write_text("slow")
+    assert (path / "a").read_text() == "fast"
+    assert list(tmp_path.iterdir()) == [path]

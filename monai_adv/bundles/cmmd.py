@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from monai_adv.bundles.image_index import FILE
+from monai_adv.bundles.image_index import FILE, write_table
 from monai_adv.errors import InputError, did_you_mean
 
 OtherBreast = Literal["leave_out", "not_malignant"]
@@ -102,9 +102,9 @@ def write_index(
     if bits is None or not rows:
         raise InputError.of("folder", str(folder), f"DICOM files of breasts in {table}")
     fold_of = patient_folds(rows, folds, seed)
-    _write(place, [{**row, "fold": fold_of[row["patient"]]} for row in rows])
+    written = write_table(place, [{**row, "fold": fold_of[row["patient"]]} for row in rows])
     malignant = sum(row["malignant"] for row in rows)
-    return CMMDIndex(place / FILE, len(rows), malignant, len(fold_of), left_out, 2 ** bits[0] - 1)
+    return CMMDIndex(written, len(rows), malignant, len(fold_of), left_out, 2 ** bits[0] - 1)
 
 
 def read_diagnoses(table: Path) -> dict[Breast, int]:
@@ -229,16 +229,6 @@ def _excel_lines(table: Path) -> Iterator[list[str]]:
         raise InputError.of("table", str(table), "a spreadsheet that can be read", todo) from error
     for row in rows:
         yield ["" if value is None else str(value).strip() for value in row]
-
-
-def _write(place: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    place.mkdir(parents=True, exist_ok=True)
-    unfinished = place / f"{FILE}.unfinished"
-    with unfinished.open("w", newline="", encoding="utf-8") as table:
-        writer = csv.DictWriter(table, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    unfinished.rename(place / FILE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ Everything that can be wrong is found here, before a training starts, and named.
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import random
 from collections import Counter
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from monai_adv.errors import InputError, did_you_mean
+from monai_adv.files import whole_file
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -98,6 +100,22 @@ def read_index(
         counts = Counter(row[label] for row in part)
         logger.info(f"{name}: {len(part)} images ({', '.join(f'{value}: {counts[value]}' for value in classes)})")
     return ImageIndex(items)
+
+
+def write_table(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write ``index.csv``.
+
+    Args:
+        folder: of the data set.
+        rows: one per image, all with the same columns.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    with whole_file(Path(folder) / FILE) as file:
+        file.write(text.getvalue().encode())
+    return Path(folder) / FILE
 
 
 def check_image(file: Path) -> None:

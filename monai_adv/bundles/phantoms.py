@@ -6,9 +6,6 @@ works, not how good a method is. Everything follows from the seed.
 
 from __future__ import annotations
 
-import csv
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,9 @@ import numpy.typing as npt
 from monai.transforms.intensity.array import GaussianSmooth
 from PIL import Image
 
-from monai_adv.bundles.image_index import FILE
+from monai_adv.bundles.image_index import FILE, write_table
 from monai_adv.errors import InputError, did_you_mean
+from monai_adv.files import whole_folder
 
 SIZE = 96
 Array = npt.NDArray[np.float64]
@@ -46,20 +44,8 @@ def write_phantom(kind: str, folder: str | Path, seed: int = 0) -> str:
     folder = Path(folder)
     if (folder / FILE).is_file():
         return str(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # A folder of its own for each process: all ranks of a training come here at once.
-    unfinished = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
-    rows = PHANTOMS[kind](unfinished, np.random.RandomState(seed))
-    with (unfinished / FILE).open("w", newline="", encoding="utf-8") as table:
-        writer = csv.DictWriter(table, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    try:
-        unfinished.rename(folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(unfinished)
-        if not (folder / FILE).is_file():
-            raise
+    with whole_folder(folder) as unfinished:
+        write_table(unfinished, PHANTOMS[kind](unfinished, np.random.RandomState(seed)))
     return str(folder)
 
 

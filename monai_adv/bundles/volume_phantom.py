@@ -7,8 +7,6 @@ works, not how good a method is. Everything follows from the seed.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from monai.data.synthetic import create_test_image_3d
 from monai.transforms.intensity.array import GaussianSmooth
+
+from monai_adv.files import whole_folder
 
 CASES, SHAPE = 20, (24, 28, 20)
 LEVELS = (100.0, 60.0, 160.0)
@@ -34,6 +34,7 @@ def write_volume_phantom(folder: str | Path, seed: int = 0) -> str:
         the folder, for ``dataset_dir``.
 
     Example:
+        >>> import tempfile
         >>> folder = write_volume_phantom(Path(tempfile.mkdtemp()) / "phantom")
         >>> sorted(file.name for file in Path(folder).iterdir())
         ['dataset.json', 'imagesTr', 'labelsTr']
@@ -41,29 +42,23 @@ def write_volume_phantom(folder: str | Path, seed: int = 0) -> str:
     folder = Path(folder)
     if (folder / "dataset.json").is_file():
         return str(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # A folder of its own for each process: all ranks of a training come here at once.
-    unfinished = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
-    for number in range(CASES):
-        random = np.random.RandomState([seed, number])
-        _, labels = create_test_image_3d(
-            *SHAPE, num_objs=4, rad_max=7, rad_min=4, num_seg_classes=2, random_state=random
-        )
-        noise = random.standard_normal(SHAPE)
-        image = np.array(LEVELS)[labels.astype(int)] + 60 * np.asarray(GaussianSmooth(0.8)(noise[None]))[0]
-        _save(image.astype(np.float32), unfinished / "imagesTr" / f"phantom_{number:02}_0000.nii.gz")
-        _save(labels.astype(np.uint8), unfinished / "labelsTr" / f"phantom_{number:02}.nii.gz")
     described = {
         "channel_names": {"0": "phantom"},
         "labels": {"background": 0, "dark": 1, "bright": 2},
         "numTraining": CASES,
         "file_ending": ".nii.gz",
     }
-    (unfinished / "dataset.json").write_text(json.dumps(described, indent=4), encoding="utf-8")
-    try:
-        unfinished.rename(folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(unfinished)
+    with whole_folder(folder) as unfinished:
+        for number in range(CASES):
+            random = np.random.RandomState([seed, number])
+            _, labels = create_test_image_3d(
+                *SHAPE, num_objs=4, rad_max=7, rad_min=4, num_seg_classes=2, random_state=random
+            )
+            noise = random.standard_normal(SHAPE)
+            image = np.array(LEVELS)[labels.astype(int)] + 60 * np.asarray(GaussianSmooth(0.8)(noise[None]))[0]
+            _save(image.astype(np.float32), unfinished / "imagesTr" / f"phantom_{number:02}_0000.nii.gz")
+            _save(labels.astype(np.uint8), unfinished / "labelsTr" / f"phantom_{number:02}.nii.gz")
+        (unfinished / "dataset.json").write_text(json.dumps(described, indent=4), encoding="utf-8")
     return str(folder)
 
 

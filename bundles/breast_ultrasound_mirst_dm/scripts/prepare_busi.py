@@ -10,10 +10,8 @@ otherwise test images are seen in training. The threshold errs on the side of la
 from __future__ import annotations
 
 import argparse
-import csv
 import random
 import re
-import shutil
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -22,7 +20,9 @@ import numpy as np
 from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
+from monai_adv.bundles.image_index import write_table
 from monai_adv.errors import InputError
+from monai_adv.files import whole_folder
 
 LABELS = ("benign", "malignant", "normal")
 FOLDS = 5
@@ -50,32 +50,28 @@ def prepare(source: Path, target: Path, size: int = 224, seed: int = 0) -> None:
         if not found:
             todo = "unpack the published archive; https://scholar.cu.edu.eg/?q=afahmy/pages/dataset"
             raise InputError.of("source", str(source), f"a folder with {label}/{label} (1).png and so on", todo)
-    unfinished = target.with_name(target.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    rows: list[dict[str, str | int]] = []
-    thumbnails = []
-    for label, found in files.items():
-        for file in found:
-            image = squared(Image.open(file).convert("L"), size, Image.Resampling.BILINEAR)
-            masks = [
-                np.asarray(Image.open(mask).convert("L")) for mask in sorted(file.parent.glob(f"{file.stem}_mask*.png"))
-            ]
-            mask = Image.fromarray(np.max(masks, axis=0)) if masks else Image.new("L", (size, size))
-            name = f"{label}/{label}_{int(re.findall(r'[0-9]+', file.stem)[-1]):03d}.png"
-            for folder, picture in (("images", image), ("masks", squared(mask, size, Image.Resampling.NEAREST))):
-                (unfinished / folder / label).mkdir(parents=True, exist_ok=True)
-                picture.save(unfinished / folder / name)
-            rows.append({"image": f"images/{name}", "mask": f"masks/{name}", "label": label})
-            thumbnails.append(np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), float).ravel())
-    _, groups = connected_components(np.corrcoef(thumbnails) > ALIKE)
-    folds = folds_of([int(group) for group in groups], [str(row["label"]) for row in rows], seed)
-    for row, group in zip(rows, groups, strict=True):
-        row |= {"near_duplicate_group": int(group), "fold": folds[int(group)]}
-    with (unfinished / "index.csv").open("w", newline="", encoding="utf-8") as table:
-        writer = csv.DictWriter(table, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    unfinished.rename(target)
+    with whole_folder(target) as unfinished:
+        rows: list[dict[str, str | int]] = []
+        thumbnails = []
+        for label, found in files.items():
+            for file in found:
+                image = squared(Image.open(file).convert("L"), size, Image.Resampling.BILINEAR)
+                masks = [
+                    np.asarray(Image.open(mask).convert("L"))
+                    for mask in sorted(file.parent.glob(f"{file.stem}_mask*.png"))
+                ]
+                mask = Image.fromarray(np.max(masks, axis=0)) if masks else Image.new("L", (size, size))
+                name = f"{label}/{label}_{int(re.findall(r'[0-9]+', file.stem)[-1]):03d}.png"
+                for folder, picture in (("images", image), ("masks", squared(mask, size, Image.Resampling.NEAREST))):
+                    (unfinished / folder / label).mkdir(parents=True, exist_ok=True)
+                    picture.save(unfinished / folder / name)
+                rows.append({"image": f"images/{name}", "mask": f"masks/{name}", "label": label})
+                thumbnails.append(np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), float).ravel())
+        _, groups = connected_components(np.corrcoef(thumbnails) > ALIKE)
+        folds = folds_of([int(group) for group in groups], [str(row["label"]) for row in rows], seed)
+        for row, group in zip(rows, groups, strict=True):
+            row |= {"near_duplicate_group": int(group), "fold": folds[int(group)]}
+        write_table(unfinished, rows)
 
 
 def squared(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
