@@ -56,10 +56,8 @@ def prepare(source: Path, target: Path, size: int = 224, seed: int = 0) -> None:
         for label, found in files.items():
             for file in found:
                 image = squared(Image.open(file).convert("L"), size, Image.Resampling.BILINEAR)
-                masks = [
-                    np.asarray(Image.open(mask).convert("L"))
-                    for mask in sorted(file.parent.glob(f"{file.stem}_mask*.png"))
-                ]
+                mask_files = sorted(file.parent.glob(f"{file.stem}_mask*.png"))
+                masks = [np.asarray(Image.open(mask_file).convert("L")) for mask_file in mask_files]
                 mask = Image.fromarray(np.max(masks, axis=0)) if masks else Image.new("L", (size, size))
                 name = f"{label}/{label}_{int(re.findall(r'[0-9]+', file.stem)[-1]):03d}.png"
                 for folder, picture in (("images", image), ("masks", squared(mask, size, Image.Resampling.NEAREST))):
