@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from monai.bundle.workflows import ConfigWorkflow
-from monai.utils.misc import set_determinism
 
 from monai_adv.bundles.command import copy_bundle
 from monai_adv.errors import InputError
@@ -42,10 +40,3 @@ class BundleRun:
         while not isinstance(error, InputError) and error.__cause__ is not None:
             error = error.__cause__
         return f"{type(error).__name__}: {error}"
-
-
-@pytest.fixture
-def forget_seed() -> Iterator[None]:
-    """Bundles call set_determinism, which outlives them."""
-    yield
-    set_determinism(None)

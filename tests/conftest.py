@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+from monai.utils.misc import set_determinism
 from torch import Tensor, nn
 
 from monai_adv.tasks import Points
@@ -64,3 +66,10 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("MONAI_ADV_") and name != "MONAI_ADV_NO_DISCOVERY":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def forget_seed() -> Iterator[None]:
+    """Bundles call set_determinism, which outlives them."""
+    yield
+    set_determinism(None)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bundle_runs import BundleRun, forget_seed  # noqa: F401 (a fixture)
+from bundle_runs import BundleRun
 from monai.bundle.config_parser import ConfigParser
 from monai.bundle.workflows import ConfigWorkflow
 from monai.utils.misc import set_determinism

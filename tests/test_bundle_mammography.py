@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BundleRun, forget_seed
+from bundle_runs import BundleRun
 from monai.bundle.config_parser import ConfigParser
 from monai.networks.nets.classifier import Classifier
 from monai.utils.misc import set_determinism
@@ -31,8 +31,6 @@ NAME = "mammography_arfl"
 MINI_MIAS = Path(__file__).parents[2] / "shared" / "data" / "mini_mias_224"
 CLASSES = {"0": 0, "1": 1}
 OTHERS = ("inference", "saliency")
-
-__all__ = ["forget_seed"]
 
 
 def phantom_network() -> Classifier:

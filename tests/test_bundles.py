@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from bundle_runs import BundleRun, forget_seed  # noqa: F401 (a fixture)
+from bundle_runs import BundleRun
 from monai.bundle.config_parser import ConfigParser
 from monai.bundle.scripts import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
