@@ -260,7 +260,14 @@ def test_reports_of_both_hosts(run: BundleRun, trained: Trained, tmp_path: Path)
     run.run("nnunet_robustness", attacked_cases=1, **given)
     scores = report(run.root / "eval" / "robustness_nnunet_ima")
     assert list(scores[""].values()) == pytest.approx([1.0], abs=1e-3)
-    assert min(scores["l2-0.1-rms"].values()) < 0.8
+    worst = min(scores["l2-0.1-rms"].values())
+    assert worst < 0.8
+    run.run("nnunet_robustness", "nnunet_evaluate", dataset_dir=str(data), attacked_cases=1)
+    lines = (run.root / "eval" / "nnunet_ima" / "metrics.csv").read_text().splitlines()
+    figures = {name: float(value) for name, value in (line.split(",") for line in lines)}
+    assert figures["mean_dice"] == pytest.approx(1.0, abs=1e-3)
+    assert figures["mean_dice"] >= figures["pgd20_rms_0_05"] >= figures["pgd20_rms_0_1"]
+    assert worst - 0.05 < figures["pgd20_rms_0_1"] < 0.8  # a relay of attacks, and one attack, in the same ball
     trained.run.run("train", "evaluate", "phantom", "robustness", cases=1, **given)
     other = report(trained.run.root / "eval" / "robustness")
     assert {level: list(cases) for level, cases in other.items()} == {level: list(c) for level, c in scores.items()}
