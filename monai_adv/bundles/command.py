@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
 def bundles() -> dict[str, Path]:
     """Folders of all bundles, by name."""
     found = [f.parents[1] for place in PLACES for f in sorted(place.glob("*/configs/metadata.json"))]
-    return {folder.name: folder for folder in reversed(found)}
+    by_name = {folder.name: folder for folder in reversed(found)}  # a checkout's win
+    return dict(sorted(by_name.items()))
 
 
 def title(folder: Path) -> str:
