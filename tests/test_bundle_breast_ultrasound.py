@@ -149,7 +149,6 @@ def test_resuming_needs_no_file_of_stage_one(chain: Chain, forget_seed: None, tm
     data = {"dataset_dir": str(chain.run.root / "phantom"), "image_size": 32, "network_def#widen_factor": 0.25}
     workflow = chain.run.workflow("train", "resume", ckpt_dir=str(tmp_path), output_dir=str(tmp_path), **data)
     workflow.initialize()
-    part(workflow, "train#handlers")[-1](part(workflow, "train#trainer"))
     found, expected = part(workflow, "network").state_dict(), part(chain.second, "network").state_dict()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 

@@ -79,6 +79,19 @@ def test_network_has_the_shapes_of_the_metadata(name: str) -> None:
         net_id="network_def", meta_file=str(configs / "metadata.json"), config_file=str(configs / "inference.json"),
         bundle_root=str(bundles()[name]), device="cpu",
     )  # fmt: skip
+    data = _metadata(name)["network_data_format"]
+    image, classes = data["inputs"]["image"], data["outputs"]["pred"]["channel_def"]
+    with torch.no_grad():
+        output = _network(name).eval()(torch.rand(2, image["num_channels"], *image["spatial_shape"]))
+    assert output.shape[:2] == (2, len(classes))  # a name for every channel
+
+
+@each_bundle
+def test_every_rank_goes_on_from_the_checkpoint(name: str) -> None:
+    """multi_gpu_train.json leaves out the last handlers on all ranks but the first, so no handler may load."""
+    resume = json.loads((bundles()[name] / "configs" / "resume.json").read_text())
+    assert not [key for key in resume if "handlers" in key]
+    assert ["CheckpointLoader(@resume_from, @checkpoint" in step for step in resume["+initialize"]] == [True]
 
 
 @each_bundle
