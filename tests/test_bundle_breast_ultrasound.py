@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from monai_adv.bundles import read_index
+from monai_adv.bundles.folds import read_metrics
 from monai_adv.bundles.phantoms import write_phantom
 from monai_adv.defenses.mirst import MIRST
 from monai_adv.networks import DropMaxPool2d, drop_max_resnet18
@@ -184,8 +185,7 @@ def test_figures_are_those_of_the_saved_weights(chain: Chain, forget_seed: None,
     eps, step = 0.05, 0.004
     shorter = {"validate#additional_metrics#full_cw#attack#steps": 20}
     chain.run.run("train", "phantom", "evaluate", eps=eps, paper_step=step, output_dir=str(tmp_path), **shorter)
-    with (tmp_path / "metrics.csv").open() as lines:
-        found = {name: float(value) for name, value in csv.reader(lines)}
+    found = read_metrics(tmp_path / "metrics.csv")
     network = trained()
     network.load_state_dict(torch.load(chain.run.root / "models" / "model.pt", weights_only=True))
     workflow = chain.run.workflow("train", "phantom", "evaluate")

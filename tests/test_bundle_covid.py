@@ -17,6 +17,7 @@ from test_image_index import write_dicom
 
 from monai_adv.attacks import PGD
 from monai_adv.bundles import load_weights
+from monai_adv.bundles.folds import read_metrics
 from monai_adv.networks import instance_norm_resnet18
 from monai_adv.tasks import ClassificationTask
 from monai_adv.threats import Threat
@@ -36,17 +37,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> BundleRun:
     return run
 
 
-def metrics(file: Path) -> dict[str, float]:
-    with file.open(newline="") as lines:
-        return {row[0]: float(row[1]) for row in csv.reader(lines)}
-
-
 def test_phantom_is_learnt(trained: BundleRun, forget_seed: None) -> None:
     """A network that always says one class has a geometric mean of 0."""
     assert trained.robust > 0.5  # type: ignore[attr-defined]
     margins = trained.margins  # type: ignore[attr-defined]
     assert margins.shape == (48,)
-    assert 0.25 < float(margins.mean()) <= 1.0
+    assert 0.25 < float(margins.mean()) <= 1.0  # delta and eps_train at 64 pixels
 
 
 def test_tensorboard_has_the_curves_of_defence_and_robust_validation(trained: BundleRun) -> None:
@@ -63,7 +59,7 @@ def test_tensorboard_has_the_curves_of_defence_and_robust_validation(trained: Bu
 
 def test_evaluation_says_what_the_attack_on_the_saved_weights_says(trained: BundleRun, forget_seed: None) -> None:
     workflow = trained.run("train", "phantom", "evaluate", output_dir=str(trained.root / "eval" / "test"))
-    found = metrics(trained.root / "eval" / "test" / "metrics.csv")
+    found = read_metrics(trained.root / "eval" / "test" / "metrics.csv")
     items = [workflow.parser.get_parsed_content("validate#dataset")[i] for i in range(20)]
     images = torch.stack([item["image"].as_tensor() for item in items])
     labels = torch.tensor([int(item["label"]) for item in items])
@@ -71,16 +67,29 @@ def test_evaluation_says_what_the_attack_on_the_saved_weights_says(trained: Bund
     task = ClassificationTask()
     with torch.no_grad():
         assert found["clean_accuracy"] == pytest.approx(float(task.correct(network(images), labels).float().mean()))
-    attack = PGD(Threat("l2", 1.0, box=(0.0, 1.0)), steps=20, keep="strongest")
+    attack = PGD(Threat("l2", 64 / 224, box=(0.0, 1.0)), steps=20, keep="strongest")
     wrong = attack(network, images, labels, task).wrong
     assert found["pgd20_l2_1_accuracy"] == pytest.approx(1 - float(wrong.float().mean()))
     assert found["clean_accuracy"] >= found["pgd20_l2_1_accuracy"] >= found["pgd20_l2_3_accuracy"]
+    assert found["noise_l2_9_accuracy"] >= found["pgd20_l2_3_accuracy"]
+
+
+@pytest.mark.parametrize("size", [224, 112])
+def test_radii_are_the_papers_per_pixel(tmp_path: Path, size: int) -> None:
+    """An L2 radius R on n x n pixels is a root mean square change of R / n."""
+    workflow = BundleRun(NAME, tmp_path).workflow("train", "evaluate", image_size=size)
+    settings = workflow.parser.get_parsed_content("train#trainer#settings")
+    assert (settings["eps"], settings["delta"]) == pytest.approx((12 * size / 224, 2 * size / 224))
+    noise = workflow.parser.get_parsed_content("validate#evaluator#additional_metrics#noise_l2_27#attack")
+    image = torch.full((1, 1, size, size), 0.5)
+    change = noise.draw(image, torch.Generator().manual_seed(0)) - image
+    assert float(change.square().mean().sqrt()) == pytest.approx(27 / 224, rel=1e-4)
 
 
 def test_report_is_written_from_inside_the_bundle(trained: BundleRun, forget_seed: None) -> None:
     folder = trained.root / "eval" / "report"
     trained.run(
-        "train", "phantom", "evaluate", "robustness", report_dir=str(folder), attacks="quick", eps=[0.25], cases=1
+        "train", "phantom", "evaluate", "robustness", report_dir=str(folder), attacks="quick", eps=[1.0], cases=1
     )
     results = json.loads((folder / "results.json").read_text())
     assert (folder / "report.html").stat().st_size > 10000

@@ -29,7 +29,9 @@ from torch import Tensor, nn
 from monai_adv.attacks import PGD
 from monai_adv.errors import InputError
 from monai_adv.evaluation import bundle
-from monai_adv.evaluation.bundle_source import BundleClassification, BundleNetwork, BundleSegmentation, BundleSource
+from monai_adv.evaluation.bundle_network import BundleNetwork
+from monai_adv.evaluation.bundle_source import BundleSource
+from monai_adv.evaluation.open_bundle import BundleClassification, BundleSegmentation
 from monai_adv.evaluation.store import read_records
 from monai_adv.evaluation.subject import Level
 

@@ -22,6 +22,7 @@ from torch import nn
 
 from monai_adv.bundles.command import bundles
 from monai_adv.bundles.fine_tuning import MEAN, STD, prepared
+from monai_adv.bundles.folds import read_metrics
 from monai_adv.bundles.image_index import ImageIndex, read_index
 from monai_adv.bundles.saliency import COLOURS, METHODS, saliency_map, write_saliency
 from monai_adv.errors import InputError
@@ -48,8 +49,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> BundleRun:
 
 
 def figures(run: BundleRun) -> dict[str, float]:
-    lines = (run.root / "eval" / "metrics.csv").read_text().splitlines()
-    return {name: float(value) for name, value in (line.split(",") for line in lines)}
+    return read_metrics(run.root / "eval" / "metrics.csv")
 
 
 # ---------------------------------------------------------------- train, evaluate, infer, explain

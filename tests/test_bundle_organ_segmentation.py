@@ -18,6 +18,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
+from monai_adv.bundles.folds import read_metrics
 from monai_adv.bundles.volume_index import nnunet_split, read_volumes
 from monai_adv.bundles.volume_phantom import CASES, write_volume_phantom
 from monai_adv.errors import InputError
@@ -263,8 +264,7 @@ def test_reports_of_both_hosts(run: BundleRun, trained: Trained, tmp_path: Path)
     worst = min(scores["l2-0.1-rms"].values())
     assert worst < 0.8
     run.run("nnunet_robustness", "nnunet_evaluate", dataset_dir=str(data), attacked_cases=1)
-    lines = (run.root / "eval" / "nnunet_ima" / "metrics.csv").read_text().splitlines()
-    figures = {name: float(value) for name, value in (line.split(",") for line in lines)}
+    figures = read_metrics(run.root / "eval" / "nnunet_ima" / "metrics.csv")
     assert figures["mean_dice"] == pytest.approx(1.0, abs=1e-3)
     assert figures["mean_dice"] >= figures["pgd20_rms_0_05"] >= figures["pgd20_rms_0_1"]
     assert worst - 0.05 < figures["pgd20_rms_0_1"] < 0.8  # a relay of attacks, and one attack, in the same ball

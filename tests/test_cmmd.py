@@ -17,9 +17,9 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
+from monai_adv.bundles import WithinRanged
 from monai_adv.bundles.cmmd import main, read_diagnoses, write_index
 from monai_adv.bundles.image_index import read_index
-from monai_adv.bundles.intensities import WithinRanged
 from monai_adv.bundles.transforms import GreySliced
 from monai_adv.errors import InputError
 

@@ -93,6 +93,15 @@ def test_instance_norm_resnet() -> None:
         network(torch.rand(2, 1, 32, 32))
 
 
+def test_networks_can_be_narrower() -> None:
+    """Half the channels on both sides of a layer are a quarter of its weights."""
+    vgg, resnet = vgg16(2, widen_factor=0.5), instance_norm_resnet18(2, widen_factor=0.5)
+    assert vgg.features[28].weight.shape == (256, 256, 3, 3)
+    assert vgg.classifier[0].weight.shape == (2048, 256 * 49)
+    assert resnet.layer4[1].conv2.weight.shape == (256, 256, 3, 3)
+    assert vgg(torch.rand(1, 2, 32, 32)).shape == resnet(torch.rand(1, 1, 48, 48)).shape == (1, 2)
+
+
 def test_vgg_takes_any_image_and_starts_as_the_original() -> None:
     torch.manual_seed(0)
     network = VGG16(1, 3, batch_norm=True).eval()
@@ -109,6 +118,7 @@ def test_vgg_takes_any_image_and_starts_as_the_original() -> None:
     [
         (lambda: drop_max_resnet18(4), "spatial_dims: received 4"),
         (lambda: vgg16(0), "in_channels: received 0"),
+        (lambda: vgg16_bn(widen_factor=0.01), "widen_factor: received 0.01"),
         (lambda: instance_norm_resnet18(num_classes=1.5), "num_classes: received 1.5"),  # type: ignore[arg-type]
         (lambda: drop_max_resnet18(no_max_pool=True), "received 'ResNet'"),
     ],

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from monai_adv.bundles.image_index import image_files, read_index
     from monai_adv.bundles.phantoms import write_phantom
     from monai_adv.bundles.start import check_keys, device
-    from monai_adv.bundles.transforms import GreySliced
+    from monai_adv.bundles.transforms import GreySliced, WithinRanged
     from monai_adv.bundles.weights import load_weights
     from monai_adv.evaluation.live_bundle import evaluate
 
 _PLACES = {
     "GreySliced": "monai_adv.bundles.transforms",
+    "WithinRanged": "monai_adv.bundles.transforms",
     "check_keys": "monai_adv.bundles.start",
     "device": "monai_adv.bundles.start",
     "evaluate": "monai_adv.evaluation.live_bundle",
@@ -29,6 +30,7 @@ _PLACES = {
 }
 __all__ = [
     "GreySliced",
+    "WithinRanged",
     "check_keys",
     "device",
     "evaluate",

@@ -33,7 +33,7 @@ def read_folds(files: Sequence[str | Path]) -> Figures:
     """
     if len(files) < 2 or len({Path(file).resolve() for file in files}) < len(files):
         raise InputError.of("metrics", [str(file) for file in files], "metrics.csv of two or more folds, each once")
-    folds = [_read(Path(file)) for file in files]
+    folds = [read_metrics(file) for file in files]
     for file, fold in zip(files, folds, strict=True):
         if fold.keys() != folds[0].keys():
             other = min(fold.keys() ^ folds[0].keys())
@@ -81,7 +81,16 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _read(file: Path) -> dict[str, float]:
+def read_metrics(file: str | Path) -> dict[str, float]:
+    """The figures that ``evaluate.json`` of a bundle wrote.
+
+    Args:
+        file: ``metrics.csv``.
+
+    Raises:
+        InputError: a file of another kind, or a figure that is not defined.
+    """
+    file = Path(file)
     try:
         with file.open(newline="", encoding="utf-8") as lines:
             found = {name: float(value) for name, value in csv.reader(lines)}

@@ -20,6 +20,7 @@ from monai_adv.attacks.base import Attack, AttackResult
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.engines.bundle_task import KINDS, Kind, Layout, kind_of_batch, layout_of
 from monai_adv.errors import InputError
+from monai_adv.evaluation.bundle_network import BundleNetwork
 from monai_adv.network_state import unwrap_ddp
 from monai_adv.statistics import wide_dtype
 from monai_adv.tasks import ClassificationTask, SegmentationTask, Target, Task
@@ -171,6 +172,4 @@ def _deployed(engine: Any) -> nn.Module:
     network: nn.Module = unwrap_ddp(engine.network)
     if type(engine.inferer) is SimpleInferer:
         return network
-    from monai_adv.evaluation.bundle_source import BundleNetwork  # it brings all of the evaluation with it
-
     return BundleNetwork(network, engine.inferer)

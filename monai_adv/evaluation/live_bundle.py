@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from monai_adv.evaluation.bundle_source import OpenBundle, as_subject, channel_names
+from monai_adv.evaluation.open_bundle import OpenBundle, as_subject, channel_names
 from monai_adv.evaluation.plain import Box
 from monai_adv.evaluation.session import Session
 from monai_adv.evaluation.settings import EvaluationSettings, Version

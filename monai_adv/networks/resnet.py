@@ -81,6 +81,7 @@ class InstanceNormResNet(ResNet):
     Args:
         block, layers, spatial_dims, in_channels, num_classes: as in :func:`drop_max_resnet18`.
         rescale: compute ``(x - 0.5) / 0.5`` first, so that the images, and the radius of an attack, stay in [0, 1].
+        options: further arguments of MONAI's ``ResNet``, such as ``widen_factor``.
     """
 
     def __init__(
@@ -91,17 +92,21 @@ class InstanceNormResNet(ResNet):
         in_channels: int = 1,
         num_classes: int = 2,
         rescale: bool = True,
+        **options: Any,
     ) -> None:
         check_shape(spatial_dims, in_channels, num_classes)
         super().__init__(
             block,
             layers,
             WIDTHS,
-            spatial_dims=spatial_dims,
-            n_input_channels=in_channels,
-            num_classes=num_classes,
-            conv1_t_stride=2,
-            bias_downsample=False,
+            **{
+                "spatial_dims": spatial_dims,
+                "n_input_channels": in_channels,
+                "num_classes": num_classes,
+                "conv1_t_stride": 2,
+                "bias_downsample": False,
+                **options,
+            },
         )
         self.conv1 = STEMS[spatial_dims](rescale, self.conv1)
         # ResNet(norm=...) reaches the stem only.
@@ -151,7 +156,7 @@ STEMS: dict[int, Callable[[bool, nn.Module], Any]] = {1: Stem1d, 2: Stem2d, 3: S
 
 
 def instance_norm_resnet18(
-    spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 2, rescale: bool = True
+    spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 2, rescale: bool = True, **options: Any
 ) -> InstanceNormResNet:
     """The ResNet-18 of the IMA paper's COVID-19 experiment; arguments as for :class:`InstanceNormResNet`.
 
@@ -159,7 +164,7 @@ def instance_norm_resnet18(
         >>> isinstance(instance_norm_resnet18().bn1, nn.GroupNorm)
         True
     """
-    return InstanceNormResNet(ResNetBlock, [2, 2, 2, 2], spatial_dims, in_channels, num_classes, rescale)
+    return InstanceNormResNet(ResNetBlock, [2, 2, 2, 2], spatial_dims, in_channels, num_classes, rescale, **options)
 
 
 @torch.jit.unused

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from monai_adv.errors import InputError
 from monai_adv.networks.resnet import check_shape
 
 # Channels of the convolutions; M is a max-pooling.
@@ -24,6 +25,10 @@ class VGG16(nn.Module):
         num_classes: scores per image.
         batch_norm: a BatchNorm after every convolution (VGG16-BN).
         dropout: probability, in the two hidden layers of the classifier.
+        widen_factor: of all hidden layers, as in MONAI's ResNet; 0.25 for a machine without a GPU.
+
+    Raises:
+        InputError: a number of channels or classes below 1, or a layer that ``widen_factor`` leaves without a channel.
 
     Example:
         >>> VGG16().features[28]
@@ -31,31 +36,40 @@ class VGG16(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int = 3, num_classes: int = 2, batch_norm: bool = False, dropout: float = 0.5
+        self,
+        in_channels: int = 3,
+        num_classes: int = 2,
+        batch_norm: bool = False,
+        dropout: float = 0.5,
+        widen_factor: float = 1.0,
     ) -> None:
         super().__init__()
         check_shape(2, in_channels, num_classes)
+        if not 1 <= 64 * widen_factor < float("inf"):
+            raise InputError.of("widen_factor", widen_factor, "1/64 or more", "the first layer has 64 channels")
         layers: list[nn.Module] = []
         channels = in_channels
         for item in CONFIGURATION_D.split():
             if item == "M":
                 layers.append(nn.MaxPool2d(2))
                 continue
-            layers.append(nn.Conv2d(channels, int(item), 3, padding=1))
-            channels = int(item)
+            width = int(int(item) * widen_factor)
+            layers.append(nn.Conv2d(channels, width, 3, padding=1))
+            channels = width
             if batch_norm:
                 layers.append(nn.BatchNorm2d(channels))
             layers.append(nn.ReLU(inplace=True))
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(7)
+        hidden = int(4096 * widen_factor)
         self.classifier = nn.Sequential(
-            nn.Linear(512 * 7 * 7, 4096),
+            nn.Linear(channels * 7 * 7, hidden),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
-            nn.Linear(4096, 4096),
+            nn.Linear(hidden, hidden),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
-            nn.Linear(4096, num_classes),
+            nn.Linear(hidden, num_classes),
         )
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
@@ -71,11 +85,11 @@ class VGG16(nn.Module):
         return scores
 
 
-def vgg16(in_channels: int = 3, num_classes: int = 2, dropout: float = 0.5) -> VGG16:
+def vgg16(in_channels: int = 3, num_classes: int = 2, dropout: float = 0.5, widen_factor: float = 1.0) -> VGG16:
     """VGG16 without BatchNorm."""
-    return VGG16(in_channels, num_classes, dropout=dropout)
+    return VGG16(in_channels, num_classes, False, dropout, widen_factor)
 
 
-def vgg16_bn(in_channels: int = 3, num_classes: int = 2, dropout: float = 0.5) -> VGG16:
+def vgg16_bn(in_channels: int = 3, num_classes: int = 2, dropout: float = 0.5, widen_factor: float = 1.0) -> VGG16:
     """VGG16-BN, with a BatchNorm after every convolution."""
-    return VGG16(in_channels, num_classes, batch_norm=True, dropout=dropout)
+    return VGG16(in_channels, num_classes, True, dropout, widen_factor)

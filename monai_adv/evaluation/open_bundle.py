@@ -1,0 +1,314 @@
+"""The parts of a bundle that the evaluation needs, however they were made, and its cases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.inferers.inferer import SlidingWindowInferer
+from monai.transforms.compose import Compose
+from monai.transforms.intensity.array import ScaleIntensityRange
+from torch import Tensor, nn
+
+from monai_adv.errors import InputError, first_cause
+from monai_adv.evaluation.bundle_network import BundleNetwork
+from monai_adv.evaluation.classification import ClassificationCase, ClassificationSubject
+from monai_adv.evaluation.fingerprint import names_and_sizes
+from monai_adv.evaluation.plain import Box
+from monai_adv.evaluation.plain import fingerprint as fingerprint_of
+from monai_adv.evaluation.plain_segmentation import SegmentationCase, SegmentationSubject
+from monai_adv.evaluation.subject import Kind, Level
+from monai_adv.network_state import device_of, frozen
+from monai_adv.threats import Threat
+
+NEUTRAL = tuple(f"monai.transforms.{part}." for part in ("io", "spatial", "croppad", "utility"))
+"""Transforms that leave intensities as they are, but for interpolation."""
+
+
+def as_subject(bundle: OpenBundle) -> BundleClassification | BundleSegmentation:
+    """What the evaluation attacks."""
+    return BundleSegmentation(bundle) if bundle.kind == "segmentation" else BundleClassification(bundle)
+
+
+class BundleClassification(ClassificationSubject):
+    """A classifying bundle; images that cannot be read are its ``problems``."""
+
+    def __init__(self, bundle: OpenBundle) -> None:
+        self.bundle = bundle
+        images: list[Tensor] = []
+        labels: list[Tensor] = []
+        names: list[str] = []
+        problems = list(bundle.problems)
+        for name in bundle.names:
+            try:
+                item = bundle.item(name)
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            image, label = item.image, item.label
+            if images and image.shape != images[0].shape:
+                found = f"{tuple(images[0].shape)} and, of {name}, {tuple(image.shape)}"
+                raise InputError.of("images", found, "images of one size", "add a Resized to the bundle's config")
+            images.append(image)
+            labels.append(label.reshape(-1) if label.numel() > 1 else label.reshape(()))
+            names.append(name)
+        if not images:
+            raise InputError.of("bundle", "; ".join(problems[:3]), "at least one image that can be read")
+        heads = max(2, bundle.heads)
+        classes = bundle.channel_names if len(bundle.channel_names) == heads else [f"class {i}" for i in range(heads)]
+        super().__init__(
+            bundle.name, bundle.network, torch.stack(images), torch.stack(labels), classes,
+            box=bundle.box, unit=bundle.unit, names=names,
+        )  # fmt: skip
+        self.problems = tuple(problems)
+        self.space = "the bundle's preprocessed images; each image has a radius of its own"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the bundle's files and its data."""
+        return self.bundle.fingerprint
+
+    def load(self, case: str) -> ClassificationCase:
+        """A group of images."""
+        group = super().load(case)
+        group.threat = self.bundle.threat  # type: ignore[method-assign] # it knows raw units
+        return group
+
+
+class BundleSegmentation:
+    """A segmenting bundle; see :class:`monai_adv.evaluation.subject.Subject`. Volumes are read when they are needed."""
+
+    kind: Kind = "segmentation"
+
+    def __init__(self, bundle: OpenBundle) -> None:
+        self.bundle, self.name, self.unit, self.problems = bundle, bundle.name, bundle.unit, tuple(bundle.problems)
+        self.cases, self.fingerprint = tuple(bundle.names), bundle.fingerprint
+        label = bundle.first.label
+        channels, heads = label.shape[0], bundle.heads
+        if channels not in (1, heads):
+            allowed = f"1 channel of label values, or one per output channel, here {heads}"
+            raise InputError.of("label", f"{channels} channels", allowed)
+        self.one_hot = channels == heads > 1 and bool((label.sum(0) == 1).all())
+        self.regions = channels == heads and not self.one_hot
+        count = heads if self.regions else heads - 1
+        names = bundle.channel_names if self.regions else bundle.channel_names[1:]
+        what = "region" if self.regions else "class"
+        self.classes = tuple(names) if len(names) == count else tuple(f"{what} {i + 1}" for i in range(count))
+        inferer = bundle.network.inferer
+        window = f", windows {inferer.roi_size}" if isinstance(inferer, SlidingWindowInferer) else ""
+        self.space = (
+            f"whole preprocessed images through the bundle's {type(inferer).__name__}{window}, Dice and HD95 in the "
+            "bundle's preprocessed space; each image has a radius of its own"
+        )
+
+    def load(self, case: str) -> SegmentationCase:
+        """One image.
+
+        Raises:
+            InputError: an unknown name, an unreadable file, or label values that the network does not have.
+        """
+        item = self.bundle.item(case)
+        label = item.label
+        if self.one_hot:
+            label = label.argmax(0, keepdim=True)
+        subject = SegmentationSubject(
+            self.name, self.bundle.network, [item.image], [label if self.regions else label[0]], self.classes,
+            regions=self.regions, spacing=item.spacing, box=self.bundle.box, unit=self.unit,
+            names=[case],
+        )  # fmt: skip
+        loaded = subject.load(case)
+        loaded.threat = self.bundle.threat  # type: ignore[method-assign] # it knows raw units
+        return loaded
+
+
+class OpenBundle:
+    """The parts of a bundle that are needed, however they were made.
+
+    Args:
+        name: how tables call the model.
+        network: with its weights, on its device.
+        inferer: of the validation.
+        dataset: of validation items with ``image`` and ``label``; its transforms may not be random.
+        box: lowest and highest intensity that an attacked image may have.
+        channel_names: of the network's output channels; empty: not known.
+        absent: what to do about data that are not here, in words.
+
+    Raises:
+        InputError: parts that are missing or do not fit each other.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: Any,
+        inferer: Callable[..., Any],
+        dataset: Any,
+        box: Box | None = None,
+        channel_names: Sequence[str] = (),
+        absent: str = "",
+    ) -> None:
+        if not isinstance(network, nn.Module):
+            raise InputError.of("network", type(network).__name__, "a torch.nn.Module under network_def or network")
+        self.name, self.dataset, self.box = name, dataset, box
+        self.channel_names, self.absent = list(channel_names), absent
+        self.network = BundleNetwork(network.eval(), inferer).eval()
+        self._open_data()
+
+    def _open_data(self) -> None:
+        count = len(self.dataset)
+        described = getattr(self.dataset, "data", None)
+        rows = [described[i] if isinstance(described, Sequence) else {} for i in range(count)]
+        self.problems: list[str] = []
+        self.files: list[Path] = []
+        self._place: dict[str, int] = {}
+        for i, name in enumerate(_item_names(rows)):
+            files = [file for key in ("image", "label") for file in _files(rows[i], key)]
+            missing = [str(file) for file in files if not file.exists()]
+            if missing:
+                self.problems.append(f"{name}: there is no {', '.join(missing)}")
+            else:
+                self._place[name] = i
+                self.files += [file for file in files if file.is_file()]
+        self.names = tuple(self._place)
+        name, self.first = self._first()
+        again = self.item(name)
+        image, label = self.first.image, self.first.label
+        if not torch.equal(image, again.image) or not torch.equal(label, again.label):
+            raise InputError.of("bundle", "preprocessing that is random", "the same image at every call")
+        is_map = label.ndim == image.ndim and label.shape[1:] == image.shape[1:]
+        if not is_map and label.ndim > 1:
+            found = f"label {tuple(label.shape)} for image {tuple(image.shape)}"
+            raise InputError.of("label", found, "a class, or a map of the image's size")
+        self.kind: Kind = "segmentation" if is_map else "classification"
+        self.heads = self._heads(image)
+        self.raw_unit = _raw_unit(getattr(self.dataset, "transform", None))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the network, the data files, and what bounds an attack."""
+        return fingerprint_of(self.network, names_and_sizes(self.files), self.names, self.box)
+
+    @property
+    def unit(self) -> str:
+        """Of network inputs, in words."""
+        raw = "" if self.raw_unit is None else f", 1 = {self.raw_unit:.6g} in the files"
+        return f"units of the bundle's preprocessed image{raw}"
+
+    def threat(self, level: Level) -> Threat:
+        """The level in network units.
+
+        Raises:
+            InputError: a ``raw`` radius for a preprocessing that does not scale all images alike.
+        """
+        if level.unit != "raw":
+            return Threat(level.norm, level.eps, self.box, level.unit)
+        if self.raw_unit is None:
+            allowed = "'norm' or 'rms' unless ScaleIntensityRanged is all that changes the intensities"
+            raise InputError.of("unit", "raw", allowed)
+        return Threat(level.norm, level.eps / self.raw_unit, self.box)
+
+    def item(self, name: str) -> _Item:
+        """An image with its label, preprocessed.
+
+        Raises:
+            InputError: an unknown name, or why it cannot be had.
+        """
+        if name not in self._place:
+            raise InputError.of("case", name, f"one of {', '.join(self.names)}")
+        try:
+            found = self.dataset[self._place[name]]
+        except Exception as error:  # MONAI wraps what its readers raise
+            raise InputError.of("case", name, "a case that the bundle can read", first_cause(error)) from error
+        pair = [found.get("image"), found.get("label")] if isinstance(found, dict) else found
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or any(part is None for part in pair):
+            keys = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
+            allowed = "items with the keys image and label, or pairs of them"
+            raise InputError.of("dataset", f"items with {keys}", allowed, "an attack needs the truth")
+        image, label = (torch.as_tensor(part) for part in pair)
+        spacing = tuple(float(s) for s in pair[0].pixdim) if isinstance(pair[0], MetaTensor) else (1.0,) * image.ndim
+        image = (image.as_tensor() if isinstance(image, MetaTensor) else image).float()
+        label = label.as_tensor() if isinstance(label, MetaTensor) else label
+        if not bool(image.isfinite().all()):
+            raise InputError.of("case", name, "finite intensities", "there is NaN or infinity in its image")
+        if label.ndim == image.ndim - 1 and label.shape == image.shape[1:] and label.ndim > 1:
+            label = label[None]
+        return _Item(image, label, spacing[: image.ndim - 1])
+
+    def _first(self) -> tuple[str, _Item]:
+        """The first item that can be read."""
+        reasons = list(self.problems)
+        for name in self.names:
+            try:
+                return name, self.item(name)
+            except InputError as error:
+                reasons.append(str(error))
+        if not reasons:
+            raise InputError.of("bundle", "no data", "at least one case that can be read", self.absent)
+        todo = f"; {self.absent}" if self.absent else ""
+        raise InputError(f"{self.name}: no case can be read. {reasons[0].rstrip('.')}{todo}.")
+
+    def _heads(self, image: Tensor) -> int:
+        """Output channels."""
+        try:
+            with frozen(self.network) as network, torch.no_grad():
+                output = network(image[None].to(device_of(self.network)))
+        except InputError:
+            raise
+        except Exception as error:  # whatever a network raises for an image that it does not fit
+            found = f"an image {tuple(image.shape)}"
+            raise InputError.of("network", found, "preprocessed images that fit it", first_cause(error)) from error
+        return int(output.shape[1]) if output.ndim > 1 else 1
+
+
+@dataclass(frozen=True)
+class _Item:
+    """``(C, *spatial)`` image on the CPU, its label, and the spacing in mm."""
+
+    image: Tensor
+    label: Tensor
+    spacing: tuple[float, ...]
+
+
+def channel_names(metadata: Path) -> list[str]:
+    """What metadata.json calls the output channels, if it does."""
+    try:
+        outputs = json.loads(metadata.read_text(encoding="utf-8"))["network_data_format"]["outputs"]
+        defined = next(iter(outputs.values()))["channel_def"]
+        return [str(defined[key]) for key in sorted(defined, key=int)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
+        return []
+
+
+def _files(row: Any, key: str) -> list[Path]:
+    """The files that a row of a MONAI data list names."""
+    value = row.get(key) if isinstance(row, dict) else None
+    values = value if isinstance(value, list | tuple) else [value]
+    return [Path(v) for v in values if isinstance(v, str | Path)]
+
+
+def _item_names(rows: Sequence[Any]) -> list[str]:
+    """The names of the image files, or numbers; a name that comes twice gets its number in front."""
+    names = [files[0].name if (files := _files(row, "image")) else str(i) for i, row in enumerate(rows)]
+    return [name if names.count(name) == 1 else f"{i} {name}" for i, name in enumerate(names)]
+
+
+def _raw_unit(transform: Any) -> float | None:
+    """Raw intensity of one network unit, if one linear scaling is all that changes intensities."""
+    flat: Any = transform.flatten() if isinstance(transform, Compose) else None  # type: ignore[no-untyped-call]
+    parts = [transform] if flat is None else flat.transforms
+    units = []
+    for part in parts:
+        module, kind = type(part).__module__, type(part).__name__
+        scaler = getattr(part, "scaler", part)
+        if isinstance(scaler, ScaleIntensityRange):
+            ends = (scaler.b_min, scaler.b_max)
+            width = 1.0 if None in ends else scaler.b_max - scaler.b_min  # type: ignore[operator]
+            units.append((scaler.a_max - scaler.a_min) / width)
+        elif not module.startswith(NEUTRAL) or "Lambda" in kind:
+            return None
+    return float(units[0]) if len(units) == 1 else None
