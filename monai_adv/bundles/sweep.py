@@ -22,7 +22,7 @@ def commands(
     """For each value and fold a training and an evaluation, then a summary of each value with several folds.
 
     Args:
-        key: of the bundle's config, such as ``r`` or ``train#trainer#settings#delta``; None: no sweep.
+        key: of the bundle's config, such as ``r`` or ``train#trainer#settings#steps``; None: no sweep.
         values: of the key.
         folds: of the cross-validation; ``[None]``: the bundle's data have no folds, or its own default.
         configs: on top of train.json, such as ``dual``.
