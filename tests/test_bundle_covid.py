@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_image_index import write_dicom
 
-from monai_adv.attacks import PGD
+from monai_adv.attacks import PGD, AutoAttack
 from monai_adv.bundles import load_weights
 from monai_adv.bundles.folds import read_metrics
 from monai_adv.networks import instance_norm_resnet18
@@ -84,6 +84,16 @@ def test_radii_are_the_papers_per_pixel(tmp_path: Path, size: int) -> None:
     image = torch.full((1, 1, size, size), 0.5)
     change = noise.draw(image, torch.Generator().manual_seed(0)) - image
     assert float(change.square().mean().sqrt()) == pytest.approx(27 / 224, rel=1e-4)
+
+
+def test_autoattack_is_the_papers_table(trained: BundleRun) -> None:
+    workflow = trained.workflow("train", "phantom", "evaluate", "autoattack", every=4)
+    attack = workflow.parser.get_parsed_content("validate#evaluator#additional_metrics#autoattack_l2_3#attack")
+    threat = Threat("l2", 3 * 64 / 224, box=(0.0, 1.0))
+    assert attack == AutoAttack(threat, classes=2)
+    everyone = trained.workflow("train", "phantom", "evaluate").parser.get_parsed_content("validate#dataset").data
+    assert workflow.parser.get_parsed_content("validate#dataset").data == everyone[::4]
+    assert len(everyone) == 20
 
 
 def test_report_is_written_from_inside_the_bundle(trained: BundleRun, forget_seed: None) -> None:

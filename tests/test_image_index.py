@@ -53,7 +53,7 @@ def test_parts_by_split_have_paths_classes_and_positions(tmp_path: Path) -> None
     assert [item["label"] for item in items] == [1, 0, 1, 0]
     assert [item["index"] for item in items] == [0, 1, 2, 3]
     with pytest.raises(InputError, match="part: received 'all'"):
-        index.part("all")  # type: ignore[arg-type]
+        index.part("all")
 
 
 def test_groups_are_numbers_that_images_of_a_patient_share(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from monai_adv.bundles.parts import Parts
 from monai_adv.errors import InputError, did_you_mean
 from monai_adv.files import whole_file
 
@@ -27,26 +27,6 @@ PARTS: tuple[Part, ...] = ("train", "val", "test")
 FILE = "index.csv"
 Row = Mapping[str, str]
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ImageIndex:
-    """The parts of a data set; made by :func:`read_index`."""
-
-    parts: Mapping[Part, list[dict[str, Any]]]
-
-    def part(self, name: Part) -> list[dict[str, Any]]:
-        """A data list for MONAI.
-
-        ``image`` and, where there is one, ``mask`` are paths; ``label`` is the class; ``index`` is the position in this
-        list; ``group`` is a number that images of one group share.
-
-        Raises:
-            InputError: a part that does not exist.
-        """
-        if name not in self.parts:
-            raise InputError.of("part", name, "train, val or test")
-        return self.parts[name]
 
 
 def read_index(
@@ -61,7 +41,7 @@ def read_index(
     leave_out: Sequence[str] = (),
     seed: int = 0,
     source: str = "",
-) -> ImageIndex:
+) -> Parts:
     """Read and check a data set.
 
     Args:
@@ -78,7 +58,8 @@ def read_index(
         source: where the data can be had; for the error message.
 
     Returns:
-        the three parts.
+        ``train``, ``val`` and ``test``. Of each item ``image`` and, where there is one, ``mask`` are paths; ``label`` is
+        the class; ``index`` is the position in the list; ``group`` is a number that images of one group share.
 
     Raises:
         InputError: a folder, table, column or file that is missing; an image that cannot be read or has colours; an
@@ -95,11 +76,13 @@ def read_index(
         for column in filter(None, ["image", mask]):
             check_image(folder / row[column])
     groups: dict[str, int] = {}
-    items = {name: _items(folder, part, label, classes, group, mask, groups) for name, part in parts.items()}
+    lists: dict[str, list[dict[str, Any]]] = {
+        name: _items(folder, part, label, classes, group, mask, groups) for name, part in parts.items()
+    }
     for name, part in parts.items():
         counts = Counter(row[label] for row in part)
         logger.info(f"{name}: {len(part)} images ({', '.join(f'{value}: {counts[value]}' for value in classes)})")
-    return ImageIndex(items)
+    return Parts(lists)
 
 
 def write_table(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:

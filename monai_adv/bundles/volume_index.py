@@ -12,39 +12,19 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from monai_adv.bundles.parts import Parts
 from monai_adv.errors import InputError, first_cause
 
-Part = Literal["train", "val"]
 FOLDS, SEED = 5, 12345
 """Of nnU-Net's cross-validation."""
 NIFTI = (".nii", ".nii.gz")
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class VolumeIndex:
-    """The two parts of a fold; made by :func:`read_volumes`."""
-
-    parts: Mapping[Part, list[dict[str, Any]]]
-
-    def part(self, name: Part) -> list[dict[str, Any]]:
-        """A data list for MONAI.
-
-        ``image`` is a path, or a list of one path per channel; ``label`` is a path; ``index`` is the position in this
-        list.
-
-        Raises:
-            InputError: a part that does not exist.
-        """
-        if name not in self.parts:
-            raise InputError.of("part", name, "train or val")
-        return self.parts[name]
 
 
 def read_volumes(
@@ -55,7 +35,7 @@ def read_volumes(
     fold: int = 0,
     splits_file: str | Path | None = None,
     source: str = "",
-) -> VolumeIndex:
+) -> Parts:
     """Read and check a data set.
 
     Args:
@@ -67,7 +47,8 @@ def read_volumes(
         source: where the data can be had; for the error message.
 
     Returns:
-        the training and validation cases of the fold.
+        ``train`` and ``val`` of the fold. Of each case ``image`` is a path, or a list of a path per channel; ``label``
+        is a path; ``index`` is the position in the list.
 
     Raises:
         InputError: a folder or file that is missing; other channels or labels than the network has; an image without a
@@ -81,7 +62,7 @@ def read_volumes(
     for images, label in files.values():
         _check_case(images, label, classes)
     logger.info(f"fold {fold}: {len(train)} training and {len(val)} validation cases")
-    return VolumeIndex({"train": _items(train, files), "val": _items(val, files)})
+    return Parts({"train": _items(train, files), "val": _items(val, files)})
 
 
 def nnunet_split(names: Sequence[str], fold: int) -> tuple[list[str], list[str]]:
