@@ -58,8 +58,8 @@ def read_index(
         source: where the data can be had; for the error message.
 
     Returns:
-        ``train``, ``val`` and ``test``. Of each item ``image`` and, where there is one, ``mask`` are paths; ``label`` is
-        the class; ``index`` is the position in the list; ``group`` is a number that images of one group share.
+        ``train``, ``val`` and ``test``. Of each item ``image`` and, where there is one, ``mask`` are paths; ``label``
+        is the class; ``index`` is the position in the list; ``group`` is a number that images of one group share.
 
     Raises:
         InputError: a folder, table, column or file that is missing; an image that cannot be read or has colours; an
