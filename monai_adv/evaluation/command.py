@@ -81,7 +81,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     how.add_argument("--attacks", choices=("quick", "standard", "full"), default="standard", help="default: standard")
     how.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
     how.add_argument("--batch-size", type=int, default=64, metavar="N", help="inputs attacked at once (default: 64)")
-    how.add_argument("--cases", nargs="+", metavar="N|NAME", help="the first N cases, or names (default: all)")
+    how.add_argument(
+        "--cases",
+        nargs="+",
+        metavar="N|NAME",
+        help="the first N cases (of a classifier: groups of 64 images), or names (default: all)",
+    )
     where = parser.add_argument_group("where it runs")
     where.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     where.add_argument("--workers", type=int, metavar="N", help="processes of a local Dask cluster (default: no Dask)")

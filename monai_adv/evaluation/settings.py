@@ -24,7 +24,7 @@ class EvaluationSettings:
         attacks: ``"quick"``, ``"standard"`` or ``"full"``; see :mod:`monai_adv.evaluation.plans`.
         seed: of all random draws.
         batch_size: inputs that an attack gets at once. Random draws depend on it.
-        cases: ``None``: all; a number: the first ones; or names.
+        cases: ``None``: all; a number: the first ones, which for a classifier are groups of images; or names.
         box: lowest and highest intensity of an attacked image in network units; ``None``: the subject's own, if any.
         device: type of device; its kernels and random streams decide the last digits.
         threads: CPU threads of each process; sums depend on it in the last digit.
