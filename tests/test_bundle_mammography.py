@@ -23,7 +23,8 @@ from torch import nn
 from monai_adv.bundles.command import bundles
 from monai_adv.bundles.fine_tuning import MEAN, STD, prepared
 from monai_adv.bundles.folds import read_metrics
-from monai_adv.bundles.image_index import ImageIndex, read_index
+from monai_adv.bundles.image_index import read_index
+from monai_adv.bundles.parts import Parts
 from monai_adv.bundles.saliency import COLOURS, METHODS, saliency_map, write_saliency
 from monai_adv.errors import InputError
 from monai_adv.networks import vgg16, vgg16_bn
@@ -383,7 +384,7 @@ def test_weights_of_another_network_are_refused(
 def test_mini_mias_patients_are_never_split() -> None:
     tested: list[int] = []
     for fold in range(5):
-        index: ImageIndex = read_index(MINI_MIAS, "malignant", CLASSES, fold=fold, group="patient", validation=0.125)
+        index: Parts = read_index(MINI_MIAS, "malignant", CLASSES, fold=fold, group="patient", validation=0.125)
         parts = {name: index.part(name) for name in ("train", "val", "test")}
         images = {name: {item["image"] for item in part} for name, part in parts.items()}
         # mdb001 and mdb002 are of one patient, and so on.
