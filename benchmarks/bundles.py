@@ -37,10 +37,12 @@ class Row:
     """One way to train.
 
     Args:
-        configs: between train.json and evaluate.json, in training only.
+        configs: after train.json, in training only.
         network: configs that say which network, in every stage.
-        options: of the training.
+        options: of the training; of the evaluation if there is none.
         first: of the SimCLR stage, its folder below models; "": none.
+        weights: row whose weights are evaluated, without a training of its own; "": trains.
+        test: configs after evaluate.json.
         places: folds or seeds; default: those of the bundle.
     """
 
@@ -48,6 +50,8 @@ class Row:
     network: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     first: str = ""
+    weights: str = ""
+    test: tuple[str, ...] = ()
     places: tuple[tuple[str, int], ...] = ()
 
 
@@ -105,6 +109,12 @@ RUNS = {
                 )
                 for delta in ("1", "4")
             },
+            **{
+                f"{row}_autoattack": Row(
+                    options=("--every", "4"), weights=row, test=("autoattack",), places=SEEDS[:1]
+                )
+                for row in ("clean", "ima_d2")
+            },
         },
     ),
 }  # fmt: skip
@@ -146,7 +156,10 @@ def measure_bundle(given: argparse.Namespace, bundle: str) -> None:
                 continue
             common = (*data, *run.size, f"--{place[0]}", str(place[1]))
             here = f"{place[0]}{place[1]}"
-            own = ("--ckpt_dir", f"models/{name}/{here}", "--output_dir", f"eval/{name}/{here}")
+            own = ("--ckpt_dir", f"models/{row.weights or name}/{here}", "--output_dir", f"eval/{name}/{here}")
+            if row.weights:
+                start(folder, (*row.network, "evaluate", *row.test), (*common, *row.options, *own))
+                continue
             first: tuple[str, ...] = ()
             if row.first:
                 stage = f"models/{row.first}/{here}"
@@ -154,7 +167,7 @@ def measure_bundle(given: argparse.Namespace, bundle: str) -> None:
                 if not (folder / stage / "simclr.pt").exists():
                     start(folder, (*row.network, "pretrain"), (*common, "--pretrain_epochs", "20", "--ckpt_dir", stage))
             start(folder, (*row.network, *row.configs), (*common, *run.training, *row.options, *first, *own))
-            start(folder, (*row.network, "evaluate"), (*common, *own))
+            start(folder, (*row.network, "evaluate", *row.test), (*common, *own))
 
 
 def start(folder: Path, configs: tuple[str, ...], options: tuple[str, ...]) -> None:
@@ -188,28 +201,31 @@ SHOWN = {
     "mammography_arfl": ("clean", "pgd7_linf_1e-4", "pgd20_linf_1e-3", "pgd20_linf_1e-2"),
     "covid_ct_ima": (
         "clean", "pgd20_l2_1", "pgd20_l2_2", "pgd20_l2_3", "noise_l2_9", "noise_l2_18", "noise_l2_27",
+        "autoattack_l2_1", "autoattack_l2_2", "autoattack_l2_3",
     ),
 }  # fmt: skip
 MEASURES = {
-    "breast_ultrasound_mirst_dm": ("f1", "sensitivity", "auc"),
+    "breast_ultrasound_mirst_dm": ("f1", "sensitivity", "balanced_accuracy", "auc"),
     "mammography_arfl": ("auc",),
     "covid_ct_ima": ("accuracy",),
 }
 
 
 def print_tables(results: dict[str, dict[str, dict[str, dict[str, list[float]]]]]) -> None:
-    """Mean and sample standard deviation, in percent."""
+    """Mean and sample standard deviation, in percent; an empty cell was not measured."""
     for bundle, rows in results["figures"].items():
         for measure_ in MEASURES[bundle]:
             print(f"\n{bundle}, {measure_}\n\n| row | n | {' | '.join(SHOWN[bundle])} |")
             print(f"|---|---:|{'---:|' * len(SHOWN[bundle])}")
             for name, figures in rows.items():
-                columns = [figures[f"{attack}_{measure_}"] for attack in SHOWN[bundle]]
+                columns = [figures.get(f"{attack}_{measure_}", []) for attack in SHOWN[bundle]]
                 print(f"| {name} | {len(columns[0])} | {' | '.join(spread(values) for values in columns)} |")
 
 
 def spread(values: list[float]) -> str:
     """As in the pages."""
+    if not values:
+        return ""
     mean = f"{100 * statistics.mean(values):.1f}"
     return f"{mean} ({100 * statistics.stdev(values):.1f})" if len(values) > 1 else mean
 
