@@ -140,6 +140,11 @@ class Defense(ABC):
 
     # ------------------------------------------------------------------ set-up
 
+    @property
+    def attacks_right_only(self) -> bool:
+        """Whether samples that are wrong without an attack are left alone."""
+        return False
+
     @classmethod
     def prepare(cls, network: nn.Module) -> nn.Module:
         """The network to train, before it is given to an optimiser, DDP or a compiler; most methods change nothing."""
@@ -303,11 +308,10 @@ class Defense(ABC):
         index = torch.empty(0, dtype=torch.long, device=batch.images.device)
         if self.settings.eps > 0:
             index = (chosen if radius is None else chosen & (radius > 0)).nonzero()[:, 0]
-        none = torch.zeros(0, device=batch.images.device)
-        self.statistics.add("attacked", torch.ones_like(index, dtype=torch.float), of=len(batch.images))
         if len(index) == 0:
-            self.statistics.add("dead_gradient", none, of=len(batch.images))
+            self.count_no_attack(batch)
             return batch.images, None, index
+        self.statistics.add("attacked", torch.ones_like(index, dtype=torch.float), of=len(batch.images))
         images = batch.images[index]
         scale = self.threat.scale(images)
         result = pgd(
@@ -329,6 +333,12 @@ class Defense(ABC):
         self.statistics.passes.forward += forward * size
         self.statistics.passes.backward_input += backward_input * size
         self.statistics.passes.backward_full += full * size
+
+    def count_no_attack(self, batch: Batch) -> None:
+        """Book a batch of which nothing is attacked."""
+        none = torch.zeros(0, device=batch.images.device)
+        for name in ("attacked", "dead_gradient"):
+            self.statistics.add(name, none, of=len(batch.images))
 
     def seen(self, batch: Batch, output: Output | None = None, noisy: Output | None = None) -> dict[str, Any]:
         """Book which samples are right; gives the detached outputs as arguments of :class:`LossPart`."""

@@ -125,6 +125,11 @@ class IAAT(Defense):
         if self.settings.capped:
             self.radii.values = self.radii.values.clamp(max=self.settings.eps)
 
+    @property
+    def attacks_right_only(self) -> bool:
+        """A sample that is wrong votes for radius 0."""
+        return True
+
     def _radius(self, network: nn.Module, batch: Batch, right: Tensor) -> Tensor:
         """``(B,)`` radius to train with; votes on the remembered ones and updates them."""
         settings = self.settings

@@ -189,6 +189,11 @@ class IMA(Defense):
         for state in (self.margins, self._shrunk):
             state.values = state.values.clamp(max=self.settings.eps)
 
+    @property
+    def attacks_right_only(self) -> bool:
+        """Unless the gate is open."""
+        return self.settings.clean_gate
+
     @torch.no_grad()
     def _attacked(self, output: Output, batch: Batch) -> Tensor:
         """``(B,)`` bool: samples to attack: right without an attack (if gated), scorable, with a margin > 0."""
@@ -260,11 +265,9 @@ class IMA(Defense):
         self.margins.update(ids, torch.where(shrinks, (margin + distance) / 2, grown).clamp(0, settings.eps))
 
     def _book(self, batch: Batch, found: _Found | None) -> None:
-        none = torch.zeros(0, device=batch.images.device)
         if found is None:
-            self.statistics.add("attacked", none, of=len(batch.images))
-            self.statistics.add("dead_gradient", none, of=len(batch.images))
-        crossed = none if found is None else found.crossed.float()
+            self.count_no_attack(batch)
+        crossed = torch.zeros(0, device=batch.images.device) if found is None else found.crossed.float()
         self.statistics.add("crossed", crossed, of=len(batch.images))
 
 

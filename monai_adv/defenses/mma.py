@@ -115,6 +115,7 @@ class MMA(Defense):
             clean_loss = clean_weight * self.task.training_loss(output, batch.target)
             if self.settings.eps == 0 or not on_any_rank(bool(right.any()), batch.images.device):
                 wrong_loss = self._weighted(~right, output, batch.target)
+                self.count_no_attack(batch)
                 self._remember(batch, scorable, torch.zeros_like(right, dtype=batch.images.dtype))
                 yield LossPart(clean_loss + (1 - clean_weight) * wrong_loss, **seen)
                 return
@@ -139,6 +140,11 @@ class MMA(Defense):
         """As every defence; margins beyond the search's end of a smaller eps than before are cut."""
         super().load_state_dict(saved)
         self.margins.values = self.margins.values.clamp(max=SEARCH_BEYOND * self.settings.eps)
+
+    @property
+    def attacks_right_only(self) -> bool:
+        """By the soft margin."""
+        return True
 
     def _weighted(self, counted: Tensor, output: Output, target: Target) -> Tensor:
         return (counted * self.task.sample_training_loss(output, target)).mean()

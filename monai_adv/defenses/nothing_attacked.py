@@ -1,0 +1,69 @@
+"""An epoch in which nothing was attacked is clean training: hosts say so once, with the reason and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from monai_adv.defenses.base import Defense
+from monai_adv.tasks import SegmentationTask
+
+
+class NothingAttacked:
+    """The warning of a training, at most once.
+
+    Example:
+        >>> from monai_adv.defenses import SAT
+        >>> from monai_adv.tasks import ClassificationTask
+        >>> warning = NothingAttacked()
+        >>> defense = SAT(ClassificationTask())
+        >>> warning(defense, {"attacked": 0.5}) is None
+        True
+        >>> warning(defense, {"attacked": 0.0})[:47]
+        'no sample was attacked in this epoch, so it was'
+        >>> warning(defense, {"attacked": 0.0}) is None
+        True
+    """
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def __call__(self, defense: Defense, figures: Mapping[str, float]) -> str | None:
+        """One sentence, or None.
+
+        Args:
+            defense: the one that trains.
+            figures: what its ``on_epoch_end`` returned. Without ``attacked`` the method attacks nothing, or not yet.
+        """
+        if self._said or defense.settings.eps == 0 or figures.get("attacked") != 0:
+            return None
+        self._said = True
+        name = type(defense).__name__
+        return f"no sample was attacked in this epoch, so it was clean training: {_reason(defense, figures, name)}"
+
+
+def _reason(defense: Defense, figures: Mapping[str, float], name: str) -> str:
+    task = defense.task
+    segmentation = isinstance(task, SegmentationTask)
+    if defense.attacks_right_only:
+        radius = figures.get("margin_mean", figures.get("radius_mean"))
+        if radius == 0 and figures.get("clean_right"):
+            return (
+                f"the radius of every sample has fallen to 0, as {name} shrinks it where an attack succeeds; give a "
+                "smaller eps, or look whether the network is right in eval mode as it is in training."
+            )
+        if not segmentation:
+            return (
+                f"{name} attacks samples that are right, and none was; train longer, start from trained weights, or "
+                "look whether the labels fit the network's outputs."
+            )
+        settings = task.settings
+        return (
+            f"{name} attacks samples that are right, and the Dice of none was above `threshold` ({settings.threshold:g}); "
+            "a young network needs more epochs: if this goes on, start from trained weights or lower `threshold`."
+        )
+    if segmentation and task.settings.empty_target == "skip":
+        return (
+            "no sample had any foreground, and those without are skipped (`empty_target`); look at the labels, or set "
+            "`empty_target` to 'empty_prediction' to attack them as well."
+        )
+    return f"{name} found no sample that it may attack; look at the labels of the training data."
