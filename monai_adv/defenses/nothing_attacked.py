@@ -43,7 +43,6 @@ class NothingAttacked:
 
 def _reason(defense: Defense, figures: Mapping[str, float], name: str) -> str:
     task = defense.task
-    segmentation = isinstance(task, SegmentationTask)
     if defense.attacks_right_only:
         radius = figures.get("margin_mean", figures.get("radius_mean"))
         if radius == 0 and figures.get("clean_right"):
@@ -51,17 +50,17 @@ def _reason(defense: Defense, figures: Mapping[str, float], name: str) -> str:
                 f"the radius of every sample has fallen to 0, as {name} shrinks it where an attack succeeds; give a "
                 "smaller eps, or look whether the network is right in eval mode as it is in training."
             )
-        if not segmentation:
+        if not isinstance(task, SegmentationTask):
             return (
                 f"{name} attacks samples that are right, and none was; train longer, start from trained weights, or "
                 "look whether the labels fit the network's outputs."
             )
-        settings = task.settings
         return (
-            f"{name} attacks samples that are right, and the Dice of none was above `threshold` ({settings.threshold:g}); "
-            "a young network needs more epochs: if this goes on, start from trained weights or lower `threshold`."
+            f"{name} attacks samples that are right, and the Dice of none was above `threshold` "
+            f"({task.settings.threshold:g}); a young network needs more epochs: if this goes on, start from trained "
+            "weights or lower `threshold`."
         )
-    if segmentation and task.settings.empty_target == "skip":
+    if isinstance(task, SegmentationTask) and task.settings.empty_target == "skip":
         return (
             "no sample had any foreground, and those without are skipped (`empty_target`); look at the labels, or set "
             "`empty_target` to 'empty_prediction' to attack them as well."
