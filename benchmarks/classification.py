@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from monai_adv.attacks import FGSM, PGD, AutoAttack, WhiteNoise
-from monai_adv.defenses import METHODS, Batch, Defense, FreeATSettings
+from monai_adv.defenses import METHODS, Batch, Defense
+from monai_adv.defenses.free_at import FreeATSettings
 from monai_adv.sample_state import SampleIds
 from monai_adv.tasks import ClassificationTask
 from monai_adv.threats import Threat

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: there is no method of that name.
     """
     from monai_adv.defenses.registry import method  # imports torch
-    from monai_adv.defenses.tables import details, overview
+    from monai_adv.method_tables import details, overview
 
     print(overview() if args.name is None else details(method(args.name)))
     return 0

@@ -11,43 +11,15 @@ from packaging.version import Version
 if TYPE_CHECKING:
     from nnunet_trainers.monai_network import NNUNetModel as NNUNetModel
 
-# The trainers, one per defence of the registry (a test compares): discovery takes every name here for one. Written out
-# because the registry imports torch, and the doctor must start where torch or nnU-Net is broken.
-__all__ = [
-    "ARFLTrainer",
-    "ATESTrainer",
-    "CATTrainer",
-    "CustomizedATTrainer",
-    "DATTrainer",
-    "DSBNTrainer",
-    "DualTrainer",
-    "FATTrainer",
-    "FGSMRSTrainer",
-    "FGSMSDITrainer",
-    "FreeATTrainer",
-    "GAIRATTrainer",
-    "GRTrainer",
-    "IAATTrainer",
-    "IMATrainer",
-    "LBGATTrainer",
-    "LLRTrainer",
-    "MARTTrainer",
-    "MIRSTTrainer",
-    "MMATrainer",
-    "RSTTrainer",
-    "SATTrainer",
-    "StandardTrainer",
-    "TETrainer",
-    "TRADESTrainer",
-]
+__all__ = ["NNUNetModel"]
 
-_MODULES = {**dict.fromkeys(__all__, "nnunet_trainers.trainers"), "NNUNetModel": "nnunet_trainers.monai_network"}
 _OLDEST_HOST = "2.8.0"  # the first release that looks for trainers in nnUNet_extTrainer
 
 
 def __getattr__(name: str) -> object:
-    """Import a trainer when it is asked for."""
-    if name not in _MODULES:
+    """Import a trainer, or the model, when it is asked for: the doctor must start where torch or nnU-Net is broken."""
+    modules = {"NNUNetModel": "nnunet_trainers.monai_network"}
+    if name not in modules and not name.endswith("Trainer"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = version("nnunetv2")
     if Version(found) < Version(_OLDEST_HOST):
@@ -55,4 +27,4 @@ def __getattr__(name: str) -> object:
             f"nnunetv2: received version {found}, allowed is {_OLDEST_HOST} or newer; "
             "run 'pip install --upgrade nnunetv2'."
         )
-    return getattr(import_module(_MODULES[name]), name)
+    return getattr(import_module(modules.get(name, "nnunet_trainers.trainers")), name)

@@ -9,7 +9,6 @@ import pkgutil
 from collections.abc import Iterator
 from typing import Any
 
-import nnunet_trainers
 from monai_adv.probe import Steps, one_line
 from nnunet_trainers.discovery import discovery_folder, search_folders
 
@@ -65,7 +64,9 @@ def _is_theirs(module: object, trainer: str) -> bool:
 
 
 def _our_trainers() -> list[str]:
-    return list(nnunet_trainers.__all__)
+    from nnunet_trainers.trainers import __all__ as names
+
+    return list(names)
 
 
 def _import_image_libraries() -> None:

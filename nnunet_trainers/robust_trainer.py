@@ -23,7 +23,7 @@ from torch import Tensor, autocast, nn
 
 from monai_adv.attacks import PGD
 from monai_adv.defenses.base import Batch, Defense
-from monai_adv.defenses.registry import Method
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import bare, is_compiled

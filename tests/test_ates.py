@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_adv import InputError
-from monai_adv.defenses import ATES, SAT, ATESSettings, SATSettings
-from monai_adv.defenses.ates import difficulty
+from monai_adv.defenses.ates import ATES, ATESSettings, difficulty
+from monai_adv.defenses.sat import SAT, SATSettings
 from monai_adv.tasks import ClassificationTask, SegmentationTask
 from tests.defense_toys import toy
 from tests.line_classifier import inputs_of, ones, trained_on

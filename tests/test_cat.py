@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv import InputError
-from monai_adv.defenses import CAT, Batch, CATSettings
+from monai_adv.defenses import Batch
+from monai_adv.defenses.cat import CAT, CATSettings
 from monai_adv.tasks import ClassificationTask
 from tests.defense_toys import toy
 from tests.line_classifier import Line, inputs_of, ones, trained_on

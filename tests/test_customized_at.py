@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv import InputError
-from monai_adv.defenses import SAT, Batch, CustomizedAT, CustomizedATSettings, SATSettings
+from monai_adv.defenses import Batch
+from monai_adv.defenses.customized_at import CustomizedAT, CustomizedATSettings
+from monai_adv.defenses.sat import SAT, SATSettings
 from monai_adv.sample_state import SampleIds
 from monai_adv.tasks import ClassificationTask
 from tests.defense_toys import toy

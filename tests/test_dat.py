@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from monai_adv import InputError
-from monai_adv.defenses import DAT, SAT, Batch, DATSettings, SATSettings
-from monai_adv.defenses.dat import fosc
+from monai_adv.defenses import Batch
+from monai_adv.defenses.dat import DAT, DATSettings, fosc
+from monai_adv.defenses.sat import SAT, SATSettings
 from monai_adv.tasks import ClassificationTask
 from monai_adv.threats import Norm, Threat
 from tests.defense_toys import toy

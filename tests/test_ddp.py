@@ -12,7 +12,8 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from monai_adv.defenses import IMA, Batch, IMASettings
+from monai_adv.defenses import Batch
+from monai_adv.defenses.ima import IMA, IMASettings
 from monai_adv.sample_state import SampleIds
 from tests.conftest import LinearTask
 

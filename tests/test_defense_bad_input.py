@@ -12,7 +12,8 @@ from monai.data.meta_tensor import MetaTensor
 from torch import Tensor, nn
 
 from monai_adv import InputError, cli, engines
-from monai_adv.defenses import IMA, METHODS, Batch, Defense, IMASettings
+from monai_adv.defenses import METHODS, Batch, Defense
+from monai_adv.defenses.ima import IMA, IMASettings
 from monai_adv.engines.bundle_task import layout_of
 from monai_adv.sample_state import SampleIds
 from monai_adv.tasks import ClassificationTask, SegmentationSettings, SegmentationTask

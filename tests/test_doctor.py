@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-import nnunet_trainers
 from monai_adv import cli, doctor, probe
 from monai_adv.doctor import Check
 from monai_adv.probe import Outcome
 from nnunet_trainers import doctor as nnunet_doctor
+from nnunet_trainers import trainers
 from nnunet_trainers.discovery import discovery_folder
 
 GOOD_TRAINER = {"name": "IMATrainer", "module": "nnunet_trainers.trainers", "file": "trainers.py"}
@@ -237,7 +237,7 @@ def test_real_user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     broken.parent.mkdir(parents=True)
     broken.write_text("import no_such_library\n")
     (broken.parent / "__init__.py").touch()
-    first = nnunet_trainers.__all__[0]  # the one that the doctor looks up
+    first = trainers.__all__[0]  # the one that the doctor looks up
     shadow = tmp_path / "theirs" / "a_shadow.py"
     shadow.write_text(f"class OtherTrainer: pass\nclass {first}: pass\n")
     (tmp_path / "theirs" / "reexport.py").write_text("from nnunet_trainers import IMATrainer\n")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_adv import InputError
-from monai_adv.defenses import DSBN, Batch
+from monai_adv.defenses import Batch
+from monai_adv.defenses.dsbn import DSBN
 from monai_adv.networks import branch, noisy_parameters
 from monai_adv.networks.dual_batch_norm import converted
 from monai_adv.tasks import ClassificationTask

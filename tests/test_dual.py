@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from monai_adv import InputError
-from monai_adv.defenses import Batch, DualSettings
+from monai_adv.defenses import Batch
+from monai_adv.defenses.dual import DualSettings
 from monai_adv.tasks import ClassificationTask
 from tests.conftest import LinearTask
 from tests.loss_parts import KINDS, gradients, line, make, problem, run, seen_images

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from monai_adv import InputError
-from monai_adv.defenses import FAT, SAT, Batch, FATSettings, SATSettings
+from monai_adv.defenses import Batch
+from monai_adv.defenses.fat import FAT, FATSettings
+from monai_adv.defenses.sat import SAT, SATSettings
 from monai_adv.tasks import ClassificationTask, SegmentationSettings
 from tests.defense_toys import toy
 from tests.line_classifier import Line, RightWhere, ones, trained_on

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from monai_adv import InputError
-from monai_adv.defenses import FGSMRS, Batch, FGSMRSSettings
+from monai_adv.defenses import Batch
+from monai_adv.defenses.fgsm_rs import FGSMRS, FGSMRSSettings
 from monai_adv.tasks import ClassificationTask
 from tests.defense_toys import toy
 from tests.line_classifier import Line, RightWhere, inputs_of, ones

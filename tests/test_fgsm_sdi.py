@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_adv import InputError
-from monai_adv.defenses import FGSMSDI, Batch, FGSMSDISettings
+from monai_adv.defenses import Batch
+from monai_adv.defenses.fgsm_sdi import FGSMSDI, FGSMSDISettings
 from monai_adv.tasks import ClassificationTask
 from tests.defense_toys import toy
 from tests.line_classifier import inputs_of

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_adv import InputError
-from monai_adv.defenses import Batch, FreeAT, FreeATSettings
+from monai_adv.defenses import Batch
+from monai_adv.defenses.free_at import FreeAT, FreeATSettings
 from monai_adv.tasks import ClassificationTask
 from tests.defense_toys import toy
 from tests.line_classifier import Line, inputs_of, ones

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from monai_adv import InputError
-from monai_adv.defenses import GAIRAT, SAT, GAIRATSettings, SATSettings
-from monai_adv.defenses.gairat import geometry_weights
+from monai_adv.defenses.gairat import GAIRAT, GAIRATSettings, geometry_weights
+from monai_adv.defenses.sat import SAT, SATSettings
 from monai_adv.tasks import ClassificationTask, SegmentationSettings
 from tests.defense_toys import toy
 from tests.line_classifier import Line, RightWhere, inputs_of, ones

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv import InputError
-from monai_adv.defenses import Batch, GRSettings
+from monai_adv.defenses import Batch
+from monai_adv.defenses.gr import GRSettings
 from monai_adv.tasks import ClassificationTask
 from tests.defense_toys import Classifier
 from tests.loss_parts import KINDS, gradients, make, only_the_regulariser, problem, run

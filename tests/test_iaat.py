@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from monai_adv import InputError
 from monai_adv.attacks import PGD
-from monai_adv.defenses import IAAT, Batch, IAATSettings
+from monai_adv.defenses import Batch
+from monai_adv.defenses.iaat import IAAT, IAATSettings
 from monai_adv.sample_state import SampleIds
 from monai_adv.tasks import ClassificationTask
 from tests.defense_toys import toy

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv import InputError
-from monai_adv.defenses import IMA, Batch, IMASettings
-from monai_adv.defenses.ima import PRESETS
+from monai_adv.defenses import Batch
+from monai_adv.defenses.ima import IMA, PRESETS, IMASettings
 from monai_adv.sample_state import SampleIds
 from monai_adv.tasks import SegmentationSettings, SegmentationTask
 from tests.conftest import LinearNetwork, LinearTask

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_adv import InputError
-from monai_adv.defenses import LBGAT, Batch, LBGATSettings
+from monai_adv.defenses import Batch
+from monai_adv.defenses.lbgat import LBGAT, LBGATSettings
 from monai_adv.tasks import ClassificationTask
 from tests.defense_toys import optimizer_of, step, toy
 from tests.line_classifier import inputs_of

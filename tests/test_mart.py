@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_adv import InputError
-from monai_adv.defenses import MART, SAT, Batch, MARTSettings, SATSettings
-from monai_adv.defenses.mart import boosted_loss, weighted_divergence
+from monai_adv.defenses import Batch
+from monai_adv.defenses.mart import MART, MARTSettings, boosted_loss, weighted_divergence
+from monai_adv.defenses.sat import SAT, SATSettings
 from monai_adv.tasks import ClassificationTask
 from tests.defense_toys import toy
 from tests.line_classifier import inputs_of

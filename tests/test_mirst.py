@@ -8,7 +8,8 @@ from torch import Tensor
 
 from monai_adv import InputError
 from monai_adv.attacks import PGD
-from monai_adv.defenses import Batch, MIRSTSettings
+from monai_adv.defenses import Batch
+from monai_adv.defenses.mirst import MIRSTSettings
 from tests.conftest import LinearTask
 from tests.loss_parts import KINDS, gradients, line, make, problem, run, seen_images
 

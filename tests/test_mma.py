@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv import InputError
-from monai_adv.defenses import MMA, Batch, MMASettings
+from monai_adv.defenses import Batch
+from monai_adv.defenses.mma import MMA, MMASettings
 from monai_adv.sample_state import SampleIds
 from monai_adv.tasks import ClassificationTask, SegmentationSettings, SegmentationTask
 from tests.defense_toys import toy

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-import nnunet_trainers
 from monai_adv import InputError
 from monai_adv.defenses import METHODS
+from nnunet_trainers import trainers
 from tests.nnunet_host import datasets, host, same, started, weights  # noqa: F401  (fixtures)
 
 ABLE = [m.trainer for m in METHODS.values() if "segmentation" not in m.not_for]
@@ -21,14 +21,14 @@ UNABLE = [m.trainer for m in METHODS.values() if "segmentation" in m.not_for]
 
 
 def trainer_class(name: str) -> Any:
-    return getattr(nnunet_trainers, name)
+    return getattr(trainers, name)
 
 
 def test_there_is_a_trainer_for_every_method() -> None:
-    assert sorted(nnunet_trainers.__all__) == sorted(m.trainer for m in METHODS.values())
+    assert sorted(trainers.__all__) == sorted(m.trainer for m in METHODS.values())
 
 
-@pytest.mark.parametrize("name", nnunet_trainers.__all__)
+@pytest.mark.parametrize("name", trainers.__all__)
 def test_trainers_can_be_pickled_and_say_what_they_do(name: str) -> None:
     cls = trainer_class(name)
     assert pickle.loads(pickle.dumps(cls)) is cls

@@ -8,8 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from monai_adv.defenses import GR, IAAT, IMA, MMA, RST, SAT, Batch, IAATSettings, IMASettings, SATSettings, Standard
+from monai_adv.defenses import Batch
+from monai_adv.defenses.gr import GR
+from monai_adv.defenses.iaat import IAAT, IAATSettings
+from monai_adv.defenses.ima import IMA, IMASettings
+from monai_adv.defenses.mma import MMA
 from monai_adv.defenses.nothing_attacked import NothingAttacked
+from monai_adv.defenses.rst import RST
+from monai_adv.defenses.sat import SAT, SATSettings
+from monai_adv.defenses.standard import Standard
 from monai_adv.sample_state import SampleIds
 from monai_adv.tasks import ClassificationTask, SegmentationSettings, SegmentationTask
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from monai_adv import InputError
-from monai_adv.defenses import Batch, RSTSettings
+from monai_adv.defenses import Batch
+from monai_adv.defenses.rst import RSTSettings
 from tests.conftest import LinearTask
 from tests.loss_parts import KINDS, gradients, line, make, problem, run, seen_images
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from monai_adv.defenses import METHODS, SAT, Batch, SATSettings, Standard
+from monai_adv.defenses import METHODS, Batch
+from monai_adv.defenses.sat import SAT, SATSettings
+from monai_adv.defenses.standard import Standard
 from monai_adv.tasks import ClassificationTask
 from tests.defense_toys import toy
 from tests.linear_classifier import problem

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from monai_adv import InputError
-from monai_adv.defenses import SAT, TE, Batch, SATSettings, TESettings
+from monai_adv.defenses import Batch
+from monai_adv.defenses.sat import SAT, SATSettings
+from monai_adv.defenses.te import TE, TESettings
 from monai_adv.sample_state import SampleIds
 from monai_adv.tasks import ClassificationTask, SegmentationTask
 from tests.defense_toys import toy

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_adv import InputError
-from monai_adv.defenses import SAT, TRADES, Batch, SATSettings, Standard, TRADESSettings
-from monai_adv.defenses.trades import kl_attack
+from monai_adv.defenses import Batch
+from monai_adv.defenses.sat import SAT, SATSettings
+from monai_adv.defenses.standard import Standard
+from monai_adv.defenses.trades import TRADES, TRADESSettings, kl_attack
 from monai_adv.tasks import ClassificationTask, SegmentationTask
 from monai_adv.tasks.divergence import kl_divergence
 from tests.defense_toys import toy

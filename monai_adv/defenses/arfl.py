@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from monai_adv.defenses.base import Batch
 from monai_adv.defenses.dual import Dual, DualSettings
+from monai_adv.defenses.method import Method
 from monai_adv.errors import InputError, did_you_mean
 from monai_adv.network_state import unwrap_ddp
 from monai_adv.settings import not_negative, setting
@@ -205,3 +206,16 @@ class LayerOutput:
             self._found = name, output.clone()
 
         return listen
+
+
+METHOD = Method(
+    "ARFL",
+    ARFL,
+    family="dual",
+    idea="clean and attacked images, and large features",
+    paper="Hao et al., MICCAI 2024",
+    state="nothing",
+    cost="2K + 6",
+    presets=PRESETS,
+    not_for={"segmentation": "its term relates the features of an image to the one label of that image"},
+)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.pgd import Iterate
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.settings import not_negative, setting
 from monai_adv.tasks.base import Output, Points, Target, TrainingTask
@@ -108,3 +109,15 @@ def _point_difficulty(points: Points) -> Tensor:
     probability = points.logits.softmax(1)
     right = probability.gather(1, points.labels[:, None])[:, 0]
     return probability.scatter(1, points.labels[:, None], 0.0).amax(1) - right
+
+
+METHOD = Method(
+    "ATES",
+    ATES,
+    family="early_stop",
+    idea="attacked images that become harder epoch by epoch",
+    paper="Sitawarin et al., arXiv 2003.09347, 2020",
+    state="nothing",
+    cost="up to 2K + 3",
+    presets=PRESETS,
+)

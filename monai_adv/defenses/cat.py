@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.network_state import bare
 from monai_adv.settings import positive, setting
@@ -162,3 +163,15 @@ class CAT(Defense):
 
     def _weights_of(self) -> dict[str, Tensor]:
         return self._plain_network().state_dict()
+
+
+METHOD = Method(
+    "CAT",
+    CAT,
+    family="early_stop",
+    idea="images attacked with 0 to K steps, K growing lesson by lesson",
+    paper="Cai et al., IJCAI 2018",
+    state="the lesson, and the best weights under it",
+    cost="up to K + 3",
+    presets=PRESETS,
+)

@@ -30,6 +30,7 @@ from monai_adv.attacks.losses import lead_of_others
 from monai_adv.attacks.pgd import Start
 from monai_adv.attacks.reference import WithReference
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.errors import InputError
 from monai_adv.sample_state import SampleState
@@ -204,3 +205,15 @@ class _RandomLabels:
             values = torch.empty(shape, device=self.generator.device).exponential_(generator=self.generator)
             self.values = values / values.sum(1, keepdim=True)
         return self.values
+
+
+METHOD = Method(
+    "CustomizedAT",
+    CustomizedAT,
+    family="margins",
+    idea="attacked images with soft labels, within a radius of each sample's own",
+    paper="Cheng et al., IJCAI 2022",
+    state="a radius per sample",
+    cost="2K + 3",
+    presets=PRESETS,
+)

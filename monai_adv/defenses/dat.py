@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.pgd import Iterate, Start
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.settings import not_negative, positive, setting
 from monai_adv.threats import Threat, per_sample
@@ -152,3 +153,15 @@ def fosc(threat: Threat, radius: Tensor, delta: Tensor, gradient: Tensor) -> tup
     # The difference comes first: entry by entry it is 0 for a converged L-infinity attack, whatever the rounding.
     left = ((furthest - delta) * gradient).flatten(1).sum(1)
     return left, (furthest * gradient).flatten(1).sum(1)
+
+
+METHOD = Method(
+    "DAT",
+    DAT,
+    family="early_stop",
+    idea="attacked images, of attacks that converge better epoch by epoch",
+    paper="Wang et al., ICML 2019",
+    state="nothing",
+    cost="up to 2K + 3",
+    presets=PRESETS,
+)

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import unwrap_ddp
@@ -104,3 +105,15 @@ class DSBN(Defense):
         held = {p for group in optimizer.param_groups for p in group["params"]}
         for group in optimizer.param_groups:
             group["params"] += [twins[p] for p in group["params"] if p in twins and twins[p] not in held]
+
+
+METHOD = Method(
+    "DSBN",
+    DSBN,
+    family="dual",
+    idea="clean and attacked images through normalisation layers of their own",
+    paper="Han et al., Nature Communications 2021",
+    state="nothing",
+    cost="2K + 6",
+    presets=PRESETS,
+)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.network_state import detached
 from monai_adv.settings import setting
@@ -115,3 +116,15 @@ class Dual(Defense):
         draws = torch.rand(size + 1, generator=self.generator(device), device=device)
         rank = draws[:-1].argsort().argsort()
         return rank < (r * size + draws[-1]).floor()
+
+
+METHOD = Method(
+    "Dual",
+    Dual,
+    family="dual",
+    idea="clean and attacked images in a fixed proportion",
+    paper="Joel et al., JCO Clinical Cancer Informatics 2022",
+    state="nothing",
+    cost="2K + 6",
+    presets=PRESETS,
+)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.pgd import Iterate, PGDResult
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings, numbers
 from monai_adv.errors import InputError
 from monai_adv.settings import not_negative, setting
@@ -109,3 +110,15 @@ class FAT(Defense):
         if found[1] is not None:
             self.statistics.add("attack_steps", found[1].steps, of=len(batch.images))
         return found
+
+
+METHOD = Method(
+    "FAT",
+    FAT,
+    family="early_stop",
+    idea="attacked images that are only just wrong",
+    paper="Zhang et al., ICML 2020",
+    state="nothing",
+    cost="up to 2K + 3",
+    presets=PRESETS,
+)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks import PGD
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.network_state import Mode, any_batch_size, frozen
 from monai_adv.settings import not_negative, positive, setting
@@ -139,3 +140,15 @@ class FGSMRS(Defense):
             self.statistics.passes.forward += len(index)
         self.statistics.add("pgd_right", pgd_right)
         self.statistics.add("fgsm_right", fgsm_right)
+
+
+METHOD = Method(
+    "FGSMRS",
+    FGSMRS,
+    family="cheap",
+    idea="images attacked with one step from a random point",
+    paper="Wong et al., ICLR 2020",
+    state="nothing",
+    cost="5, and up to 0.44 for watching",
+    presets=PRESETS,
+)

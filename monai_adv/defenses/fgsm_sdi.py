@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.base import input_gradient
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, frozen
@@ -251,3 +252,15 @@ def _average_over_ranks(tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             dist.all_reduce(tensor)
             tensor /= dist.get_world_size()
+
+
+METHOD = Method(
+    "FGSMSDI",
+    FGSMSDI,
+    family="cheap",
+    idea="images attacked with one step, begun where a small network says",
+    paper="Jia et al., IEEE TIP 2022",
+    state="that network and its optimiser",
+    cost="7.2, and that network's",
+    presets=PRESETS,
+)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.settings import positive, setting
@@ -124,3 +125,15 @@ class FreeAT(Defense):
         self.statistics.add("dead_gradient", (direction.flatten(1).eq(0).all(1) & (radius > 0)).float())
         step = per_sample(self.settings.relative_step * radius, direction) * direction
         return self.threat.project(delta + step, images, radius)
+
+
+METHOD = Method(
+    "FreeAT",
+    FreeAT,
+    family="cheap",
+    idea="images attacked with gradients that weight updates leave over",
+    paper="Shafahi et al., NeurIPS 2019",
+    state="a perturbation",
+    cost="3m, for m weight updates",
+    presets=PRESETS,
+)

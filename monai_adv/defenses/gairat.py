@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.pgd import Iterate
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.settings import not_negative, setting
 from monai_adv.statistics import wide_dtype
@@ -118,3 +119,15 @@ def geometry_weights(kappa: Tensor, steps: int, lam: float) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(total)
     return weights * total[1] / total[0]
+
+
+METHOD = Method(
+    "GAIRAT",
+    GAIRAT,
+    family="adversarial",
+    idea="attacked images, those near the boundary with more weight",
+    paper="Zhang et al., ICLR 2021",
+    state="nothing",
+    cost="2K + 3",
+    presets=PRESETS,
+)

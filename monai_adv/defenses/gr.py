@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import unwrap_ddp
@@ -132,3 +133,15 @@ def single_precision(images: Tensor) -> Iterator[Tensor]:
     half = torch.is_autocast_enabled(device) and images.dtype in (torch.float16, torch.bfloat16)
     with torch.autocast(device, enabled=False):
         yield images.detach().float() if half else images.detach()
+
+
+METHOD = Method(
+    "GR",
+    GR,
+    family="gradient",
+    idea="clean images, and a small gradient of the loss for them",
+    paper="Ross & Doshi-Velez, AAAI 2018",
+    state="nothing",
+    cost="6",
+    presets=PRESETS,
+)

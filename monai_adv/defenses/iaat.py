@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks import PGD
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import any_batch_size, detached, frozen
@@ -182,3 +183,15 @@ class IAAT(Defense):
     def _pgd(self, **overrides: Any) -> PGD:
         step = self.settings.relative_step or 2 / self.settings.steps
         return self.settings.pgd(self.channels, relative_step=step, **overrides)
+
+
+METHOD = Method(
+    "IAAT",
+    IAAT,
+    family="margins",
+    idea="attacked images, within a radius that each sample finds for itself",
+    paper="Balaji et al., arXiv 1910.08051, 2019",
+    state="a radius per sample",
+    cost="up to 6K + 6",
+    presets=PRESETS,
+)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks import PGD, bisect
 from monai_adv.defenses.base import Batch, Defense, LossPart, on_any_rank
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode
@@ -280,3 +281,15 @@ class _Found:
     crossed: Tensor
     wrong: Tensor
     dead: Tensor
+
+
+METHOD = Method(
+    "IMA",
+    IMA,
+    family="margins",
+    idea="clean images, and images on the boundary within a margin that grows",
+    paper="Ma & Liang, CMPB 2023",
+    state="a margin per sample",
+    cost="up to 2K + 7 + searches",
+    presets=PRESETS,
+)

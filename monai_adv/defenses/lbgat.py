@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.defenses.trades import kl_attack
 from monai_adv.errors import InputError
@@ -166,3 +167,15 @@ class LBGAT(Defense):
 def _squared_distance(network: Points, teacher: Points) -> Tensor:
     """``(B, N)`` mean over the classes."""
     return (network.logits - teacher.logits).square().mean(1)
+
+
+METHOD = Method(
+    "LBGAT",
+    LBGAT,
+    family="ensembling",
+    idea="attacked images, on the logits of a teacher that learns clean ones",
+    paper="Cui et al., ICCV 2021",
+    state="a teacher network",
+    cost="2K + 10, the teacher as large as the network",
+    presets=PRESETS,
+)

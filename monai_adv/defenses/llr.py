@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from monai_adv.attacks.reference import WithReference
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.gr import losses_and_gradient, single_precision
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.network_state import any_batch_size, frozen, unwrap_ddp
 from monai_adv.settings import not_negative, setting
@@ -124,3 +125,15 @@ class _WithInput(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         output = self.network(images)
         return [*([output] if isinstance(output, Tensor) else output), images]
+
+
+METHOD = Method(
+    "LLR",
+    LLR,
+    family="gradient",
+    idea="clean images, and a loss that is nearly linear around them",
+    paper="Qin et al., NeurIPS 2019",
+    state="nothing",
+    cost="2K + 11",
+    presets=PRESETS,
+)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.pgd import Start
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.network_state import unwrap_ddp
 from monai_adv.settings import not_negative, setting
@@ -111,3 +112,15 @@ def _runner_up(points: Points) -> Tensor:
     """``(B, N)`` second term of the boosted cross-entropy."""
     wrong = points.logits.softmax(1).scatter(1, points.labels[:, None], 0.0).amax(1)
     return -(1 + GAP - wrong).log()
+
+
+METHOD = Method(
+    "MART",
+    MART,
+    family="adversarial",
+    idea="attacked images, and equal outputs where the clean image is wrong",
+    paper="Wang et al., ICLR 2020",
+    state="nothing",
+    cost="2K + 6",
+    presets=PRESETS,
+)

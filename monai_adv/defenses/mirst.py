@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from monai_adv.attacks import PGD
 from monai_adv.attacks.pgd import Iterate
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings, numbers
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode
@@ -136,3 +137,15 @@ class MIRST(Defense):
         images = batch.images[index]
         instances = [images.index_copy(0, i, images[i] + delta) for i, delta in (found[k] for k in earlier)]
         return [*(batch.images.index_copy(0, index, x) for x in instances), noisy]
+
+
+METHOD = Method(
+    "MIRST",
+    MIRST,
+    family="dual",
+    idea="clean images, and several iterates of one attack from weak to strong",
+    paper="Sun et al., MICCAI 2022",
+    state="nothing",
+    cost="2K + 3 + 3 per instance (4)",
+    presets=PRESETS,
+)

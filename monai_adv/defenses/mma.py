@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.reference import WithReference
 from monai_adv.defenses.base import Batch, Defense, LossPart, on_any_rank
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import any_batch_size, frozen, padded, unwrap_ddp
@@ -199,3 +200,15 @@ class MMA(Defense):
         """The margin of the samples that were right, 0 of those that were wrong."""
         ids = self.ids(batch)
         self.margins.update(ids[scorable], margin[scorable])
+
+
+METHOD = Method(
+    "MMA",
+    MMA,
+    family="margins",
+    idea="images on the boundary, for those not yet eps away from it",
+    paper="Ding et al., ICLR 2020",
+    state="a margin per sample",
+    cost="up to 2K + 6 + searches",
+    presets=PRESETS,
+)

@@ -12,7 +12,7 @@ class NothingAttacked:
     """The warning of a training, at most once.
 
     Example:
-        >>> from monai_adv.defenses import SAT
+        >>> from monai_adv.defenses.sat import SAT
         >>> from monai_adv.tasks import ClassificationTask
         >>> warning = NothingAttacked()
         >>> defense = SAT(ClassificationTask())

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.settings import not_negative, setting
 
@@ -64,3 +65,15 @@ class RST(Defense):
             return
         noisy, _, _ = self.attack(network, batch, self.settings.pgd(self.channels))
         yield self.noisy_part(network, batch, noisy, weight)
+
+
+METHOD = Method(
+    "RST",
+    RST,
+    family="dual",
+    idea="clean and attacked images, a loss each",
+    paper="Carmon et al., NeurIPS 2019; here as in Sun et al., MICCAI 2022",
+    state="nothing",
+    cost="2K + 6",
+    presets=PRESETS,
+)

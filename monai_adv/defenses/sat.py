@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -54,3 +55,15 @@ class SAT(Defense):
         self.begin(batch)
         noisy, _, _ = self.attack(network, batch, self.settings.pgd(self.channels))
         yield self.noisy_part(network, batch, noisy)
+
+
+METHOD = Method(
+    "SAT",
+    SAT,
+    family="adversarial",
+    idea="attacked images",
+    paper="Madry et al., ICLR 2018",
+    state="nothing",
+    cost="2K + 3",
+    presets=PRESETS,
+)

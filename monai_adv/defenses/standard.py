@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 
 
 class Standard(Defense):
@@ -25,3 +26,14 @@ class Standard(Defense):
         """One part: ``L(f(x), y)``."""
         self.begin(batch)
         yield self.clean_part(network, batch)
+
+
+METHOD = Method(
+    "Standard",
+    Standard,
+    family="adversarial",
+    idea="clean images",
+    paper="",
+    state="nothing",
+    cost="3",
+)

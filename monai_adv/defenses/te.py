@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.reference import WithReference
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import any_batch_size, detached, frozen
@@ -218,3 +219,15 @@ class TE(Defense):
             return (points.logits.softmax(1) - soft).square().sum(1) * known
 
         return mean_over_points(self.task.all_points(output, target), of_points)
+
+
+METHOD = Method(
+    "TE",
+    TE,
+    family="ensembling",
+    idea="attacked images, and the network's own former predictions as soft labels",
+    paper="Dong et al., ICLR 2022",
+    state="a table of soft labels per sample",
+    cost="2K + 4",
+    presets=PRESETS,
+)

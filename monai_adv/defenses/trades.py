@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.reference import WithReference
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.network_state import any_batch_size, frozen, unwrap_ddp
 from monai_adv.settings import not_negative, setting
@@ -95,3 +96,15 @@ def kl_attack(defense: Defense, network: nn.Module, batch: Batch) -> Tensor:
     task = WithReference(defense.task, apart)
     target = task.pack(batch.target, list(clean) if several else [clean])
     return defense.attack(network, batch, settings.pgd(defense.channels), task=task, target=target)[0]
+
+
+METHOD = Method(
+    "TRADES",
+    TRADES,
+    family="adversarial",
+    idea="clean images, and outputs that stay the same under attack",
+    paper="Zhang et al., ICML 2019",
+    state="nothing",
+    cost="2K + 7",
+    presets=PRESETS,
+)

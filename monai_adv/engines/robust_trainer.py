@@ -26,7 +26,7 @@ from monai.utils.misc import ensure_tuple
 from torch import Tensor
 
 from monai_adv.defenses.base import Batch, Defense, LossPart
-from monai_adv.defenses.registry import Method
+from monai_adv.defenses.method import Method
 from monai_adv.engines.bundle_task import (
     KINDS,
     Kind,

@@ -6,4 +6,4 @@ every time and could not be pickled; the classes therefore live in ``nnunet_trai
 
 from __future__ import annotations
 
-from nnunet_trainers import *  # noqa: F403
+from nnunet_trainers.trainers import *  # noqa: F403

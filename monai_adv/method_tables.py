@@ -1,6 +1,6 @@
 """The registry as Markdown: for ``monai-adv methods`` and for docs/methods.
 
-``python -m monai_adv.defenses.tables docs/methods`` writes it between the marks ``<!-- overview -->`` or
+``python -m monai_adv.method_tables docs/methods`` writes it between the marks ``<!-- overview -->`` or
 ``<!-- method: NAME -->`` and ``<!-- end -->`` of every page there; what stands outside the marks is written by hand.
 """
 
@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from monai_adv.defenses.registry import METHODS, Method, TaskName, method
+from monai_adv.defenses.method import Method, TaskName
+from monai_adv.defenses.registry import METHODS, method
 from monai_adv.settings import Settings, choices
 
 TASKS: tuple[TaskName, ...] = ("classification", "segmentation")
@@ -36,7 +37,8 @@ def details(of: Method) -> str:
         f"* Source: {of.paper}." if of.paper else None,
         f"* Cost: {of.cost} forwards per sample and step (a clean step: 3); K is `steps`.",
         f"* Keeps {of.state}." + (" Batches must say which samples they hold." if of.defense.needs_ids else ""),
-        f"* In nnU-Net and MONAI: `{of.trainer}`; in a loop of your own: `monai_adv.defenses.{of.defense.__name__}`.",
+        f"* In nnU-Net and MONAI: `{of.trainer}`; in a loop of your own: "
+        f"`{of.defense.__module__}.{of.defense.__name__}`.",
         None if of.defense.eager_only is None else f"* Not compiled: {of.defense.eager_only}",
         *(f"* Not for {task}: {why}" for task, why in of.not_for.items()),
     ]

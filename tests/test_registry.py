@@ -1,0 +1,69 @@
+"""The registry: a method is one file with its entry; other packages add theirs by an entry point."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from monai_adv.defenses import METHODS
+from monai_adv.defenses.sat import METHOD, SAT
+from monai_adv.errors import InputError
+
+MINE = """
+from monai_adv.defenses import Method
+from monai_adv.defenses.standard import Standard
+
+class Mine(Standard):
+    pass
+
+METHOD = Method("{name}", Mine, family="cheap", idea="what I like", paper="", state="nothing", cost="3")
+"""
+SHOW = "from monai_adv.defenses import METHODS; print([m.name for m in METHODS.values() if m.family == 'cheap'])"
+
+
+def test_every_method_comes_from_its_own_file() -> None:
+    assert len(METHODS) >= 25
+    assert len({m.defense.__module__ for m in METHODS.values()}) == len(METHODS)
+    assert METHODS["sat"] is METHOD
+    assert METHOD.defense is SAT
+
+
+def test_an_entry_is_checked() -> None:
+    with pytest.raises(InputError, match="family: received 'margin', allowed is one of adversarial"):
+        dataclasses.replace(METHOD, family="margin")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="name: received 'My method'"):
+        dataclasses.replace(METHOD, name="My method")
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "shown", "warned"),
+    [
+        ("Mine", "mine:METHOD", "['FGSMRS', 'FGSMSDI', 'FreeAT', 'Mine']", None),
+        ("sat", "mine:METHOD", "['FGSMRS', 'FGSMSDI', 'FreeAT']", "there is a method sat already"),
+        ("Mine", "mine:Mine", "['FGSMRS', 'FGSMSDI', 'FreeAT']", "mine:Mine is no monai_adv.defenses.Method"),
+        ("Mine", "absent:METHOD", "['FGSMRS', 'FGSMSDI', 'FreeAT']", "No module named 'absent'"),
+    ],
+)
+def test_another_package_adds_a_method(tmp_path: Path, name: str, entry: str, shown: str, warned: str | None) -> None:
+    (tmp_path / "mine.py").write_text(MINE.format(name=name))
+    information = tmp_path / "mine-1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    (information / "entry_points.txt").write_text(f"[monai_adv.defenses]\nmine = {entry}\n")
+    places = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    found = subprocess.run(
+        [sys.executable, "-c", SHOW],
+        env={**os.environ, "PYTHONPATH": places},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == shown
+    assert ("is left out" in found.stderr) == (warned is not None)
+    assert (warned or "") in found.stderr
