@@ -28,9 +28,8 @@ from torch import Tensor, nn
 
 from monai_adv import InputError, engines
 from monai_adv.attacks import FGSM
-from monai_adv.defenses import Batch, Defense, LossPart
+from monai_adv.defenses import METHODS, Batch, Defense, LossPart, Method
 from monai_adv.defenses.ima import IMA, IMASettings
-from monai_adv.defenses.registry import METHODS, Method
 from monai_adv.engines import IMATrainer, RobustMetric, RobustState, RobustTrainer, SATTrainer, indexed
 from monai_adv.tasks import ClassificationTask
 from monai_adv.threats import Threat
