@@ -19,12 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_adv.defenses.base import on_any_rank
+from monai_adv.engines.bundle_rule import Rule
 from monai_adv.errors import InputError
 from monai_adv.tasks import Output, Target
 from monai_adv.tasks.base import check_labels
 
 Kind = Literal["classification", "segmentation"]
 KINDS: tuple[Kind, ...] = ("classification", "segmentation")
+OTHER_KINDS = "landmarks, registration and other tasks whose truth is not a class are not supported"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Layout:
         dtype: of a one-hot label.
         channel: whether a segmentation label has a channel axis.
         regions: each channel of the output is a region of its own (sigmoid).
+        sigmoid: exclusive classes, but each channel behind the background is judged for itself (sigmoid).
 
     Example:
         >>> label = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])  # (B, K, L): voxel 0 is class 1, voxel 1 is class 0
@@ -48,6 +51,14 @@ class Layout:
     dtype: torch.dtype = torch.float32
     channel: bool = True
     regions: bool = False
+    sigmoid: bool = False
+
+    @property
+    def words(self) -> str:
+        """For the log."""
+        labels = "one-hot" if self.classes else "regions" if self.regions else "label values"
+        alone = self.regions or self.sigmoid
+        return f"{labels}; {'each channel by its sigmoid above 0.5' if alone else 'the class by the largest logit'}"
 
     def to_task(self, label: Tensor) -> Tensor:
         """The label as a task wants it."""
@@ -64,7 +75,10 @@ class Layout:
 
 
 def kind_of_data(items: Any) -> Kind | None:
-    """What the labels of a data list say before any is loaded: a number is a class, a file is a segmentation."""
+    """What the labels of a data list suggest before any is loaded: a number is a class, a file is a segmentation.
+
+    Only suggest: transforms may turn a file into a class.
+    """
     label = items[0].get("label") if items and isinstance(items[0], Mapping) else None
     if isinstance(label, Number | np.generic):
         return "classification"
@@ -75,39 +89,65 @@ def kind_of_data(items: Any) -> Kind | None:
     return None
 
 
+def logits_of(output: Any) -> Tensor:
+    """The full-resolution logits of what a network returns.
+
+    Raises:
+        InputError: neither a tensor nor a list of them.
+    """
+    first = output[0] if isinstance(output, list | tuple) and output else output
+    if not isinstance(first, Tensor):
+        found = f"of type {type(first).__name__}" + (f" with {sorted(map(str, first))}" if isinstance(first, dict) else "")
+        raise InputError.of(
+            "network", f"an output {found}", "a tensor of logits, or a list with one per resolution",
+            "networks with several heads (HoVerNet, detectors) and generative networks cannot be attacked here",
+        )  # fmt: skip
+    return first
+
+
 def kind_of_batch(output: Output, label: Tensor) -> Kind:
-    """What output and labels of a batch say.
+    """What output and labels of a batch say; spatial axes of size 1 are those of a fully convolutional classifier.
 
     Raises:
         InputError: they do not fit each other.
     """
-    logits = output if isinstance(output, Tensor) else output[0]
-    if logits.ndim <= 2 and label.ndim <= 2:
+    logits = logits_of(output)
+    if logits.shape[2:].numel() == 1 and label.shape[2:].numel() == 1:
         return "classification"
     if logits.ndim >= 3 and label.ndim in (logits.ndim, logits.ndim - 1):
         return "segmentation"
     raise InputError.of(
         "label", f"{tuple(label.shape)} for a network output {tuple(logits.shape)}",
         "(B,) or (B, 1) for logits (B, K), or (B, channels, *spatial) for logits (B, K, *spatial)",
-        "see the last layer of the network and the label's transforms",
+        f"see the last layer of the network and the label's transforms; {OTHER_KINDS}",
     )  # fmt: skip
 
 
-def layout_of(output: Output, label: Tensor, regions: bool | None, ignore_label: int | None = None) -> Layout:
+def layout_of(
+    output: Output,
+    label: Tensor,
+    regions: bool | None,
+    ignore_label: int | None = None,
+    rule: Rule | None = None,
+    background: bool = True,
+) -> Layout:
     """How a segmentation's labels are laid out, the same on every rank.
 
-    As many channels as the network has logits are one-hot if they add up to 1 in every voxel, otherwise regions.
+    As many channels as the network has logits are one-hot if they add up to 1 in every voxel, otherwise regions. With
+    the rule "sigmoid" they are regions, but for one-hot ones whose channel 0 is a background that the loss leaves out.
 
     Args:
         output: ``(B, K, *spatial)`` logits, or a list of them (full resolution first).
         label: of the same batch.
         regions: what the user says; ``None``: look.
         ignore_label: of label maps.
+        rule: how logits become a decision; ``None``: nobody says it.
+        background: whether the loss looks at channel 0 as at the others.
 
     Raises:
         InputError: shapes or values that do not fit.
     """
-    logits = output if isinstance(output, Tensor) else output[0]
+    logits = logits_of(output)
     heads = logits.shape[1]
     channel = label.ndim == logits.ndim
     channels = label.shape[1] if channel else 1
@@ -124,13 +164,19 @@ def layout_of(output: Output, label: Tensor, regions: bool | None, ignore_label:
         if regions is False and not one_hot:
             raise InputError.of("regions", False, "true for labels that overlap or leave voxels out", "or leave it out")
         if regions is None:
-            regions = on_any_rank(not one_hot, label.device)  # a rank may have drawn a lesion that fills its patch
-        layout = Layout(0 if regions else heads, label.dtype, channel, regions)
+            overlaps = on_any_rank(not one_hot, label.device)  # a rank may have drawn a lesion that fills its patch
+            if rule == "softmax" and overlaps:
+                raise InputError.of(
+                    "label", f"{channels} channels that overlap or leave voxels out", "one-hot labels",
+                    "the bundle takes the largest logit; if its channels are regions, say so: regions true",
+                )  # fmt: skip
+            regions = overlaps or (rule == "sigmoid" and background)
+        layout = Layout(0 if regions else heads, label.dtype, channel, regions, not regions and rule == "sigmoid")
     elif regions:
         allowed = f"a label with {heads} channels, one for each region"
         raise InputError.of("regions", f"true with a label {tuple(label.shape)}", allowed, "or leave it out")
     else:
-        layout = Layout(channel=channel)
+        layout = Layout(channel=channel, sigmoid=rule == "sigmoid")
     _check_values(label, layout, heads, ignore_label)
     return layout
 
@@ -159,5 +205,5 @@ def _check_values(label: Tensor, layout: Layout, heads: int, ignore_label: int |
         return
     if layout.regions and ignore_label is not None:
         raise InputError.of("ignore_label", ignore_label, "none for regions", "leave such voxels out in the loss")
-    todo = "see the label's transforms, or give ignore_label"
+    todo = f"see the label's transforms, or give ignore_label; {OTHER_KINDS}"
     check_labels("label", label, 1 if layout.regions else heads - 1, todo, ignore_label)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from monai_adv.attacks import PGD
 from monai_adv.attacks.base import Attack, AttackResult
 from monai_adv.defenses.settings import DefenseSettings
+from monai_adv.engines.bundle_rule import Rule, check_rule, postprocessing_of, rule_of
 from monai_adv.engines.bundle_task import KINDS, Kind, Layout, kind_of_batch, layout_of
 from monai_adv.errors import InputError
 from monai_adv.evaluation.bundle_network import BundleNetwork
@@ -48,7 +49,8 @@ class RobustMetric:
         channels: input channels that may be attacked; default: all.
         attack: another attack instead of all of the above.
         task: ``"classification"``, ``"segmentation"``, or ``"auto"``: what the shapes of output and label say.
-        regions, ignore_label: as in :class:`~monai_adv.engines.RobustTrainer`.
+        regions, activation, ignore_label: as in :class:`~monai_adv.engines.RobustTrainer`; an evaluator has no loss to
+            ask.
         batches: only the first batches of an epoch are attacked; default: all.
         seed: of attacks that draw random numbers; every epoch draws the same.
 
@@ -71,6 +73,7 @@ class RobustMetric:
         attack: Attack | None = None,
         task: Literal["auto"] | Kind = "auto",
         regions: bool | None = None,
+        activation: Rule | None = None,
         ignore_label: int | None = None,
         batches: int | None = None,
         seed: int = 0,
@@ -79,6 +82,7 @@ class RobustMetric:
             raise InputError.of("eps and attack", (eps, attack), "one of them")
         if task not in ("auto", *KINDS):
             raise InputError.of("task", task, f"one of auto, {', '.join(KINDS)}")
+        check_rule(activation)
         if batches is not None and batches < 1:
             raise InputError.of("batches", batches, "a whole number >= 1 or None")
         self.attack = attack
@@ -91,7 +95,7 @@ class RobustMetric:
             self._threat = enemy.threat(None if channels is None else tuple(channels))
             PGD(self._threat, steps=steps)  # refuse bad steps now
         self._kind: Literal["auto"] | Kind = task
-        self._regions, self._ignore_label = regions, ignore_label
+        self._regions, self._rule, self._ignore_label = regions, activation, ignore_label
         self._task: Task | None = None
         self._layout = Layout()
 
@@ -120,7 +124,7 @@ class RobustMetric:
         if not isinstance(label, Tensor):
             raise InputError.of("label", type(label).__name__, "a tensor", f"{self.name} compares outputs with labels")
         if self._task is None:
-            self._task = self._make_task(output[0] if isinstance(output, list | tuple) else output, label)
+            self._task = self._make_task(engine, output[0] if isinstance(output, list | tuple) else output, label)
         if self._generator is None:
             self._generator = torch.Generator(images.device).manual_seed(self.seed + engine.state.rank)
         target = self._layout.to_task(label) if isinstance(self._task, SegmentationTask) else label
@@ -140,7 +144,7 @@ class RobustMetric:
         total = torch.stack([scores.to(wide).sum(), torch.tensor(len(scores), dtype=wide, device=device)])
         self._sum = total if self._sum is None else self._sum + total
 
-    def _make_task(self, output: Tensor, label: Tensor) -> Task:
+    def _make_task(self, engine: Any, output: Tensor, label: Tensor) -> Task:
         kind = kind_of_batch(output, label)
         if self._kind not in ("auto", kind):
             raise InputError.of("task", self._kind, f"{kind}, because of the shapes of output and label")
@@ -148,8 +152,11 @@ class RobustMetric:
             task = ClassificationTask()
             task.check(output, label)
             return task
-        self._layout = layout_of(output, label, self._regions, self._ignore_label)
-        return SegmentationTask.for_evaluation(regions=self._layout.regions, ignore_label=self._ignore_label)
+        rule = rule_of(self._rule, postprocessing_of(engine), None)
+        self._layout = layout_of(output, label, self._regions, self._ignore_label, rule)
+        return SegmentationTask.for_evaluation(
+            regions=self._layout.regions, ignore_label=self._ignore_label, sigmoid=self._layout.sigmoid
+        )
 
     def _the_attack(self) -> Attack:
         if self.attack is not None:

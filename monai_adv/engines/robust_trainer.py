@@ -27,6 +27,7 @@ from torch import Tensor
 
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
+from monai_adv.engines.bundle_rule import Rule, check_rule, leaves_background_out, rule_of
 from monai_adv.engines.bundle_task import (
     KINDS,
     Kind,
@@ -36,8 +37,10 @@ from monai_adv.engines.bundle_task import (
     layout_of,
     loss_of_each_sample,
 )
+from monai_adv.engines.numbering import numbered
 from monai_adv.engines.robust_state import RobustState
 from monai_adv.engines.sample_ids import BatchIds, data_list
+from monai_adv.engines.supported import check_arguments, check_present, image_and_label, mask_channels
 from monai_adv.errors import InputError
 from monai_adv.network_state import device_of, frozen, is_compiled
 from monai_adv.settings import (
@@ -69,12 +72,15 @@ class RobustTrainer(SupervisedTrainer):
             come from the file named by ``MONAI_ADV_SETTINGS`` and from variables ``MONAI_ADV_<NAME>``.
         defense: a ready one instead of ``settings``; its task trains with this trainer's ``loss_function``.
         task: ``"classification"``, ``"segmentation"``, a task of your own, or ``"auto"``: what the labels of the data
-            list say (numbers or files), otherwise what the first batch says.
+            list say (numbers or files), unless the first batch says otherwise.
         regions: segmentation: whether the output's channels overlap (sigmoid). Default: they do if there is a single
             one, or if a label with as many channels is not one-hot.
+        activation: segmentation: ``"softmax"`` (the largest logit wins) or ``"sigmoid"`` (each channel is a yes or no).
+            Default: what the post-processing does, otherwise what the loss does.
         ignore_label: segmentation: label whose voxels count nowhere; the loss must know it by itself.
         channels: input channels that are intensities and may be attacked; default: all.
-        index_key: key of a batch that holds the position of each sample in the training list.
+        index_key: key of a batch that holds the position of each sample in the training list, if the list says it.
+            Otherwise the trainer numbers the items of the data set by itself.
         num_samples: number of training samples, where the data loader's data set does not tell it.
         state: a :class:`~monai_adv.engines.RobustState`, or the file for one.
         train_handlers: of SupervisedTrainer.
@@ -101,6 +107,7 @@ class RobustTrainer(SupervisedTrainer):
         defense: Defense | None = None,
         task: Literal["auto"] | Kind | TrainingTask = "auto",
         regions: bool | None = None,
+        activation: Rule | None = None,
         ignore_label: int | None = None,
         channels: Sequence[int] | None = None,
         index_key: str = "index",
@@ -115,6 +122,10 @@ class RobustTrainer(SupervisedTrainer):
             raise InputError.of("defense", "a ready one and settings, task or channels", "one or the other")
         if isinstance(task, str) and task not in ("auto", *KINDS):
             raise InputError.of("task", task, f"auto, {', '.join(KINDS)}, or a task")
+        check_rule(activation)
+        check_arguments(type(self).__name__, kwargs)
+        if not args:
+            check_present(type(self).__name__, kwargs)
         # First among the handlers: the others log and save what ours has left in state.metrics.
         kwargs["train_handlers"] = [_Hooks(), *ensure_tuple(train_handlers or ())]
         super().__init__(*args, **kwargs)
@@ -128,18 +139,23 @@ class RobustTrainer(SupervisedTrainer):
         self.sections: dict[str, Settings] = {}
         self._given = dict(settings or {}) if defense is not None else {**read_settings(), **(settings or {})}
         self._regions, self._ignore_label = regions, ignore_label
+        self._given_rule, self._postprocessing = activation, kwargs.get("postprocessing")
         self._channels = None if channels is None else tuple(channels)
         self._index_key, self._num_samples = index_key, num_samples
         self._ids: BatchIds | None = None
         self._layout: Layout | None = None
         self._looked = False
         self._own_task = None if isinstance(task, str) else task
+        if defense.needs_ids if defense is not None else self.method is not None and self.method.defense.needs_ids:
+            self.data_loader = numbered(self.data_loader) or self.data_loader
+        self._guessed = False
         self.kind: Kind | None = task if isinstance(task, str) and task != "auto" else None
 
         if defense is not None:
             self._own_task = defense.task
         elif task == "auto":
             self.kind = kind_of_data(data_list(self.data_loader))
+            self._guessed = True
         if isinstance(self._own_task, ClassificationTask):
             self.kind = "classification"
         elif isinstance(self._own_task, SegmentationTask):
@@ -217,8 +233,7 @@ class RobustTrainer(SupervisedTrainer):
         if self._own_task is None or isinstance(self._own_task, ClassificationTask | SegmentationTask):
             found = kind_of_batch(output, label)
             if self.kind not in (None, found):
-                todo = "say which it is with the argument task" if self._own_task is None else "give another task"
-                raise InputError.of("task", self.kind, f"{found}, because of the shapes of output and label", todo)
+                self._change_kind(found)
             self.kind = found
         if self.defense is None:
             self._use(self._make_defense())
@@ -228,24 +243,48 @@ class RobustTrainer(SupervisedTrainer):
         if isinstance(task, SegmentationTask):
             if not isinstance(output, Tensor) and task.settings.attack_deep_supervision:
                 raise InputError.of("attack_deep_supervision", True, "false", "MONAI's labels have one resolution")
-            self._layout = layout_of(output, label, self._regions, task.ignore_label)
-            task.regions = self._layout.regions
+            rule = rule_of(self._given_rule, self._postprocessing, self.loss_function)
+            background = not leaves_background_out(self.loss_function)
+            self._layout = layout_of(output, label, self._regions, task.ignore_label, rule, background)
+            task.regions, task.sigmoid = self._layout.regions, self._layout.sigmoid
         elif isinstance(task, ClassificationTask):
             task.check(output, label)
         self._tell(images, label, output)
+
+    def _change_kind(self, found: Kind) -> None:
+        """The data list suggested another kind than that of the batch.
+
+        Raises:
+            InputError: somebody said it, or the defence has changed the network for it already.
+        """
+        why = f"{found}, because of the shapes of output and label"
+        if not self._guessed:
+            todo = "leave the argument task out" if self._own_task is None else "give another task"
+            raise InputError.of("task", self.kind, why, todo)
+        if type(self.defense).attach is not Defense.attach:
+            raise InputError.of("task", f"{self.kind}, as the data list looks", why, f"give the argument task {found!r}")
+        self.defense, self.sections, self.kind = None, {}, found
 
     def _tell(self, images: Tensor, label: Tensor, output: Output) -> None:
         assert self.defense is not None
         shape = tuple((output if isinstance(output, Tensor) else output[0]).shape)
         what = self.kind or type(self.defense.task).__name__
         if self._layout is not None:
-            labels = "one-hot" if self._layout.classes else "regions" if self._layout.regions else "label values"
-            what += f" ({labels})"
+            what += f" ({self._layout.words})"
         ids = "not needed" if self._ids is None else self._ids.source
+        channels = self.defense.channels
+        which = f"all {images.shape[1]}" if channels is None else f"{list(channels)} of {images.shape[1]}"
         self.logger.info(
             f"{type(self).__name__}: {what}, from labels {tuple(label.shape)} and network outputs {shape}. "
-            f"Threat: {self.defense.threat.describe(images)}, in the units of the network's input. Sample ids: {ids}."
+            f"Threat: {self.defense.threat.describe(images)}, in the units of the network's input; attacked channels: "
+            f"{which}. Sample ids: {ids}."
         )
+        if masks := mask_channels(images, channels):
+            rest = [c for c in range(images.shape[1]) if c not in masks and (channels is None or c in channels)]
+            self.logger.warning(
+                f"Channels {masks} of the first batch hold only 0 and 1 and are attacked as intensities. If they are "
+                f"masks or clicks, leave them out: channels {rest}."
+            )
 
     # ---------------------------------------------------------------- events
 
@@ -352,15 +391,7 @@ class RobustTrainer(SupervisedTrainer):
         if batchdata is None:
             raise ValueError("Must provide batch data for current iteration.")
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
-        inputs, label, *rest = batch
-        if any(rest):
-            raise InputError.of(
-                "prepare_batch", "further inputs of the network", "an image and a label",
-                "a defence attacks images; let the network take one input",
-            )  # fmt: skip
-        if not isinstance(label, Tensor):
-            raise InputError.of("label", type(label).__name__, "a tensor", "a defence needs labels to train with")
-        return inputs, label
+        return image_and_label(batch)
 
     def _micro_batch(self) -> tuple[bool, bool]:
         """Whether gradients start at zero, and whether weights are updated: accumulation as SupervisedTrainer does."""

@@ -2,14 +2,16 @@
 
 A defence that keeps a number for each sample needs a stable id. In this order:
 
-1. ``batch["index"]``: put there by the data list, ``{"image": ..., "label": ..., "index": 7}``. It goes through every
-   data set, worker, shuffle and crop of MONAI.
-2. ``batch["image"].meta["filename_or_obj"]``, looked up among the files of the data list. Unmodified bundles have it;
-   ``track_meta=False`` and PersistentDataset lose it.
+1. ``batch["index"]``: put there by the data list, ``{"image": ..., "label": ..., "index": 7}``.
+2. the position of the item in the data set, which the trainer writes into each item; where the data list names files,
+   a sample is called by its file, so that its number survives a longer list or a moved folder.
+3. ``batch["image"].meta["filename_or_obj"]``, looked up among the files of the data list, where positions say nothing
+   that lasts (:func:`~monai_adv.engines.numbering.numbered`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from os.path import abspath, commonpath, expanduser
 from pathlib import Path
@@ -20,15 +22,13 @@ import torch.distributed as dist
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 
+from monai_adv.engines.numbering import POSITION, Numbered, items_of
 from monai_adv.errors import InputError
 from monai_adv.sample_state import SampleIds
 
 V = TypeVar("V", int, str)
 
-HOW = (
-    "add 'index': i to every item of the training data list, "
-    'for example with "$monai_adv.engines.indexed(...)" around the list in the config'
-)
+HOW = "add 'index': i to every item of the training data list (monai_adv.engines.indexed does that, docs/monai.md)"
 
 
 def indexed(items: Iterable[Mapping[str, Any]], key: str = "index") -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def data_list(loader: Any) -> Sequence[Any] | None:
     dataset: Any = getattr(loader, "dataset", None)
     while hasattr(dataset, "dataset"):  # torch's Subset
         dataset = dataset.dataset
-    items = getattr(dataset, "data", None)
+    items = getattr(dataset, "data", dataset)
     return items if isinstance(items, Sequence) and len(items) > 0 and not isinstance(items, str) else None
 
 
@@ -70,25 +70,53 @@ class BatchIds:
 
     def __init__(self, loader: Any, key: str, num_samples: int | None, owner: str) -> None:
         self.key, self.owner = key, owner
+        self._files: dict[str, str] | None = None
+        """File -> name, where a sample is called by its file."""
+        self._members: list[tuple[str, int]] | None = None
+        """Position -> group and member, where items are numbered."""
         items = data_list(loader)
         first = items[0] if items is not None else None
-        self._names: dict[str, str] | None = None
         if items is not None and isinstance(first, Mapping) and key in first:
-            count = num_samples or _largest(int(item[key]) for item in items) + 1
-        elif num_samples is None and items is not None and isinstance(first, Mapping) and _file(first):
-            self._names = _short_names(_gathered({_file(item) for item in items}))
-            self.announced = SampleIds(dict.fromkeys(self._names.values(), 1))
-            self.source = f"file names, {len(self._names)} files in {len(items)} items of the data list"
+            self._announce(num_samples or _largest(int(item[key]) for item in items) + 1)
             return
+        dataset = getattr(loader, "dataset", None)
+        if num_samples is None and isinstance(dataset, Numbered):
+            self._number(items_of(dataset), len(dataset))
+        elif num_samples is None and items is not None and isinstance(first, Mapping) and _file(first):
+            self._files = _short_names(_gathered({_file(item) for item in items}))
+            self.announced = SampleIds(dict.fromkeys(self._files.values(), 1))
+            self.source = f"file names, {len(self._files)} files in {len(items)} items of the data list"
         else:
-            count = num_samples or _length(loader)
+            self._announce(num_samples or _length(loader))
+
+    def _announce(self, count: int) -> None:
+        """Samples under ``batch[key]``."""
         if count < 1:
             raise InputError.of(
                 "num_samples", None, "the number of training samples, because the data loader does not tell it",
-                f"{owner} keeps a number for each; give num_samples and {HOW}",
+                f"{self.owner} keeps a number for each; give num_samples and {HOW}",
             )  # fmt: skip
         self.announced = SampleIds({"train": count})
-        self.source = f"positions under {key!r}, {count} samples"
+        self.source = f"positions under {self.key!r}, {count} samples"
+
+    def _number(self, items: Sequence[Any] | None, count: int) -> None:
+        """Samples by their position in the data set, called by their files if they have some."""
+        if count < 1:
+            raise InputError.of("train_data_loader", "no samples", "at least one")
+        files = [_file(item) if isinstance(item, Mapping) else "" for item in items or ()]
+        if not files or not all(files):
+            self._members = [("train", i) for i in range(count)]
+            self.announced = SampleIds({"train": count})
+            self.source = f"positions in the data set, {count} samples"
+            return
+        self._files = _short_names(_gathered(set(files)))
+        seen: Counter[str] = Counter()
+        self._members = []
+        for file in files:
+            self._members.append((self._files[file], seen[file]))
+            seen[file] += 1
+        self.announced = SampleIds({self._files[file]: number for file, number in seen.items()})
+        self.source = f"positions in the data list, {len(files)} samples in {len(seen)} files"
 
     def of(self, batch: Any) -> Tensor:
         """``(B,)`` int64, on the CPU.
@@ -96,15 +124,13 @@ class BatchIds:
         Raises:
             InputError: the batch does not say which samples it has, or has others than the data list.
         """
-        if self._names is not None:
+        if self._members is not None:
+            return self._from_positions(batch)
+        if self._files is not None:
             return self._from_names(batch)
         values = batch.get(self.key) if isinstance(batch, Mapping) else None
         if values is None:
-            keys = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
-            raise InputError.of(
-                "batch", keys, f"a dictionary with {self.key!r}",
-                f"{self.owner} keeps a number for each training sample; {HOW}",
-            )  # fmt: skip
+            raise self._unknown(batch, self.key)
         index = torch.as_tensor(values).cpu()
         if index.is_floating_point() or index.ndim > 2 or index.numel() != len(index):
             raise InputError.of(f"batch[{self.key!r}]", f"{index.dtype} {tuple(index.shape)}", "whole numbers (B,)")
@@ -117,22 +143,51 @@ class BatchIds:
             )  # fmt: skip
         return index
 
+    def _from_positions(self, batch: Any) -> Tensor:
+        """A data set may hand out another item than that of the position it was asked for: then its file counts."""
+        assert self._members is not None
+        values = batch.get(POSITION) if isinstance(batch, Mapping) else None
+        if values is None:
+            raise self._unknown(batch, POSITION)
+        members = [self._members[int(i)] for i in torch.as_tensor(values).reshape(-1).tolist()]
+        files = _file_names(batch)
+        if self._files is not None and files is not None and len(files) == len(members):
+            for i, file in enumerate(files):
+                name = self._files.get(_path(file), members[i][0])
+                if name != members[i][0]:
+                    members[i] = (name, 0)
+        return self.announced.index(*zip(*members, strict=True))
+
     def _from_names(self, batch: Any) -> Tensor:
-        assert self._names is not None
-        image = batch.get(CommonKeys.IMAGE) if isinstance(batch, Mapping) else None
-        names = getattr(image, "meta", {}).get("filename_or_obj")
-        if not isinstance(names, Sequence) or isinstance(names, str):
+        assert self._files is not None
+        names = _file_names(batch)
+        if names is None:
             raise InputError.of(
                 "batch", "images without file names", f"file names in their meta data, or {self.key!r}",
                 f"{self.owner} keeps a number for each training sample; {HOW}",
             )  # fmt: skip
-        unknown = [name for name in names if _path(name) not in self._names]
+        unknown = [name for name in names if _path(name) not in self._files]
         if unknown:
             raise InputError.of(
-                "batch", unknown[0], f"one of the {len(self._names)} files of the data list",
+                "batch", unknown[0], f"one of the {len(self._files)} files of the data list",
                 f"to tell samples apart without their file names, {HOW}",
             )  # fmt: skip
-        return self.announced.index([self._names[_path(name)] for name in names], [0] * len(names))
+        return self.announced.index([self._files[_path(name)] for name in names], [0] * len(names))
+
+    def _unknown(self, batch: Any, key: str) -> InputError:
+        keys = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+        return InputError.of(
+            "batch", keys, f"a dictionary with {key!r}",
+            f"{self.owner} keeps a number for each training sample; {HOW}",
+        )  # fmt: skip
+
+
+def _file_names(batch: Any) -> Sequence[str] | None:
+    """In the meta data of a batch's images."""
+    image = batch.get(CommonKeys.IMAGE) if isinstance(batch, Mapping) else None
+    names = getattr(image, "meta", {}).get("filename_or_obj")
+    known = isinstance(names, Sequence) and not isinstance(names, str) and all(isinstance(n, str | Path) for n in names)
+    return names if known else None
 
 
 def _file(item: Mapping[str, Any]) -> str:

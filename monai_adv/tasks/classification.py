@@ -24,7 +24,7 @@ class ClassificationTask:
     Outputs are logits ``(B, K)``. A head with a single logit z, ``(B, 1)`` or ``(B,)``, counts as the two logits
     ``[-z/2, z/2]``, whose softmax is the sigmoid of z; ``[0, z]`` would have no gradient in single precision where the
     network is sure. Targets are class indices ``(B,)`` or ``(B, 1)`` of any dtype, or
-    one-hot rows ``(B, K)``. An output that is not finite is wrong: its margin is ``-inf``.
+    one-hot rows ``(B, K)``. Spatial axes of size 1, which fully convolutional classifiers keep, change nothing. An output that is not finite is wrong: its margin is ``-inf``.
 
     The first batch that a task sees goes through :meth:`check`. Later ones do not, because that makes a GPU wait.
 
@@ -102,7 +102,7 @@ class ClassificationTask:
         Raises:
             InputError: an output that is not one row per sample.
         """
-        values = _tensor(output)
+        values = _rows(output)
         if values.ndim == 1:
             values = values[:, None]
         if values.ndim != 2:
@@ -117,7 +117,7 @@ class ClassificationTask:
         Raises:
             InputError: another shape.
         """
-        values = _tensor(target)
+        values = _rows(target)
         if values.ndim == 2 and values.shape[1] == classes:
             return (values.int() if values.dtype == torch.bool else values).argmax(1)
         if values.ndim == 2 and values.shape[1] == 1:
@@ -134,7 +134,7 @@ class ClassificationTask:
             InputError: says which values came.
         """
         classes = self.logits(output).shape[1]
-        values = _tensor(target)
+        values = _rows(target)
         if values.ndim == 2 and values.shape[1] == classes and classes > 1:
             if not bool(((values == 0) | (values == 1)).all() & (values.sum(1) == 1).all()):
                 raise InputError.of(
@@ -160,3 +160,9 @@ class ClassificationTask:
 
 def _tensor(values: Output | Target) -> Tensor:
     return values if isinstance(values, Tensor) else values[0]
+
+
+def _rows(values: Output | Target) -> Tensor:
+    """Without the spatial axes of size 1 that a fully convolutional classifier keeps."""
+    tensor = _tensor(values)
+    return tensor.flatten(1) if tensor.ndim > 2 and tensor.shape[2:].numel() == 1 else tensor

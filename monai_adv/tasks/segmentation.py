@@ -61,6 +61,8 @@ class SegmentationTask:
             *spatial)`` 0/1 maps; with ``ignore_label`` one more channel marks the ignored voxels (nnU-Net's layout).
         ignore_label: label (or, for regions, any integer: the last target channel) whose voxels count nowhere.
         deep_supervision_weights: weights of the resolutions for ``attack_deep_supervision``.
+        sigmoid: label maps, but a voxel belongs to every class whose own logit is above 0, as in networks trained with a
+            sigmoid loss on one-hot labels; channel 0, the background, is not looked at. Without meaning for regions.
 
     The first batch that a task sees goes through :meth:`check`. Later ones do not, because that makes a GPU wait.
 
@@ -82,20 +84,24 @@ class SegmentationTask:
         regions: bool = False,
         ignore_label: int | None = None,
         deep_supervision_weights: Sequence[float] | None = None,
+        sigmoid: bool = False,
     ) -> None:
         self.training_loss = loss
         self.settings = settings or SegmentationSettings()
         self.regions = regions
         self.ignore_label = ignore_label
         self.deep_supervision_weights = deep_supervision_weights
+        self.sigmoid = sigmoid
         self.lowest_margin = -self.settings.threshold
         self._checked = False
 
     @classmethod
-    def for_evaluation(cls, *, regions: bool = False, ignore_label: int | None = None) -> SegmentationTask:
+    def for_evaluation(
+        cls, *, regions: bool = False, ignore_label: int | None = None, sigmoid: bool = False
+    ) -> SegmentationTask:
         """As attacks of an evaluation judge: on the soft Dice, samples without foreground as well. It cannot train."""
         settings = SegmentationSettings(attack_loss="dice", empty_target="empty_prediction")
-        task = cls(_no_training, settings, regions=regions, ignore_label=ignore_label)
+        task = cls(_no_training, settings, regions=regions, ignore_label=ignore_label, sigmoid=sigmoid)
         task._checked = True  # evaluations check their ground truth as they read it
         return task
 
@@ -168,11 +174,15 @@ class SegmentationTask:
         self._look(output, target)
         logits = _full_resolution(output)
         there, valid = self._foreground(_full_resolution(target), logits.shape[1])
-        if self.regions:
-            found = logits > 0  # sigmoid > 0.5
+        if self._alone:
+            found = self._foreground_logits(logits) > 0  # sigmoid > 0.5
         else:
             found = logits.argmax(1, keepdim=True) == _foreground_classes(logits)
         return found & valid, there & valid
+
+    def probability(self, logits: Tensor) -> Tensor:
+        """``(B, K, *spatial)`` of each foreground class or region."""
+        return self._foreground_logits(logits).sigmoid() if self._alone else logits.softmax(1)[:, 1:]
 
     def margin(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` Dice minus threshold; a sample without foreground follows ``empty_target``."""
@@ -208,13 +218,14 @@ class SegmentationTask:
         return [(float(w / sum(weights)), points) for w, points in pairs]
 
     def points(self, output: Output, target: Target) -> Points:
-        """A point per voxel; with regions one per voxel and region, between the logits 0 and z."""
+        """A point per voxel; with sigmoids one per voxel and region or class, between the logits 0 and z."""
         self._look(output, target)
         logits, labels = _full_resolution(output), _full_resolution(target)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         valid = self._valid(labels)
-        if self.regions:
+        if self._alone:
             there, _ = self._foreground(labels, logits.shape[1])
+            logits = self._foreground_logits(logits)
             pairs = torch.stack([torch.zeros_like(logits), logits], 1)
             return Points(pairs.flatten(2), there.long().flatten(1), valid.expand_as(there).flatten(1))
         return Points(logits.flatten(2), torch.where(valid, labels, 0).long().flatten(1), valid.flatten(1))
@@ -232,7 +243,7 @@ class SegmentationTask:
         if self.settings.empty_target == "wrong":
             return torch.zeros(len(logits), device=logits.device)
         valid = self._valid(_full_resolution(target))
-        found = logits > 0 if self.regions else logits.argmax(1, keepdim=True) > 0
+        found = self._foreground_logits(logits) > 0 if self._alone else logits.argmax(1, keepdim=True) > 0
         return (~(found & valid).flatten(1).any(1)).float()
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -251,7 +262,7 @@ class SegmentationTask:
         explode as its probability vanishes. A sample without any foreground then gets 1 minus the mean foreground
         probability instead.
         """
-        probability = logits.sigmoid() if self.regions else logits.softmax(1)[:, 1:]
+        probability = self.probability(logits)
         labels, valid = self._foreground(target, logits.shape[1])
         labels = labels & valid
         if self.ignore_label is not None:
@@ -264,19 +275,29 @@ class SegmentationTask:
         present = voxels > 0
         mean_dice = (dice * present).sum(1) / present.sum(1).clamp(min=1)
         share = predicted.sum(1) / valid.flatten(1).sum(1).clamp(min=1)
-        without = 1 - (share / labels.shape[1] if self.regions else share)
+        without = 1 - (share / labels.shape[1] if self._alone else share)
         return torch.where(present.any(1), mean_dice, without)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """``(B,)`` mean over the voxels that are not ignored (regions: binary, mean over regions as well)."""
+        """``(B,)`` mean over the voxels that are not ignored (sigmoids: binary, mean over regions or classes as well)."""
         valid = self._valid(target)
-        if self.regions:
+        if self._alone:
             labels, _ = self._foreground(target, logits.shape[1])
+            logits = self._foreground_logits(logits)
             loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none").mean(1, keepdim=True)
         else:
             labels = torch.where(valid, target, 0)[:, 0].long()
             loss = F.cross_entropy(logits, labels, reduction="none")[:, None]
         return (loss * valid).flatten(1).sum(1) / valid.flatten(1).sum(1).clamp(min=1)
+
+    @property
+    def _alone(self) -> bool:
+        """Whether each channel is judged for itself."""
+        return self.regions or self.sigmoid
+
+    def _foreground_logits(self, logits: Tensor) -> Tensor:
+        """Of the channels that are judged each for itself."""
+        return logits if self.regions else logits[:, 1:]
 
     def _foreground(self, target: Tensor, channels: int) -> tuple[Tensor, Tensor]:
         """``(B, K, *spatial)`` bool map of each foreground class, and ``(B, 1, *spatial)`` of the voxels that count."""

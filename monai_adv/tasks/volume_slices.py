@@ -51,6 +51,7 @@ class VolumeSlicesTask(SegmentationTask):
             regions=task.regions,
             ignore_label=task.ignore_label,
             deep_supervision_weights=task.deep_supervision_weights,
+            sigmoid=task.sigmoid,
         )
         if dice.shape != size.shape or not bool(((dice >= 0) & (dice <= 1) & (size >= 0)).all()):
             raise InputError.of("dice and size", (dice, size), "one number in [0, 1] and one >= 0 for each class")
@@ -78,7 +79,7 @@ class VolumeSlicesTask(SegmentationTask):
         """``(B,)`` minus the margin, of probabilities instead of decisions."""
         logits = _full(output)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        probability = logits.sigmoid() if self.regions else logits.softmax(1)[:, 1:]
+        probability = self.probability(logits)
         labels, valid = self._foreground(_full(target), logits.shape[1])
         probability = probability * valid
         return -self._share((probability * labels).flatten(2).sum(-1), probability.flatten(2).sum(-1))
