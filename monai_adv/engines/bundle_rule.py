@@ -122,7 +122,10 @@ def _said_by_kind(part: Any) -> Rule | None:
 
 
 def _transforms(transform: Any) -> Iterator[Any]:
-    yield from transform.flatten().transforms if isinstance(transform, Compose) else [transform]
+    if isinstance(transform, Compose):
+        yield from transform.flatten().transforms  # type: ignore[no-untyped-call]
+    else:
+        yield transform
 
 
 def _places(part: Any) -> list[int | None]:

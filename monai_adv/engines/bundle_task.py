@@ -57,8 +57,14 @@ class Layout:
     def words(self) -> str:
         """For the log."""
         labels = "one-hot" if self.classes else "regions" if self.regions else "label values"
-        alone = self.regions or self.sigmoid
-        return f"{labels}; {'each channel by its sigmoid above 0.5' if alone else 'the class by the largest logit'}"
+        return f"{labels}; decided is {self.decision}"
+
+    @property
+    def decision(self) -> str:
+        """What becomes of the logits, in words."""
+        if self.regions or self.sigmoid:
+            return "each channel by its sigmoid above 0.5" + ("" if self.regions else ", the background left out")
+        return "the class by the largest logit"
 
     def to_task(self, label: Tensor) -> Tensor:
         """The label as a task wants it."""
@@ -97,7 +103,9 @@ def logits_of(output: Any) -> Tensor:
     """
     first = output[0] if isinstance(output, list | tuple) and output else output
     if not isinstance(first, Tensor):
-        found = f"of type {type(first).__name__}" + (f" with {sorted(map(str, first))}" if isinstance(first, dict) else "")
+        found = f"of type {type(first).__name__}" + (
+            f" with {sorted(map(str, first))}" if isinstance(first, dict) else ""
+        )
         raise InputError.of(
             "network", f"an output {found}", "a tensor of logits, or a list with one per resolution",
             "networks with several heads (HoVerNet, detectors) and generative networks cannot be attacked here",

@@ -261,8 +261,10 @@ class RobustTrainer(SupervisedTrainer):
         if not self._guessed:
             todo = "leave the argument task out" if self._own_task is None else "give another task"
             raise InputError.of("task", self.kind, why, todo)
-        if type(self.defense).attach is not Defense.attach:
-            raise InputError.of("task", f"{self.kind}, as the data list looks", why, f"give the argument task {found!r}")
+        if self.defense is not None and type(self.defense).attach is not Defense.attach:
+            raise InputError.of(
+                "task", f"{self.kind}, as the data list looks", why, f"give the argument task {found!r}"
+            )
         self.defense, self.sections, self.kind = None, {}, found
 
     def _tell(self, images: Tensor, label: Tensor, output: Output) -> None:

@@ -38,7 +38,10 @@ def check_arguments(owner: str, given: Mapping[str, Any]) -> None:
             raise InputError.of("trainer", f"{found}: arguments of {kind}", f"{TASKS}", f"{owner} cannot train {kind}")
     if unknown:
         raise InputError.of(
-            "trainer", ", ".join(unknown), f"arguments of SupervisedTrainer and of {owner}", did_you_mean(unknown[0], known)
+            "trainer",
+            ", ".join(unknown),
+            f"arguments of SupervisedTrainer and of {owner}",
+            did_you_mean(unknown[0], known),
         )
 
 
@@ -46,7 +49,9 @@ def check_present(owner: str, given: Mapping[str, Any]) -> None:
     """Refuse a trainer that lacks what every SupervisedTrainer has."""
     missing = [name for name in REQUIRED if name not in given]
     if missing:
-        raise InputError.of("trainer", f"nothing for {', '.join(missing)}", f"{TASKS}", f"{owner} is a SupervisedTrainer")
+        raise InputError.of(
+            "trainer", f"nothing for {', '.join(missing)}", f"{TASKS}", f"{owner} is a SupervisedTrainer"
+        )
 
 
 def image_and_label(batch: Any) -> tuple[Tensor, Tensor]:

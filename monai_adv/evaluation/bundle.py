@@ -37,7 +37,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--bundle-override", metavar="KEY=VALUE", nargs="+",
         help="as --KEY VALUE of `python -m monai.bundle run`, such as dataset_dir=/data/spleen or "
-        "validate#inferer#overlap=0.25; values are JSON, or text",
+        "validate#inferer#overlap=0.25; values are JSON, or text; +KEY=VALUE adds to a list or dictionary, or a new key",
+    )  # fmt: skip
+    group.add_argument(
+        "--bundle-key", metavar="PART=KEY", nargs="+",
+        help="where the configs have a part, if not under its usual key: data=eval_dataset; parts are network, data, "
+        "inferer, loss, postprocessing",
+    )  # fmt: skip
+    group.add_argument(
+        "--bundle-activation", choices=("softmax", "sigmoid"),
+        help="how a segmentation's logits become a decision: the largest wins, or each is a yes or no (default: as the "
+        "bundle's post-processing does it, otherwise as its loss does)",
+    )  # fmt: skip
+    group.add_argument(
+        "--bundle-channels", metavar="N", nargs="+", type=int,
+        help="input channels that may be attacked; leave masks and clicks out (default: all)",
     )  # fmt: skip
     group.add_argument("--bundle-weights", metavar="FILE", help=f"in the bundle (default: {WEIGHTS})")
 
@@ -51,7 +65,7 @@ def sources(args: argparse.Namespace) -> list[BundleSource]:
         InputError: arguments that do not go together, or a folder given twice.
     """
     if args.bundle is None:
-        for name in ("config", "override", "weights"):
+        for name in ("config", "override", "weights", "key", "activation", "channels"):
             if (given := getattr(args, f"bundle_{name}")) is not None:
                 raise InputError.of(f"--bundle-{name}", given, "an addition to --bundle FOLDER")
         return []
@@ -69,6 +83,9 @@ def sources(args: argparse.Namespace) -> list[BundleSource]:
             device=getattr(args, "device", None) or "cpu",
             name=name,
             box=None if box is None else (float(box[0]), float(box[1])),
+            keys=tuple(args.bundle_key or ()),
+            activation=args.bundle_activation,
+            channels=None if args.bundle_channels is None else tuple(args.bundle_channels),
         )
         for folder, name in zip(folders, unique_names(folders, "--bundle"), strict=True)
     ]

@@ -58,3 +58,21 @@ class BundleNetwork(nn.Module):
             return False
         size = tuple(images.shape[2:])
         return any(n > window for n, window in zip(size, fall_back_tuple(self.inferer.roi_size, size), strict=True))
+
+
+class ForegroundLogits(nn.Module):
+    """A network without its channel 0: a background that a network with one sigmoid per class does not decide by.
+
+    Example:
+        >>> ForegroundLogits(nn.Identity())(torch.tensor([[3.0, 1.0, 2.0]]))
+        tensor([[1., 2.]])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(B, C, *spatial)`` to ``(B, K - 1, *spatial)``."""
+        logits: Tensor = self.network(images)
+        return logits[:, 1:]

@@ -8,14 +8,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from monai.bundle.config_parser import ConfigParser
+from monai.bundle.utils import merge_kv
 from monai.inferers.inferer import SimpleInferer
 from torch import nn
+from torch.utils.data import DataLoader
 
 from monai_adv.bundles.weights import load_weights, names_in
+from monai_adv.engines.bundle_rule import Rule, check_rule, leaves_background_out, rule_of
 from monai_adv.errors import InputError, did_you_mean, first_cause
 from monai_adv.evaluation.bundle import WEIGHTS
 from monai_adv.evaluation.fingerprint import fingerprint, names_and_sizes
@@ -29,9 +33,21 @@ from monai_adv.evaluation.open_bundle import (
 from monai_adv.evaluation.plain import Box, check_box, usable_device
 
 NETWORK = ("network_def", "network")
+LOSSES = ("loss", "loss_function", "lossfn", "train#loss", "criterion")
+POSTPROCESSING = (
+    "validate#postprocessing",
+    "val_postprocessing",
+    "postprocessing",
+    "post_transform",
+    "train#postprocessing",
+)
 DATA = ("validate#dataset", "val_dataset", "validation_dataset", "test_dataset", "dataset")
 LOADERS = ("validate#dataloader", "val_dataloader", "val_loader", "test_dataloader", "dataloader")
 INFERERS = ("validate#inferer", "val_inferer", "inferer")
+PARTS = {
+    "network": NETWORK, "data": DATA, "inferer": INFERERS, "loss": LOSSES, "postprocessing": POSTPROCESSING,
+}  # fmt: skip
+"""Where a config may have them, by the names that ``--bundle-key`` takes."""
 ENDINGS = (".json", ".yaml", ".yml")
 
 
@@ -43,11 +59,16 @@ class BundleSource:
         folder: of the bundle.
         configs: files in it, of which later ones override earlier ones; None: configs/train and configs/evaluate,
             those that exist.
-        overrides: ``KEY=VALUE``, set in the configs; the value is JSON, or text.
+        overrides: ``KEY=VALUE``, set in the configs; the value is JSON, or text. ``+KEY=VALUE`` adds to a list or a
+            dictionary, or makes a new key.
+        keys: ``PART=KEY``: where the configs have a part that is not under one of its usual keys.
         weights: file in it with a state dict.
         device: "cpu", "cuda", ...
         name: how tables call the model; default: the folder's name.
         box: lowest and highest intensity that an attacked image may have, in network units.
+        activation: how a segmentation's logits become a decision; default: as the bundle's post-processing does it,
+            otherwise as its loss does.
+        channels: input channels that may be attacked; default: all.
     """
 
     folder: str
@@ -57,9 +78,17 @@ class BundleSource:
     device: str = "cpu"
     name: str | None = None
     box: Box | None = None
+    keys: tuple[str, ...] = ()
+    activation: Rule | None = None
+    channels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_box(self.box)
+        check_rule(self.activation)
+        for word in self.keys:
+            part, _, key = word.partition("=")
+            if part not in PARTS or not key:
+                raise InputError.of("bundle-key", word, f"PART=KEY with PART one of {', '.join(PARTS)}")
         for word in self.overrides:
             if not word.partition("=")[0] or "=" not in word:
                 raise InputError.of("bundle-override", word, "KEY=VALUE, such as dataset_dir=/data/spleen")
@@ -96,23 +125,32 @@ class _Bundle(OpenBundle):
             for word in source.overrides:
                 _override(parser, word)
             absent = _absent(parser)
-            network = _part(parser, NETWORK, self.folder)
-            inferer = _part(parser, INFERERS, self.folder, SimpleInferer())
-            if any(key in parser for key in DATA):
-                _cache_nothing(parser)
-                dataset = _part(parser, DATA, self.folder, todo=absent)
+            places = _places(parser, source.keys)
+            network = _part(parser, places["network"], self.folder)
+            inferer = _part(parser, places["inferer"], self.folder, SimpleInferer())
+            if any(key in parser for key in places["data"]):
+                _cache_nothing(parser, places["data"])
+                dataset = _part(parser, places["data"], self.folder, todo=absent)
             else:
                 dataset = _part(parser, LOADERS, self.folder, alternatives=DATA, todo=absent).dataset
+            loss = _part_or_none(parser, places["loss"])
+            postprocessing = None if source.activation else _part_or_none(parser, places["postprocessing"])
         if isinstance(network, nn.Module):
             network = load_weights(network, self.weights).to(device)
         name = source.name or self.folder.resolve().name
-        super().__init__(name, network, inferer, dataset, source.box, channel_names(metadata), absent)
+        super().__init__(
+            name, network, inferer, getattr(dataset, "dataset", dataset) if isinstance(dataset, DataLoader) else dataset,
+            source.box, channel_names(metadata), absent, rule_of(source.activation, postprocessing, loss),
+            not leaves_background_out(loss), source.channels,
+        )  # fmt: skip
 
     @property
     def fingerprint(self) -> str:
         """Of weights, configs, data files, and what bounds an attack."""
         files = names_and_sizes(self.files)
-        return fingerprint([self.weights, *self.configs], self.source.overrides, files, self.names, self.box)
+        return fingerprint(
+            [self.weights, *self.configs], self.source.overrides, files, self.names, self.box, self.decides
+        )
 
 
 def _config_files(folder: Path, given: Sequence[str] | None) -> list[Path]:
@@ -135,18 +173,53 @@ def _config_files(folder: Path, given: Sequence[str] | None) -> list[Path]:
 
 
 def _override(parser: ConfigParser, word: str) -> None:
-    """Set ``KEY=VALUE``; as in MONAI, a part may get an argument that it did not have."""
+    """Set ``KEY=VALUE`` as `monai.bundle run` does, but ask about a new key that looks like a slip of the pen."""
     key, _, text = word.partition("=")
-    place = key.replace("::", "#")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    place = key.lstrip("+").replace("::", "#")
     above, _, last = place.rpartition("#")
     siblings = parser.get(above) if above in parser else None
-    if not (isinstance(siblings, dict) and (above or last in siblings)) and place not in parser:
-        todo = did_you_mean(last, (k for k in siblings if not k.startswith("_"))) if isinstance(siblings, dict) else ""
-        raise InputError.of("bundle-override", word, "a key of the bundle's config", todo)
+    if place not in parser and not key.startswith("+"):
+        known = [k for k in siblings if not k.startswith("_")] if isinstance(siblings, dict) else []
+        if above and not isinstance(siblings, dict):
+            raise InputError.of("bundle-override", word, "a key of the bundle's config", f"there is no {above}")
+        if close := get_close_matches(last, known, n=1):
+            todo = f"did you mean {close[0]!r}? A new key: +{word}"
+            raise InputError.of("bundle-override", word, "a key of the bundle's config", todo)
     try:
-        parser[place] = json.loads(text)
-    except ValueError:
-        parser[place] = text
+        merge_kv(parser, f"+{place}" if key.startswith("+") and place in parser else place, value)
+    except ValueError as error:
+        found = type(parser[place]).__name__
+        raise InputError.of(
+            "bundle-override", word, f"+KEY with a list or a dictionary, as the {found} there"
+        ) from error
+
+
+def _places(parser: ConfigParser, given: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Keys of each part, those that are given alone."""
+    places = dict(PARTS)
+    for word in given:
+        part, _, key = word.partition("=")
+        key = key.replace("::", "#")
+        if key not in parser:
+            todo = did_you_mean(key, (k for k in parser.get() if not k.startswith("_")))
+            raise InputError.of("bundle-key", word, "a key of the bundle's config", todo)
+        places[part] = (key,)
+    return places
+
+
+def _part_or_none(parser: ConfigParser, keys: Sequence[str]) -> Any:
+    """As :func:`_part`, for parts that only tell how logits are judged: one that cannot be made tells nothing."""
+    for key in keys:
+        if key in parser:
+            try:
+                return parser.get_parsed_content(key)
+            except Exception:  # the bundle's own code
+                return None
+    return None
 
 
 def _absent(parser: ConfigParser) -> str:
@@ -160,12 +233,20 @@ def _absent(parser: ConfigParser) -> str:
     )
 
 
-def _cache_nothing(parser: ConfigParser) -> None:
-    """One damaged file would keep a cache, and so the bundle, from being made; and most of it is not needed."""
-    key = next(key for key in DATA if key in parser)
+def _cache_nothing(parser: ConfigParser, keys: Sequence[str]) -> None:
+    """One damaged file would keep a cache, and so the bundle, from being made; and most of it is not needed.
+
+    One on disk is neither read nor written: it may be that of an older config, and has lost the spacing.
+    """
+    key = next(key for key in keys if key in parser)
     part = parser.get(key)
-    if isinstance(part, dict) and str(part.get("_target_")).rpartition(".")[2] == "CacheDataset":
+    if not isinstance(part, dict):
+        return
+    kind = str(part.get("_target_")).rpartition(".")[2]
+    if kind == "CacheDataset":
         parser[f"{key}#cache_rate"] = 0.0
+    elif kind in ("PersistentDataset", "CacheNTransDataset", "LMDBDataset", "GDSDataset"):
+        parser[key] = {"_target_": "Dataset", **{name: part[name] for name in ("data", "transform") if name in part}}
 
 
 def _part(

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from monai_adv.engines.bundle_rule import Rule, check_rule
 from monai_adv.evaluation.open_bundle import OpenBundle, as_subject, channel_names
 from monai_adv.evaluation.plain import Box
 from monai_adv.evaluation.session import Session
@@ -50,6 +51,8 @@ def evaluate(
     cases: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    activation: Rule | None = None,
+    channels: Sequence[int] | None = None,
 ) -> Path:
     """Attack a bundle's network as it is now, and write the report.
 
@@ -62,6 +65,9 @@ def evaluate(
         eps: radii, ascending.
         norm, unit, box, attacks, cases, batch_size, seed: as in ``monai-adv evaluate``.
         name: how tables call the model; default: the bundle's folder.
+        activation: ``"softmax"`` or ``"sigmoid"``: how a segmentation's logits become a decision; default: labels with a
+            channel for each output that overlap are sigmoids, all others are not.
+        channels: input channels that may be attacked; default: all.
 
     Returns:
         the page, ``report.html``.
@@ -73,7 +79,11 @@ def evaluate(
     known = channel_names(root / "configs" / "metadata.json")
     limits = None if box is None else (float(box[0]), float(box[1]))
     bare = unwrap_ddp(network)
-    bundle = OpenBundle(name or root.resolve().name, bare, inferer, dataset, limits, known)
+    check_rule(activation)
+    bundle = OpenBundle(
+        name or root.resolve().name, bare, inferer, dataset, limits, known, rule=activation,
+        channels=None if channels is None else tuple(channels),
+    )  # fmt: skip
     settings = EvaluationSettings(
         tuple(Level(norm, float(radius), unit) for radius in eps), attacks, seed, batch_size, cases, limits,
         device_of(bare).type, torch.get_num_threads(),

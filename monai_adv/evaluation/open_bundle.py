@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from monai.data.dataset import Dataset, PersistentDataset
 from monai.data.meta_tensor import MetaTensor
 from monai.inferers.inferer import SlidingWindowInferer
 from monai.transforms.compose import Compose
 from monai.transforms.intensity.array import ScaleIntensityRange
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
+from monai_adv.engines.bundle_rule import Rule
+from monai_adv.engines.bundle_task import OTHER_KINDS, layout_of
+from monai_adv.engines.numbering import items_of
+from monai_adv.engines.supported import mask_channels
 from monai_adv.errors import InputError, first_cause
-from monai_adv.evaluation.bundle_network import BundleNetwork
+from monai_adv.evaluation.bundle_network import BundleNetwork, ForegroundLogits
 from monai_adv.evaluation.classification import ClassificationCase, ClassificationSubject
 from monai_adv.evaluation.fingerprint import names_and_sizes
 from monai_adv.evaluation.plain import Box
@@ -24,6 +31,7 @@ from monai_adv.evaluation.plain import fingerprint as fingerprint_of
 from monai_adv.evaluation.plain_segmentation import SegmentationCase, SegmentationSubject
 from monai_adv.evaluation.subject import Kind, Level
 from monai_adv.network_state import device_of, frozen
+from monai_adv.tasks.base import check_labels
 from monai_adv.threats import Threat
 
 NEUTRAL = tuple(f"monai.transforms.{part}." for part in ("io", "spatial", "croppad", "utility"))
@@ -46,17 +54,18 @@ class BundleClassification(ClassificationSubject):
         problems = list(bundle.problems)
         for name in bundle.names:
             try:
-                item = bundle.item(name)
+                items = bundle.items(name)
             except InputError as error:
                 problems.append(str(error))
                 continue
-            image, label = item.image, item.label
-            if images and image.shape != images[0].shape:
-                found = f"{tuple(images[0].shape)} and, of {name}, {tuple(image.shape)}"
-                raise InputError.of("images", found, "images of one size", "add a Resized to the bundle's config")
-            images.append(image)
-            labels.append(label.reshape(-1) if label.numel() > 1 else label.reshape(()))
-            names.append(name)
+            for i, (image, label) in enumerate((item.image, item.label) for item in items):
+                own = name if len(items) == 1 else f"{name} part {i + 1}"
+                if images and image.shape != images[0].shape:
+                    found = f"{tuple(images[0].shape)} and, of {own}, {tuple(image.shape)}"
+                    raise InputError.of("images", found, "images of one size", "add a Resized to the bundle's config")
+                images.append(image)
+                labels.append(label.reshape(-1) if label.numel() > 1 else label.reshape(()))
+                names.append(own)
         if not images:
             raise InputError.of("bundle", "; ".join(problems[:3]), "at least one image that can be read")
         heads = max(2, bundle.heads)
@@ -66,7 +75,7 @@ class BundleClassification(ClassificationSubject):
             box=bundle.box, unit=bundle.unit, names=names,
         )  # fmt: skip
         self.problems = tuple(problems)
-        self.space = "the bundle's preprocessed images; each image has a radius of its own"
+        self.space = f"the bundle's preprocessed images{bundle.attacked}; each image has a radius of its own"
 
     @property
     def fingerprint(self) -> str:
@@ -88,22 +97,22 @@ class BundleSegmentation:
     def __init__(self, bundle: OpenBundle) -> None:
         self.bundle, self.name, self.unit, self.problems = bundle, bundle.name, bundle.unit, tuple(bundle.problems)
         self.cases, self.fingerprint = tuple(bundle.names), bundle.fingerprint
-        label = bundle.first.label
-        channels, heads = label.shape[0], bundle.heads
-        if channels not in (1, heads):
-            allowed = f"1 channel of label values, or one per output channel, here {heads}"
-            raise InputError.of("label", f"{channels} channels", allowed)
-        self.one_hot = channels == heads > 1 and bool((label.sum(0) == 1).all())
-        self.regions = channels == heads and not self.one_hot
-        count = heads if self.regions else heads - 1
-        names = bundle.channel_names if self.regions else bundle.channel_names[1:]
-        what = "region" if self.regions else "class"
+        image, heads = bundle.first.image, bundle.heads
+        logits = torch.empty(1, heads, *image.shape[1:], device="meta")
+        self.layout = layout_of(logits, bundle.first.label[None], None, None, bundle.rule, bundle.background)
+        self.regions = self.layout.regions or self.layout.sigmoid
+        self.network = ForegroundLogits(bundle.network) if self.layout.sigmoid else bundle.network
+        count = heads if self.layout.regions else heads - 1
+        names = bundle.channel_names if self.layout.regions else bundle.channel_names[1:]
+        what = "region" if self.layout.regions else "class"
         self.classes = tuple(names) if len(names) == count else tuple(f"{what} {i + 1}" for i in range(count))
         inferer = bundle.network.inferer
         window = f", windows {inferer.roi_size}" if isinstance(inferer, SlidingWindowInferer) else ""
         self.space = (
-            f"whole preprocessed images through the bundle's {type(inferer).__name__}{window}, Dice and HD95 in the "
-            "bundle's preprocessed space; each image has a radius of its own"
+            f"whole preprocessed images{bundle.attacked} through the bundle's {type(inferer).__name__}{window}; decided is "
+            f"{self.layout.decision}{'' if bundle.rule else ', because the bundle does not say how'}; Dice and HD95 in the "
+            f"bundle's preprocessed space{'' if bundle.first.spacing else ', HD95 in voxels, whose size is not known there'}; "
+            "each image has a radius of its own"
         )
 
     def load(self, case: str) -> SegmentationCase:
@@ -113,11 +122,12 @@ class BundleSegmentation:
             InputError: an unknown name, an unreadable file, or label values that the network does not have.
         """
         item = self.bundle.item(case)
-        label = item.label
-        if self.one_hot:
-            label = label.argmax(0, keepdim=True)
+        label = self.layout.to_task(item.label[None])[0]
+        if self.layout.sigmoid:
+            check_labels(f"labels of {case}", label, len(self.classes), "see the label, and the classes of the network")
+            label = torch.cat([label == k + 1 for k in range(len(self.classes))])
         subject = SegmentationSubject(
-            self.name, self.bundle.network, [item.image], [label if self.regions else label[0]], self.classes,
+            self.name, self.network, [item.image], [label if self.regions else label[0]], self.classes,
             regions=self.regions, spacing=item.spacing, box=self.bundle.box, unit=self.unit,
             names=[case],
         )  # fmt: skip
@@ -137,6 +147,9 @@ class OpenBundle:
         box: lowest and highest intensity that an attacked image may have.
         channel_names: of the network's output channels; empty: not known.
         absent: what to do about data that are not here, in words.
+        rule: how a segmentation's logits become a decision; ``None``: nobody says it, so labels decide.
+        background: whether the loss looks at channel 0 as at the others.
+        channels: input channels that may be attacked; ``None``: all.
 
     Raises:
         InputError: parts that are missing or do not fit each other.
@@ -151,24 +164,29 @@ class OpenBundle:
         box: Box | None = None,
         channel_names: Sequence[str] = (),
         absent: str = "",
+        rule: Rule | None = None,
+        background: bool = True,
+        channels: tuple[int, ...] | None = None,
     ) -> None:
         if not isinstance(network, nn.Module):
             raise InputError.of("network", type(network).__name__, "a torch.nn.Module under network_def or network")
-        self.name, self.dataset, self.box = name, dataset, box
+        self.name, self.dataset, self.box = name, _uncached(dataset), box
+        self.rule, self.background, self.channels = rule, background, channels
         self.channel_names, self.absent = list(channel_names), absent
         self.network = BundleNetwork(network.eval(), inferer).eval()
         self._open_data()
 
     def _open_data(self) -> None:
         count = len(self.dataset)
-        described = getattr(self.dataset, "data", None)
-        rows = [described[i] if isinstance(described, Sequence) else {} for i in range(count)]
+        rows = items_of(self.dataset) or [{}] * count
         self.problems: list[str] = []
         self.files: list[Path] = []
         self._place: dict[str, int] = {}
         for i, name in enumerate(_item_names(rows)):
             files = [file for key in ("image", "label") for file in _files(rows[i], key)]
             missing = [str(file) for file in files if not file.exists()]
+            more = [key for key in rows[i] if key not in ("image", "label")] if isinstance(rows[i], dict) else []
+            files += [file for key in more for file in _files(rows[i], key)]  # such as one for each phase
             if missing:
                 self.problems.append(f"{name}: there is no {', '.join(missing)}")
             else:
@@ -176,22 +194,36 @@ class OpenBundle:
                 self.files += [file for file in files if file.is_file()]
         self.names = tuple(self._place)
         name, self.first = self._first()
-        again = self.item(name)
+        again = self.items(name)[0]
         image, label = self.first.image, self.first.label
         if not torch.equal(image, again.image) or not torch.equal(label, again.label):
             raise InputError.of("bundle", "preprocessing that is random", "the same image at every call")
         is_map = label.ndim == image.ndim and label.shape[1:] == image.shape[1:]
-        if not is_map and label.ndim > 1:
+        if not is_map and label.shape[1:].numel() > 1:
             found = f"label {tuple(label.shape)} for image {tuple(image.shape)}"
-            raise InputError.of("label", found, "a class, or a map of the image's size")
+            raise InputError.of("label", found, "a class, or a map of the image's size", OTHER_KINDS)
         self.kind: Kind = "segmentation" if is_map else "classification"
         self.heads = self._heads(image)
+        self._check_channels(image)
         self.raw_unit = _raw_unit(getattr(self.dataset, "transform", None))
 
     @property
     def fingerprint(self) -> str:
         """Of the network, the data files, and what bounds an attack."""
-        return fingerprint_of(self.network, names_and_sizes(self.files), self.names, self.box)
+        return fingerprint_of(self.network, names_and_sizes(self.files), self.names, self.box, self.decides)
+
+    @property
+    def decides(self) -> tuple[object, ...]:
+        """What else the figures depend on."""
+        return self.rule, self.background, self.channels
+
+    @property
+    def attacked(self) -> str:
+        """Which input channels, in words."""
+        count = self.first.image.shape[0]
+        if self.channels is None:
+            return "" if count == 1 else f" (all {count} channels)"
+        return f" (channels {', '.join(map(str, self.channels))} of {count})"
 
     @property
     def unit(self) -> str:
@@ -206,14 +238,28 @@ class OpenBundle:
             InputError: a ``raw`` radius for a preprocessing that does not scale all images alike.
         """
         if level.unit != "raw":
-            return Threat(level.norm, level.eps, self.box, level.unit)
+            return Threat(level.norm, level.eps, self.box, level.unit, self.channels)
         if self.raw_unit is None:
             allowed = "'norm' or 'rms' unless ScaleIntensityRanged is all that changes the intensities"
             raise InputError.of("unit", "raw", allowed)
-        return Threat(level.norm, level.eps / self.raw_unit, self.box)
+        return Threat(level.norm, level.eps / self.raw_unit, self.box, channels=self.channels)
 
     def item(self, name: str) -> _Item:
         """An image with its label, preprocessed.
+
+        Raises:
+            InputError: as :meth:`items`, or several images of one item.
+        """
+        items = self.items(name)
+        if len(items) > 1:
+            allowed = "one image of each item: whole images are attacked"
+            raise InputError.of(
+                "dataset", f"{len(items)} patches of {name}", allowed, "leave the splitting to the inferer"
+            )
+        return items[0]
+
+    def items(self, name: str) -> list[_Item]:
+        """The images of an item, of which a transform that splits makes several.
 
         Raises:
             InputError: an unknown name, or why it cannot be had.
@@ -224,33 +270,30 @@ class OpenBundle:
             found = self.dataset[self._place[name]]
         except Exception as error:  # MONAI wraps what its readers raise
             raise InputError.of("case", name, "a case that the bundle can read", first_cause(error)) from error
-        pair = [found.get("image"), found.get("label")] if isinstance(found, dict) else found
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or any(part is None for part in pair):
-            keys = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
-            allowed = "items with the keys image and label, or pairs of them"
-            raise InputError.of("dataset", f"items with {keys}", allowed, "an attack needs the truth")
-        image, label = (torch.as_tensor(part) for part in pair)
-        spacing = tuple(float(s) for s in pair[0].pixdim) if isinstance(pair[0], MetaTensor) else (1.0,) * image.ndim
-        image = (image.as_tensor() if isinstance(image, MetaTensor) else image).float()
-        label = label.as_tensor() if isinstance(label, MetaTensor) else label
-        if not bool(image.isfinite().all()):
-            raise InputError.of("case", name, "finite intensities", "there is NaN or infinity in its image")
-        if label.ndim == image.ndim - 1 and label.shape == image.shape[1:] and label.ndim > 1:
-            label = label[None]
-        return _Item(image, label, spacing[: image.ndim - 1])
+        several = isinstance(found, list) and len(found) > 0 and all(isinstance(part, dict) for part in found)
+        return [_item_of(part, name) for part in (found if several else [found])]
 
     def _first(self) -> tuple[str, _Item]:
         """The first item that can be read."""
         reasons = list(self.problems)
         for name in self.names:
             try:
-                return name, self.item(name)
+                return name, self.items(name)[0]
             except InputError as error:
                 reasons.append(str(error))
         if not reasons:
             raise InputError.of("bundle", "no data", "at least one case that can be read", self.absent)
         todo = f"; {self.absent}" if self.absent else ""
         raise InputError(f"{self.name}: no case can be read. {reasons[0].rstrip('.')}{todo}.")
+
+    def _check_channels(self, image: Tensor) -> None:
+        if self.channels is not None and not all(0 <= c < len(image) for c in self.channels):
+            raise InputError.of("channels", list(self.channels), f"numbers from 0 to {len(image) - 1}")
+        if masks := mask_channels(image[None], self.channels):
+            warnings.warn(
+                f"{self.name}: channels {masks} of the images hold only 0 and 1 and are attacked as intensities; if "
+                "they are masks or clicks, leave them out (--bundle-channels).", stacklevel=2,
+            )  # fmt: skip
 
     def _heads(self, image: Tensor) -> int:
         """Output channels."""
@@ -267,11 +310,43 @@ class OpenBundle:
 
 @dataclass(frozen=True)
 class _Item:
-    """``(C, *spatial)`` image on the CPU, its label, and the spacing in mm."""
+    """``(C, *spatial)`` image on the CPU, its label, and the spacing in mm; no spacing where it is not known."""
 
     image: Tensor
     label: Tensor
-    spacing: tuple[float, ...]
+    spacing: tuple[float, ...] | None
+
+
+def _item_of(found: Any, name: str) -> _Item:
+    pair = [found.get("image"), found.get("label")] if isinstance(found, dict) else found
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or any(part is None for part in pair):
+        keys = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
+        allowed = "items with the keys image and label, or pairs of them"
+        raise InputError.of("dataset", f"items with {keys}", allowed, "an attack needs the truth")
+    image, label = (torch.as_tensor(part) for part in pair)
+    spacing = _spacing(label, image)
+    image = (image.as_tensor() if isinstance(image, MetaTensor) else image).float()
+    label = label.as_tensor() if isinstance(label, MetaTensor) else label
+    if not bool(image.isfinite().all()):
+        raise InputError.of("case", name, "finite intensities", "there is NaN or infinity in its image")
+    if label.ndim == image.ndim - 1 and label.shape == image.shape[1:] and label.ndim > 1:
+        label = label[None]
+    return _Item(image, label, spacing and spacing[: image.ndim - 1])
+
+
+def _spacing(*parts: Any) -> tuple[float, ...] | None:
+    """Of the first part whose meta data come from a file; a transform that makes a new tensor says 1 of anything."""
+    for part in parts:
+        if isinstance(part, MetaTensor) and {"original_affine", "filename_or_obj"} & set(part.meta):
+            return tuple(float(s) for s in part.pixdim)
+    return None
+
+
+def _uncached(dataset: Any) -> Any:
+    """Without MONAI's cache on disk: it may be that of an older config, and its items have lost their spacing."""
+    if isinstance(dataset, Subset):
+        return Subset(_uncached(dataset.dataset), dataset.indices)
+    return Dataset(dataset.data, dataset.transform) if isinstance(dataset, PersistentDataset) else dataset
 
 
 def channel_names(metadata: Path) -> list[str]:

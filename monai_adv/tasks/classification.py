@@ -24,7 +24,8 @@ class ClassificationTask:
     Outputs are logits ``(B, K)``. A head with a single logit z, ``(B, 1)`` or ``(B,)``, counts as the two logits
     ``[-z/2, z/2]``, whose softmax is the sigmoid of z; ``[0, z]`` would have no gradient in single precision where the
     network is sure. Targets are class indices ``(B,)`` or ``(B, 1)`` of any dtype, or
-    one-hot rows ``(B, K)``. Spatial axes of size 1, which fully convolutional classifiers keep, change nothing. An output that is not finite is wrong: its margin is ``-inf``.
+    one-hot rows ``(B, K)``. Spatial axes of size 1, which fully convolutional classifiers
+    keep, change nothing. An output that is not finite is wrong: its margin is ``-inf``.
 
     The first batch that a task sees goes through :meth:`check`. Later ones do not, because that makes a GPU wait.
 

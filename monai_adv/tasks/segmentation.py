@@ -61,8 +61,8 @@ class SegmentationTask:
             *spatial)`` 0/1 maps; with ``ignore_label`` one more channel marks the ignored voxels (nnU-Net's layout).
         ignore_label: label (or, for regions, any integer: the last target channel) whose voxels count nowhere.
         deep_supervision_weights: weights of the resolutions for ``attack_deep_supervision``.
-        sigmoid: label maps, but a voxel belongs to every class whose own logit is above 0, as in networks trained with a
-            sigmoid loss on one-hot labels; channel 0, the background, is not looked at. Without meaning for regions.
+        sigmoid: label maps, but a voxel belongs to every class whose own logit is above 0, as with a sigmoid loss on
+            one-hot labels; channel 0, the background, is not looked at. Without meaning for regions.
 
     The first batch that a task sees goes through :meth:`check`. Later ones do not, because that makes a GPU wait.
 
@@ -279,7 +279,7 @@ class SegmentationTask:
         return torch.where(present.any(1), mean_dice, without)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """``(B,)`` mean over the voxels that are not ignored (sigmoids: binary, mean over regions or classes as well)."""
+        """``(B,)`` mean over the voxels that are not ignored (sigmoids: binary, also over regions or classes)."""
         valid = self._valid(target)
         if self._alone:
             labels, _ = self._foreground(target, logits.shape[1])
