@@ -217,7 +217,7 @@ def test_one_hot_labels_are_classes_and_others_regions(tmp_path: Path) -> None:
         file.write_text(json.dumps({"validate#dataset": dataset}))
         subject = source.open()
         assert isinstance(subject, BundleSegmentation)
-        assert (subject.regions, subject.one_hot) == (name == "multi", name == "hot")
+        assert (subject.regions, subject.layout.classes) == (name == "multi", 2 if name == "hot" else 0)
         assert subject.classes == (("cube",) if name == "hot" else ("background", "cube"))
         case = subject.load("image0.nii.gz")
         assert case.target.shape[1] == (1 if name == "hot" else 2)  # type: ignore[union-attr]
@@ -547,12 +547,19 @@ def test_overrides(tmp_path: Path) -> None:
     assert half.cases == ("image1.nii.gz",)
     # An argument that the config leaves to MONAI's default may be given.
     assert opened("validate#inferer#sigma_scale=0.5").bundle.network.inferer.sigma_scale == 0.5  # type: ignore[union-attr]
+    # As in `monai.bundle run`: new keys, and + for more of a dictionary; + also for a new key that looks like a typo.
+    new = opened("mine=0.25", "validate#inferer#overlap=@mine").bundle.network.inferer
+    assert new.overlap == 0.25  # type: ignore[union-attr]
+    merged = opened('+validate#inferer={"overlap": 0.75}').bundle.network.inferer
+    assert (merged.overlap, merged.mode) == (0.75, inferer.mode)  # type: ignore[union-attr]
+    opened("+datasetdir=/x")
     for word, message in (
         (
             "datasetdir=/x",
             "bundle-override: received 'datasetdir=/x', allowed is a key of the bundle's config; did you",
         ),
-        ("validation#dataset=1", "allowed is a key of the bundle's config"),
+        ("validation#dataset=1", "allowed is a key of the bundle's config; there is no 'validation'"),
+        ("+dataset_dir=[1]", "allowed is a list or a dictionary, as the str there"),
         ("dataset_dir", "allowed is KEY=VALUE, such as dataset_dir=/data/spleen"),
         ("=3", "allowed is KEY=VALUE"),
     ):

@@ -189,12 +189,15 @@ def test_crops_of_an_image_share_its_id() -> None:
 
 
 def test_missing_ids_say_how_to_add_them() -> None:
+    """Where the trainer cannot number the items itself: the cache hands out other items at the same positions."""
+    transform = lambda item: {**item, "image": torch.ones(1, 4, 4)}  # noqa: E731
+    files = [{"image": f"{i}.npy", "label": 0} for i in range(8)]
     for data, error in (
         (toys.class_list(index=False), "dictionary with 'index'.*IMA keeps a number.*indexed"),
-        ([{"image": f"{i}.npy", "label": 0} for i in range(8)], "images without file names.*indexed"),
+        (files, "images without file names.*indexed"),
     ):
-        transform = lambda item: {**item, "image": torch.ones(1, 4, 4)}  # noqa: E731
-        engine = toys.trainer(IMATrainer, toys.loader(data, transform=transform))
+        dataset = SmartCacheDataset(data, transform, replace_rate=0.5, cache_num=4, progress=False)
+        engine = toys.trainer(IMATrainer, toys.loader(dataset))
         with pytest.raises(InputError, match=f"(?s){error}"):
             engine.run()
 
@@ -377,7 +380,16 @@ def test_a_state_file_belongs_to_weights(tmp_path: Path, caplog: pytest.LogCaptu
         anew = toys.trainer(IMATrainer, data, settings=toys.MARGINS, state=file)
         anew.run()
     assert margins(anew) == [0.25] * toys.COUNT
-    assert "belongs to other weights, those after its epoch 1" in caplog.text
+    assert "belongs to other weights, those after its epoch 1: this training starts with a new" in caplog.text
+    # A checkpoint has brought the state: it goes on, whatever the file says.
+    caplog.clear()
+    loaded = toys.trainer(IMATrainer, data, settings=toys.MARGINS, state=file)
+    loaded.robust_state.load_state_dict(resumed.robust_state.state_dict())
+    with caplog.at_level(logging.INFO):
+        loaded.run()
+    assert margins(loaded) == [0.5] * toys.COUNT
+    assert "will be overwritten: the state goes on as it is" in caplog.text
+    assert "new state" not in caplog.text
     file.write_bytes(b"damaged")
     with pytest.raises(InputError, match="robust_state.pt.*move it away"):
         toys.trainer(IMATrainer, data, settings=toys.MARGINS, state=file).run()

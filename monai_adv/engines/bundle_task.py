@@ -172,6 +172,7 @@ def layout_of(
         if regions is False and not one_hot:
             raise InputError.of("regions", False, "true for labels that overlap or leave voxels out", "or leave it out")
         if regions is None:
+            _check_values(label, Layout(regions=True), heads, ignore_label)
             overlaps = on_any_rank(not one_hot, label.device)  # a rank may have drawn a lesion that fills its patch
             if rule == "softmax" and overlaps:
                 raise InputError.of(

@@ -51,8 +51,8 @@ def numbered(loader: Any) -> Any:
         return loader
     if isinstance(_innermost(dataset), IterableDataset | SmartCacheDataset) or not hasattr(dataset, "__len__"):
         return None
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if several and not isinstance(loader.sampler, DistributedSampler):
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if ranks > 1 and not (isinstance(loader.sampler, DistributedSampler) and loader.sampler.num_replicas == ranks):
         return None
     result = copy.copy(loader)
     vars(result)["dataset"] = Numbered(dataset)  # torch refuses to change it, because a sampler may be made for another

@@ -42,6 +42,7 @@ class RobustState:
         self._settings: dict[str, Any] = {}
         self._waiting: dict[str, Any] | None = None
         self._logger: Logger | None = None
+        self._goes_on = False
 
     @classmethod
     def of(cls, given: RobustState | str | Path | None) -> RobustState:
@@ -69,6 +70,7 @@ class RobustState:
         """
         if not {"method", "settings", "defense"} <= set(saved):
             raise InputError.of("state", sorted(map(str, saved)), "what a RobustState saved", "see the load_dict")
+        self._goes_on = True
         if self._defense is None:
             self._waiting = dict(saved)
             return
@@ -83,6 +85,7 @@ class RobustState:
 
     def write(self, network: nn.Module, epoch: int) -> None:
         """Write the file, so that a crash never costs the previous one."""
+        self._goes_on = True
         if self.file is None:
             return
         with whole_file(self.file) as file:
@@ -107,6 +110,11 @@ class RobustState:
         if weights == _fingerprint(network):
             logger.info(f"Resuming with the state of epoch {epoch} from {self.file}.")
             self.load_state_dict(state)
+        elif self._goes_on:
+            logger.info(
+                f"{self.file} belongs to other weights, those after its epoch {epoch}, and will be overwritten: the "
+                "state goes on as it is, from a checkpoint or from the epochs before."
+            )
         else:
             logger.warning(
                 f"{self.file} belongs to other weights, those after its epoch {epoch}: this training starts with a new "

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
+from monai_adv.defenses.nothing_attacked import NothingAttacked
 from monai_adv.engines.bundle_rule import Rule, check_rule, leaves_background_out, rule_of
 from monai_adv.engines.bundle_task import (
     KINDS,
@@ -149,6 +150,7 @@ class RobustTrainer(SupervisedTrainer):
         if defense.needs_ids if defense is not None else self.method is not None and self.method.defense.needs_ids:
             self.data_loader = numbered(self.data_loader) or self.data_loader
         self._guessed = False
+        self._nothing_attacked = NothingAttacked()
         self.kind: Kind | None = task if isinstance(task, str) and task != "auto" else None
 
         if defense is not None:
@@ -337,6 +339,8 @@ class RobustTrainer(SupervisedTrainer):
     def _on_epoch_completed(self) -> None:
         assert self.defense is not None
         figures = self.defense.on_epoch_end()
+        if (warning := self._nothing_attacked(self.defense, figures)) and self.state.rank == 0:
+            self.logger.warning(f"{type(self).__name__}: {warning}")
         self.state.metrics.update({METRICS + name: value for name, value in figures.items()})
         if self.state.rank == 0:
             self.robust_state.write(self.network, self.state.epoch)

@@ -144,7 +144,11 @@ class BatchIds:
         return index
 
     def _from_positions(self, batch: Any) -> Tensor:
-        """A data set may hand out another item than that of the position it was asked for: then its file counts."""
+        """A data set may hand out another item than that of the position it was asked for: then its file counts.
+
+        Raises:
+            InputError: a file that the data list does not have.
+        """
         assert self._members is not None
         values = batch.get(POSITION) if isinstance(batch, Mapping) else None
         if values is None:
@@ -152,8 +156,7 @@ class BatchIds:
         members = [self._members[int(i)] for i in torch.as_tensor(values).reshape(-1).tolist()]
         files = _file_names(batch)
         if self._files is not None and files is not None and len(files) == len(members):
-            for i, file in enumerate(files):
-                name = self._files.get(_path(file), members[i][0])
+            for i, name in enumerate(self._names(files)):
                 if name != members[i][0]:
                     members[i] = (name, 0)
         return self.announced.index(*zip(*members, strict=True))
@@ -166,13 +169,17 @@ class BatchIds:
                 "batch", "images without file names", f"file names in their meta data, or {self.key!r}",
                 f"{self.owner} keeps a number for each training sample; {HOW}",
             )  # fmt: skip
-        unknown = [name for name in names if _path(name) not in self._files]
+        return self.announced.index(self._names(names), [0] * len(names))
+
+    def _names(self, files: Sequence[str]) -> list[str]:
+        assert self._files is not None
+        unknown = [file for file in files if _path(file) not in self._files]
         if unknown:
             raise InputError.of(
                 "batch", unknown[0], f"one of the {len(self._files)} files of the data list",
                 f"to tell samples apart without their file names, {HOW}",
             )  # fmt: skip
-        return self.announced.index([self._files[_path(name)] for name in names], [0] * len(names))
+        return [self._files[_path(file)] for file in files]
 
     def _unknown(self, batch: Any, key: str) -> InputError:
         keys = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__

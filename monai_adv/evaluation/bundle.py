@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--bundle-override", metavar="KEY=VALUE", nargs="+",
         help="as --KEY VALUE of `python -m monai.bundle run`, such as dataset_dir=/data/spleen or "
-        "validate#inferer#overlap=0.25; values are JSON, or text; +KEY=VALUE adds to a list or dictionary, or a new key",
+        "validate#inferer#overlap=0.25; values are JSON, or text; +KEY=VALUE adds to a list or dictionary, or is new",
     )  # fmt: skip
     group.add_argument(
         "--bundle-key", metavar="PART=KEY", nargs="+",

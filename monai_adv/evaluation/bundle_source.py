@@ -138,8 +138,9 @@ class _Bundle(OpenBundle):
         if isinstance(network, nn.Module):
             network = load_weights(network, self.weights).to(device)
         name = source.name or self.folder.resolve().name
+        dataset = dataset.dataset if isinstance(dataset, DataLoader) else dataset
         super().__init__(
-            name, network, inferer, getattr(dataset, "dataset", dataset) if isinstance(dataset, DataLoader) else dataset,
+            name, network, inferer, dataset,
             source.box, channel_names(metadata), absent, rule_of(source.activation, postprocessing, loss),
             not leaves_background_out(loss), source.channels,
         )  # fmt: skip
@@ -185,7 +186,7 @@ def _override(parser: ConfigParser, word: str) -> None:
     if place not in parser and not key.startswith("+"):
         known = [k for k in siblings if not k.startswith("_")] if isinstance(siblings, dict) else []
         if above and not isinstance(siblings, dict):
-            raise InputError.of("bundle-override", word, "a key of the bundle's config", f"there is no {above}")
+            raise InputError.of("bundle-override", word, "a key of the bundle's config", f"there is no {above!r}")
         if close := get_close_matches(last, known, n=1):
             todo = f"did you mean {close[0]!r}? A new key: +{word}"
             raise InputError.of("bundle-override", word, "a key of the bundle's config", todo)

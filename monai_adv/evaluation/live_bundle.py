@@ -65,8 +65,8 @@ def evaluate(
         eps: radii, ascending.
         norm, unit, box, attacks, cases, batch_size, seed: as in ``monai-adv evaluate``.
         name: how tables call the model; default: the bundle's folder.
-        activation: ``"softmax"`` or ``"sigmoid"``: how a segmentation's logits become a decision; default: labels with a
-            channel for each output that overlap are sigmoids, all others are not.
+        activation: ``"softmax"`` or ``"sigmoid"``: how a segmentation's logits become a decision; default:
+            labels with a channel for each output that overlap are sigmoids, all others are not.
         channels: input channels that may be attacked; default: all.
 
     Returns:

@@ -108,10 +108,11 @@ class BundleSegmentation:
         self.classes = tuple(names) if len(names) == count else tuple(f"{what} {i + 1}" for i in range(count))
         inferer = bundle.network.inferer
         window = f", windows {inferer.roi_size}" if isinstance(inferer, SlidingWindowInferer) else ""
+        silent = "" if bundle.rule else ", because the bundle does not say how"
+        voxels = "" if bundle.first.spacing else ", HD95 in voxels because their size is not known there"
         self.space = (
-            f"whole preprocessed images{bundle.attacked} through the bundle's {type(inferer).__name__}{window}; decided is "
-            f"{self.layout.decision}{'' if bundle.rule else ', because the bundle does not say how'}; Dice and HD95 in the "
-            f"bundle's preprocessed space{'' if bundle.first.spacing else ', HD95 in voxels, whose size is not known there'}; "
+            f"whole preprocessed images{bundle.attacked} through the bundle's {type(inferer).__name__}{window}; "
+            f"decided is {self.layout.decision}{silent}; Dice and HD95 in the bundle's preprocessed space{voxels}; "
             "each image has a radius of its own"
         )
 
