@@ -559,7 +559,7 @@ def test_overrides(tmp_path: Path) -> None:
             "bundle-override: received 'datasetdir=/x', allowed is a key of the bundle's config; did you",
         ),
         ("validation#dataset=1", "allowed is a key of the bundle's config; there is no 'validation'"),
-        ("+dataset_dir=[1]", "allowed is a list or a dictionary, as the str there"),
+        ("+dataset_dir=[1]", "a list or a dictionary, as the str there"),
         ("dataset_dir", "allowed is KEY=VALUE, such as dataset_dir=/data/spleen"),
         ("=3", "allowed is KEY=VALUE"),
     ):

@@ -655,7 +655,7 @@ def test_label_layouts(
             engine.run()
         ends.append(toys.weights(network))
     assert toys.same(*ends)
-    assert f"segmentation ({said})" in caplog.text
+    assert f"segmentation ({said}; decided is " in caplog.text
     task, layout = engine.defense.task, engine._layout
     label = torch.stack([transform(item)["label"] for item in toys.segment_list()])
     perfect = 20 * layout.to_task(label).float() - 10
