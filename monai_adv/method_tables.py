@@ -1,4 +1,4 @@
-"""The registry as Markdown: for ``monai-adv methods`` and for docs/methods.
+"""The registry as Markdown, for docs/methods.
 
 ``python -m monai_adv.method_tables docs/methods`` writes it between the marks ``<!-- overview -->`` or
 ``<!-- method: NAME -->`` and ``<!-- end -->`` of every page there; what stands outside the marks is written by hand.
@@ -33,29 +33,41 @@ def overview() -> str:
 
 def details(of: Method) -> str:
     """What is to be known of one method: paper, cost, memory, trainers, settings, presets."""
-    facts = [
-        f"* Source: {of.paper}." if of.paper else None,
-        f"* Cost: {of.cost} forwards per sample and step (a clean step: 3); K is `steps`.",
-        f"* Keeps {of.state}." + (" Batches must say which samples they hold." if of.defense.needs_ids else ""),
-        f"* In nnU-Net and MONAI: `{of.trainer}`; in a loop of your own: "
-        f"`{of.defense.__module__}.{of.defense.__name__}`.",
-        None if of.defense.eager_only is None else f"* Not compiled: {of.defense.eager_only}",
-        *(f"* Not for {task}: {why}" for task, why in of.not_for.items()),
-    ]
-    presets = [[f"`{name}`", ", ".join(f"{k} {_shown(v)}" for k, v in values.items()) or "the defaults"]
-               for name, values in of.presets.items()]  # fmt: skip
-    parts = ["\n".join(fact for fact in facts if fact), settings_table(of.settings)]
-    if presets:
-        parts.append(table(["preset", "sets"], presets))
+    parts = ["\n".join(f"* {fact}" for fact in facts(of)), settings_table(of.settings)]
+    if of.presets:
+        parts.append(table(["preset", "sets"], preset_rows(of)))
     return "\n\n".join(parts)
+
+
+def facts(of: Method) -> list[str]:
+    """Sentences: paper, cost, memory, trainers, what it cannot do."""
+    return [
+        *([f"Source: {of.paper}."] if of.paper else []),
+        f"Cost: {of.cost} forwards per sample and step (a clean step: 3); K is `steps`.",
+        f"Keeps {of.state}." + (" Batches must say which samples they hold." if of.defense.needs_ids else ""),
+        f"In nnU-Net and MONAI: `{of.trainer}`; in a loop of your own: "
+        f"`{of.defense.__module__}.{of.defense.__name__}`.",
+        *([] if of.defense.eager_only is None else [f"Not compiled: {of.defense.eager_only}"]),
+        *(f"Not for {task}: {why}" for task, why in of.not_for.items()),
+    ]
+
+
+def preset_rows(of: Method) -> list[list[str]]:
+    """Name and settings of each preset."""
+    return [[f"`{name}`", ", ".join(f"{k} {_shown(v)}" for k, v in values.items()) or "the defaults"]
+            for name, values in of.presets.items()]  # fmt: skip
+
+
+def setting_rows(section: type[Settings]) -> list[list[str]]:
+    """Name, default, meaning and what is allowed of each setting of a section."""
+    hints = get_type_hints(section)
+    return [[f"`{f.name}`", _shown(f.default), f.metadata["help"], f.metadata["allowed"] or _allowed(hints[f.name])]
+            for f in dataclasses.fields(section)]  # fmt: skip
 
 
 def settings_table(section: type[Settings]) -> str:
     """The settings of a section, a row each."""
-    hints = get_type_hints(section)
-    rows = [[f"`{f.name}`", _shown(f.default), f.metadata["help"], f.metadata["allowed"] or _allowed(hints[f.name])]
-            for f in dataclasses.fields(section)]  # fmt: skip
-    return table(["setting", "default", "meaning", "allowed"], rows)
+    return table(["setting", "default", "meaning", "allowed"], setting_rows(section))
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

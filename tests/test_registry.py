@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from monai_adv.defenses import METHODS
+from monai_adv.defenses.method import Family
 from monai_adv.defenses.sat import METHOD, SAT
 from monai_adv.errors import InputError
+from monai_adv.methods import FAMILIES, declared
 
 MINE = """
 from monai_adv.defenses import Method
@@ -67,3 +70,19 @@ def test_another_package_adds_a_method(tmp_path: Path, name: str, entry: str, sh
     assert found.stdout.strip() == shown
     assert ("is left out" in found.stderr) == (warned is not None)
     assert (warned or "") in found.stderr
+
+
+def test_the_list_on_the_terminal_is_the_registry() -> None:
+    """It is read from the files, without importing them."""
+    shown = [
+        (e["name"], e["family"], e["idea"], e["paper"], e["state"], e["cost"], dict(e["not_for"])) for e in declared()
+    ]
+    told = [(m.name, m.family, m.idea, m.paper, m.state, m.cost, dict(m.not_for)) for m in METHODS.values()]
+    assert shown == told
+    assert tuple(FAMILIES) == get_args(Family)
+
+
+def test_the_list_needs_no_torch(capfd: pytest.CaptureFixture[str]) -> None:
+    code = "import sys; from monai_adv.cli import main; main(['methods']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    assert "IMA" in capfd.readouterr().out
