@@ -22,6 +22,7 @@ from monai_adv.attacks.losses import targeted_margin
 from monai_adv.attacks.pgd import PGD
 from monai_adv.attacks.sea import SEA
 from monai_adv.attacks.segpgd import SegPGD
+from monai_adv.attacks.sharp_dice import SharpDice
 from monai_adv.attacks.square import Square
 from monai_adv.attacks.transfer import Transfer
 from monai_adv.attacks.white_noise import WhiteNoise
@@ -61,6 +62,7 @@ ATTACKS = {
     "SegPGD": Entry(lambda t, n: SegPGD(t, steps=12)),
     "CosPGD": Entry(lambda t, n: CosPGD(t, steps=12)),
     "SEA": Entry(lambda t, n: SEA(t, steps=20, until="wrong")),
+    "sharp Dice": Entry(lambda t, n: SharpDice(t, steps=12, decay=False)),
     "white noise": Entry(lambda t, n: WhiteNoise(t, draws=3), exact=False),
     "transfer": Entry(lambda t, n: Transfer(copy.deepcopy(n), PGD(t, 8, 0.5, keep="strongest"))),
 }

@@ -17,6 +17,7 @@ from monai_adv.attacks.relay import Phase, Relay
 from monai_adv.attacks.sea import SEA
 from monai_adv.attacks.segmentation_ensemble import SegmentationEnsemble
 from monai_adv.attacks.segpgd import SegPGD
+from monai_adv.attacks.sharp_dice import SharpDice
 from monai_adv.attacks.square import Square
 from monai_adv.attacks.transfer import Transfer
 from monai_adv.attacks.white_noise import WhiteNoise, WhiteNoiseResult
@@ -24,6 +25,6 @@ from monai_adv.attacks.white_noise import WhiteNoise, WhiteNoiseResult
 __all__ = [
     "APGD", "CW", "CWL2", "FAB", "FGSM", "PGD", "SEA",
     "Attack", "AttackResult", "AutoAttack", "BoundaryPoint", "CWL2Result", "CosPGD", "Ensemble", "EnsembleResult",
-    "FABResult", "PGDResult", "Phase", "Relay", "SegPGD", "SegmentationEnsemble", "Square", "Stage", "TargetedAPGD",
-    "TargetedFAB", "Transfer", "WhiteNoise", "WhiteNoiseResult", "bisect",
+    "FABResult", "PGDResult", "Phase", "Relay", "SegPGD", "SegmentationEnsemble", "SharpDice", "Square", "Stage",
+    "TargetedAPGD", "TargetedFAB", "Transfer", "WhiteNoise", "WhiteNoiseResult", "bisect",
 ]  # fmt: skip

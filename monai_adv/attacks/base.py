@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +156,27 @@ def judged(
     best.update(torch.arange(len(images), device=images.device), images, output, target)
     dead = torch.zeros_like(best.wrong)
     return AttackResult(best.images, best.wrong, best.margin, dead, best.broken, Passes(forward=len(images))), output
+
+
+def continued(
+    attack: Attack,
+    network: nn.Module,
+    images: Tensor,
+    target: Target,
+    task: Task,
+    *,
+    worst: Tensor,
+    radius: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> AttackResult:
+    """Call one attack of several: one with ``from_worst`` starts from the ``worst`` images so far, all others anew."""
+    if not getattr(attack, "from_worst", False):
+        return attack(network, images, target, task, radius=radius, generator=generator)
+    polish: Any = attack
+    result: AttackResult = polish(
+        network, images, target, task, radius=radius, generator=generator, start=worst - images
+    )
+    return result
 
 
 def sample_loss(task: Task, loss: Loss | None, output: Output, target: Target, progress: float = 0.0) -> Tensor:

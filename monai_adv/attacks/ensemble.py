@@ -1,7 +1,7 @@
 """Attacks one after the other, each only on the samples that the earlier ones did not finish; the worst image is kept.
 
-Source: Croce & Hein, ICML 2020, section 6: the worst case over complementary attacks, per sample. Every attack starts
-from the clean image, so the order costs time and changes no worst case.
+Source: Croce & Hein, ICML 2020, section 6: the worst case over complementary attacks, per sample. An attack starts from
+the clean image, unless it is there to polish the worst one (``from_worst``): then it comes after those that find it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.base import Attack, AttackResult, Strongest, Until, judged
+from monai_adv.attacks.base import Attack, AttackResult, Strongest, Until, continued, judged
 from monai_adv.errors import InputError
 from monai_adv.statistics import Passes
 from monai_adv.tasks.base import Target, Task, take
@@ -103,7 +103,7 @@ class WorstCase:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Stages in order, cheapest first; only samples that are not finished go on, always from the clean image.
+    """Stages in order; only samples that are not finished go on, from the clean image or from the worst one so far.
 
     It looks at the clean images first: what is wrong there is not attacked.
 
@@ -167,11 +167,13 @@ class Ensemble:
             index = worst.running()
             found, newly = Passes(), 0
             if len(index):
-                result = stage.attack(
+                result = continued(
+                    stage.attack,
                     network,
                     images[index],
                     take(target, index),
                     task,
+                    worst=worst.result.images[index],
                     radius=radius[index],
                     generator=generator,
                 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -95,6 +95,9 @@ class PGD:
         check_last: look at the last iterate; a training method that runs it through the network anyway saves a pass.
             Without it ``wrong`` is false for a sample that never left.
         noise: standard deviation of the Gaussian noise added at every step, before the projection (FAT's omega).
+        momentum: share of the earlier gradients, each of Euclidean length 1, that a step keeps (MI-FGSM's mu); needs
+            ``keep="strongest"``.
+        decay: the step falls to 0 over the run, along a cosine; needs ``keep="strongest"``.
         leave: a stop of a method's own, asked before every step.
 
     Example:
@@ -113,6 +116,8 @@ class PGD:
     check_last: bool = True
     noise: float = 0.0
     leave: Leave | None = None
+    momentum: float = 0.0
+    decay: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -131,6 +136,10 @@ class PGD:
             raise InputError.of("keep", "last", "'strongest' when stop is 'lowest'", "or let stop be 'first_wrong'")
         if not (math.isfinite(self.noise) and self.noise >= 0):
             raise InputError.of("noise", self.noise, "a finite number >= 0")
+        if not 0 <= self.momentum < 1:
+            raise InputError.of("momentum", self.momentum, "a number in [0, 1)")
+        if self.keep == "last" and (self.momentum > 0 or self.decay):
+            raise InputError.of("keep", "last", "'strongest' with momentum or decay")
         if self.keep == "strongest" and (self.leave is not None or not self.check_last or self.noise > 0):
             raise InputError.of("keep", "strongest", "'last' with leave, noise or without check_last")
 
@@ -144,6 +153,7 @@ class PGD:
         radius: Tensor | None = None,
         start_radius: Tensor | None = None,
         generator: torch.Generator | None = None,
+        start: Tensor | None = None,
     ) -> PGDResult:
         """Attack a batch.
 
@@ -155,6 +165,7 @@ class PGD:
             radius: ``(B,)`` radius of each sample in the norm's unit; default: the threat's.
             start_radius: ``(B,)`` radius of the random start, at most ``radius`` (the default).
             generator: for the random start and the noise; required if there is either.
+            start: ``(B, C, *spatial)`` perturbations to start from, projected first; default: as the setting says.
 
         Returns:
             the result; with ``keep="last"`` its ``margin`` is NaN, because margins cost time and training does not
@@ -165,11 +176,14 @@ class PGD:
         """
         self.threat.check(images)
         radius = self.threat.radius(images) if radius is None else radius.to(images.dtype)
-        if generator is None and (self.start != "clean" or self.noise > 0):
+        if generator is None and ((self.start != "clean" and start is None) or self.noise > 0):
             raise InputError.of(
                 "generator", None, "a torch.Generator on the images' device for a random start or noise"
             )
-        delta = self._start(images, radius, start_radius, generator)
+        if start is None:
+            delta = self._start(images, radius, start_radius, generator)
+        else:
+            delta = self.threat.project(start.to(images), images, radius)
         with frozen(network, self.mode) as model, torch.enable_grad():
             if self.keep == "strongest":
                 return self._keep_strongest(model, images.detach(), target, task, radius, delta)
@@ -210,7 +224,7 @@ class PGD:
             _, gradient, scale = scaled_input_gradient(
                 output,
                 x,
-                lambda o: sample_loss(task, self.loss, o, labels, k / self.steps),  # noqa: B023
+                lambda o: self._raised(task, o, labels, k / self.steps),  # noqa: B023
             )
             passes.backward_input += len(x)
             if early:
@@ -244,6 +258,7 @@ class PGD:
         best = Strongest(images, task, "wrong" if self.stop == "first_wrong" else "lowest")
         dead = torch.zeros_like(best.wrong)
         steps = torch.zeros(len(images), dtype=torch.long, device=images.device)
+        moving, euclidean = torch.zeros_like(images), replace(self.threat, norm="l2")
         active = padded(torch.arange(len(images), device=images.device), network)
         for k in range(self.steps + 1):
             last = k == self.steps
@@ -253,12 +268,12 @@ class PGD:
                 output = network(x)
             passes.forward += len(x)
             if last:
-                losses = sample_loss(task, self.loss, output, labels, 1.0)
+                losses = self._raised(task, output, labels, 1.0)
             else:
                 losses, gradient = input_gradient(
                     output,
                     x,
-                    lambda o: sample_loss(task, self.loss, o, labels, k / self.steps),  # noqa: B023
+                    lambda o: self._raised(task, o, labels, k / self.steps),  # noqa: B023
                 )
                 passes.backward_input += len(x)
             before = best.margin[active], best.loss[active]
@@ -268,7 +283,12 @@ class PGD:
             steps[active] = torch.where(improved, k, steps[active])
             if last:
                 break
-            moved, still = self._step(images, delta, radius, gradient, active)
+            if self.momentum > 0:
+                unit = euclidean.direction(gradient)
+                dead[active] |= unit.flatten(1).eq(0).all(1)
+                gradient = self.momentum * moving[active] + unit
+                moving = moving.index_copy(0, active, gradient)
+            moved, still = self._step(images, delta, radius, gradient, active, number=k)
             dead[active] |= still
             delta = delta.index_copy(0, active, moved)
             if self.stop != "never" and k % sync_interval(images.device) == 0:
@@ -276,6 +296,10 @@ class PGD:
                 if len(active) == 0:
                     break
         return PGDResult(best.images, best.wrong, best.margin, dead, best.broken, passes, images, steps)
+
+    def _raised(self, task: Task, output: Output, target: Target, progress: float) -> Tensor:
+        """``(b,)`` what the attack raises."""
+        return sample_loss(task, self.loss, output, target, progress)
 
     def _step(
         self,
@@ -285,10 +309,13 @@ class PGD:
         gradient: Tensor,
         active: Tensor,
         noise: Tensor | None = None,
+        number: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """The next perturbation of the samples ``active``, and which of them did not move for want of a gradient."""
         direction = self.threat.direction(gradient)
         step = radius[active] * (self.relative_step or 4 / self.steps)
+        if self.decay:
+            step = step * ((1 + math.cos(math.pi * number / self.steps)) / 2)
         moved = delta[active] + per_sample(step, direction) * direction
         moved = self.threat.project(moved if noise is None else moved + noise, images[active], radius[active])
         return moved, direction.flatten(1).eq(0).all(1)

@@ -1,10 +1,10 @@
-"""The ensemble that an evaluation of a segmentation runs: complementary attacks, cheapest first, worst case kept.
+"""The ensemble that an evaluation of a segmentation runs: complementary attacks, then a polish of the worst image.
 
 Classification has AutoAttack; for segmentation there is no such standard. The parts are APGD (Croce & Hein, ICML 2020)
-on the task's own loss, which is the score that counts, with and without the radius-reduction schedule of SEA; SEA's
-losses (Croce, Singh, Hein, ECCV 2024); SegPGD (Gu et al., ECCV 2022); and Square (Andriushchenko et al., ECCV 2020),
-which needs no gradient and so shows where gradients lie. The composition was chosen by measuring, see
-benchmarks/segmentation_attacks.py.
+on a class-balanced cross-entropy and on the task's own loss, also with the radius-reduction schedule of SEA (Croce,
+Singh, Hein, ECCV 2024); sharp Dice, whose loss becomes the score during the run; SEA's losses; and Square
+(Andriushchenko et al., ECCV 2020), which needs no gradient and so shows where gradients lie. Composition and schedules
+were chosen by measuring, see benchmarks/segmentation_strength.py.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from monai_adv.attacks.apgd import APGD
 from monai_adv.attacks.ensemble import Ensemble, EnsembleAttack, Stage
-from monai_adv.attacks.losses import margin
 from monai_adv.attacks.relay import Phase, Relay
 from monai_adv.attacks.sea import SEA, balanced_masked_cross_entropy, radius_reduction
-from monai_adv.attacks.segpgd import SegPGD
+from monai_adv.attacks.sharp_dice import SharpDice
 from monai_adv.attacks.square import Square
 from monai_adv.errors import InputError
 from monai_adv.threats import Threat
@@ -48,27 +46,31 @@ def stages(threat: Threat, version: Version = "standard") -> tuple[Stage, ...]:
         >>> sum((s.attack.most_passes().backward_input for s in stages(Threat("l2", 5.0))), 0)
         300
     """
+    opening = Stage("APGD relay", relay(threat, 20, 20))
     if version == "quick":
-        return (Stage("APGD relay", relay(threat, 20, 20)),)
-    square = Stage("Square", Square(threat, 200 if version == "standard" else 1000, until="lowest"))
+        return (opening,)
+    search = (
+        opening,
+        Stage("APGD, falling radius", Relay(threat, radius_reduction(None, 60))),
+        Stage("sharp Dice", SharpDice(threat, 100)),
+    )
     if version == "standard":
-        return (
-            Stage("APGD relay", relay(threat, 20, 20)),
-            Stage("APGD relay, long", relay(threat, 60, 90)),
-            Stage("APGD, falling radius", Relay(threat, radius_reduction(None, 60))),
-            Stage("APGD, logit margin", APGD(threat, 30, margin, until="lowest")),
-            Stage("SegPGD", SegPGD(threat, 20)),
-            square,
-        )
+        return *search, Stage("Square", Square(threat, 200, until="lowest")), *polish(threat, 50)
     if version == "full":
         return (
-            Stage("APGD relay", relay(threat, 40, 60)),
-            Stage("APGD relay, long", relay(threat, 100, 200, "surface")),
+            *search,
+            Stage("sharp Dice, random start", SharpDice(threat, 100, start="sphere")),
             *SEA(threat).stages(),
-            Stage("SegPGD", SegPGD(threat, 100)),
-            square,
+            Stage("Square", Square(threat, 1000, until="lowest")),
+            *polish(threat, 100),
         )
     raise InputError.of("version", version, "one of " + ", ".join(VERSIONS))
+
+
+def polish(threat: Threat, steps: int) -> tuple[Stage, Stage]:
+    """Sharp Dice from the worst image so far, twice: slices that share a Dice learn in between how low it is."""
+    attack = SharpDice(threat, steps, 0.08, sharpness=(3.0, 8.0), from_worst=True)
+    return Stage("sharp Dice, polish", attack), Stage("sharp Dice, polish again", attack)
 
 
 def relay(threat: Threat, opening: int, closing: int, start: Literal["clean", "surface"] = "clean") -> Relay:
@@ -78,7 +80,7 @@ def relay(threat: Threat, opening: int, closing: int, start: Literal["clean", "s
 
 @dataclass(frozen=True)
 class SegmentationEnsemble(EnsembleAttack):
-    """The worst case of each sample over the stages of a version; survivors only go on, always from the clean image.
+    """The worst case of each sample over the stages of a version; survivors only go on.
 
     Args:
         threat: norm, radius, box, channels.

@@ -1,9 +1,10 @@
 """The runner: one case through all levels and attacks, stage by stage, each kept in the store before the next begins.
 
-A stage attacks the inputs that the stages before it have not finished, always from the clean image. The worst image of
-each input so far is kept; the worst of the next lower radius of the same norm takes part as well, because it lies
-inside the larger ball, so that worst scores never rise with the radius. What an input gets depends on the seed, its
-case, level and attack, and on nothing else: not on other cases, models, workers, or interruptions.
+A stage attacks the inputs that the stages before it have not finished, from the clean image or, to polish it, from the
+worst one so far. The worst image of each input is kept; the worst of the next lower radius of the same norm takes part
+as well, because it lies inside the larger ball, so that worst scores never rise with the radius. What an input gets
+depends on the seed, its case, level and attack, and on nothing else: not on other cases, models, workers, or
+interruptions.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from monai_adv.attacks.base import Until
+from monai_adv.attacks.base import Until, continued
 from monai_adv.attacks.corruptions import CORRUPTIONS, Corruption
 from monai_adv.errors import InputError
 from monai_adv.evaluation.plans import Stage, corruption_key, corruptions, stages
@@ -254,9 +255,9 @@ class _Run:
         for chosen in self._batches((~state.finished).nonzero()[:, 0]):
             clean = case.images[chosen]
             radius = threat.radius(clean) - _rounding(threat, clean)
-            result = stage.attack(
-                case.network, clean.to(device), to_device(take(case.target, chosen), device), task,
-                radius=radius.to(device),
+            result = continued(
+                stage.attack, case.network, clean.to(device), to_device(take(case.target, chosen), device), task,
+                worst=state.images[chosen].to(device), radius=radius.to(device),
                 generator=random_stream(
                     self.settings.seed, *names, int(chosen[0]) // self.settings.batch_size, device=device
                 ),

@@ -1,14 +1,7 @@
-"""Scores of one segmented volume: Dice and HD95 per class, with one policy for what is empty.
+"""Scores of one segmented volume: Dice and HD95 per class.
 
-==============  =============  ====  ====
-ground truth    segmentation   Dice  HD95
-==============  =============  ====  ====
-empty           empty          NaN   NaN
-empty           not empty      0     NaN
-not empty       empty          0     NaN
-==============  =============  ====  ====
-
-A NaN is left out of means over classes and cases.
+What is empty is scored by :mod:`monai_adv.tasks.dice_score`, as attacks aim at it; an HD95 needs both masks. A NaN is
+left out of means over classes and cases.
 """
 
 from __future__ import annotations
@@ -24,19 +17,20 @@ import torch
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 
 from monai_adv.evaluation.subject import Score, mean_known
+from monai_adv.tasks import dice_score
 
 Mask = npt.NDArray[np.bool_]
 
 
 def dice(found: Mask, there: Mask) -> float:
-    """``2 |found and there| / (|found| + |there|)``; NaN if both are empty.
+    """``2 |found and there| / (|found| + |there|)``; NaN if both are empty, 0 if one of them is.
 
     Example:
         >>> dice(np.array([True, True, False]), np.array([True, False, False]))
         0.6666666666666666
     """
-    size = int(found.sum()) + int(there.sum())
-    return 2 * int((found & there).sum()) / size if size else math.nan
+    both, size = int((found & there).sum()), int(found.sum()) + int(there.sum())
+    return float(dice_score.dice(torch.tensor(both), torch.tensor(size)))
 
 
 def hausdorff95(found: Mask, there: Mask, spacing: Sequence[float]) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from monai_adv.errors import InputError
 from monai_adv.settings import Settings, setting
+from monai_adv.tasks import dice_score
 from monai_adv.tasks.base import Output, Points, Target, check_labels
 
 SMOOTH = 1e-5  # nnU-Net's own smoothing of the soft Dice
@@ -41,8 +42,10 @@ class SegmentationSettings(Settings):
         "dice",
         "per-sample loss that the attack raises: soft Dice (paper), Dice + cross-entropy (official), or the latter",
     )
-    absent_classes: Literal["skip", "count"] = setting(
-        "skip", "soft Dice of the attack: classes that the sample lacks are left out, or count as in nnU-Net (official)"
+    absent_classes: Literal["skip", "count", "score"] = setting(
+        "skip",
+        "classes that the sample lacks: left out (skip), in the attack's soft Dice as in nnU-Net (count: official), or "
+        "Dice 0 as soon as one voxel of them is found, as in reports (score)",
     )
     attack_deep_supervision: bool = setting(
         False, "the attack also sees the lower resolutions, with the training loss's weights (official: true)"
@@ -99,8 +102,8 @@ class SegmentationTask:
     def for_evaluation(
         cls, *, regions: bool = False, ignore_label: int | None = None, sigmoid: bool = False
     ) -> SegmentationTask:
-        """As attacks of an evaluation judge: on the soft Dice, samples without foreground as well. It cannot train."""
-        settings = SegmentationSettings(attack_loss="dice", empty_target="empty_prediction")
+        """As reports score (:mod:`monai_adv.tasks.dice_score`), samples without foreground as well. It cannot train."""
+        settings = SegmentationSettings(attack_loss="dice", empty_target="empty_prediction", absent_classes="score")
         task = cls(_no_training, settings, regions=regions, ignore_label=ignore_label, sigmoid=sigmoid)
         task._checked = True  # evaluations check their ground truth as they read it
         return task
@@ -158,12 +161,15 @@ class SegmentationTask:
 
     @torch.no_grad()
     def dice(self, output: Output, target: Target) -> Tensor:
-        """``(B, K)`` hard Dice of each foreground class or region; NaN where it is absent from the target."""
+        """``(B, K)`` hard Dice of each foreground class or region; NaN where it is not scored.
+
+        That is where the target lacks it, unless ``absent_classes`` is "score" and it was found all the same.
+        """
         found, there = self.masks(output, target)
         true_positive = (found & there).flatten(2).sum(-1)
-        size = found.flatten(2).sum(-1) + there.flatten(2).sum(-1)
-        present = there.flatten(2).any(-1)
-        return torch.where(present, 2 * true_positive / size.clamp(min=1), torch.nan)
+        sizes = there.flatten(2).sum(-1)
+        dice = dice_score.dice(true_positive, found.flatten(2).sum(-1) + sizes).float()
+        return dice if self.settings.absent_classes == "score" else dice.masked_fill(sizes == 0, torch.nan)
 
     @torch.no_grad()
     def masks(self, output: Output, target: Target) -> tuple[Tensor, Tensor]:
@@ -188,7 +194,7 @@ class SegmentationTask:
         """``(B,)`` Dice minus threshold; a sample without foreground follows ``empty_target``."""
         dice = self.dice(output, target)
         if self.settings.dice == "mean":
-            score = dice.nanmean(1)
+            score = dice_score.mean_dice(dice)
         else:
             score = dice.nan_to_num(nan=-torch.inf).amax(1)
         return torch.where(dice.isnan().all(1), self._empty_score(output, target), score) - self.settings.threshold
@@ -230,6 +236,26 @@ class SegmentationTask:
             return Points(pairs.flatten(2), there.long().flatten(1), valid.expand_as(there).flatten(1))
         return Points(logits.flatten(2), torch.where(valid, labels, 0).long().flatten(1), valid.flatten(1))
 
+    def missing_class(self, output: Output, target: Target) -> Tensor:
+        """``(B,)`` differentiable lead of the nearest class whose first voxel would lower the score; 0 without one.
+
+        See :func:`monai_adv.tasks.dice_score.nearest`.
+        """
+        logits = _full_resolution(output)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        labels, valid = self._foreground(_full_resolution(target), logits.shape[1])
+        return dice_score.nearest(self._leads(logits, valid), self._absent(labels & valid))
+
+    def _leads(self, logits: Tensor, valid: Tensor) -> Tensor:
+        """``(B, K)`` of :func:`monai_adv.tasks.dice_score.lead`."""
+        return dice_score.lead(self._foreground_logits(logits) if self._alone else logits, valid, self._alone)
+
+    def _absent(self, labels: Tensor) -> Tensor:
+        """``(B, K)`` bool: classes whose first voxel lowers the score, from maps of where each is."""
+        if self.settings.absent_classes != "score":
+            return torch.zeros(labels.shape[:2], dtype=torch.bool, device=labels.device)
+        return ~labels.flatten(2).any(-1)
+
     def _look(self, output: Output, target: Target) -> None:
         """Check the first batch."""
         if not self._checked:
@@ -251,6 +277,10 @@ class SegmentationTask:
         loss = torch.zeros(len(logits), dtype=logits.dtype, device=logits.device)
         if self.settings.attack_loss in ("dice", "dice_ce"):
             loss = loss - self._soft_dice(logits, target)
+            if self.settings.absent_classes == "score":
+                labels, valid = self._foreground(target, logits.shape[1])
+                leads = self._leads(logits, valid)
+                loss = loss + dice_score.within_reach(leads, self._absent(labels & valid))
         if self.settings.attack_loss in ("ce", "dice_ce"):
             loss = loss + self._cross_entropy(logits, target)
         return loss

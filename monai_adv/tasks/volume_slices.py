@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from monai_adv.errors import InputError
+from monai_adv.tasks import dice_score
 from monai_adv.tasks.base import Output, Target
 from monai_adv.tasks.segmentation import SegmentationTask
 
@@ -24,13 +25,16 @@ class VolumeSlicesTask(SegmentationTask):
     Args:
         task: how one slice is judged: regions, ignore label, settings.
         dice: ``(K,)`` Dice D of each foreground class or region in the worst volume known, 0 to 1.
-        size: ``(K,)`` S of each class in that volume; classes with 0 count nowhere.
+        size: ``(K,)`` S of each class in that volume; 0 for one that is neither there nor found.
         slices: number of slices, a factor that keeps margins and losses of the order of 1.
 
-    The margin of a slice is the mean over the classes of ``slices / S * (2 TP - D * predicted)``. The mean Dice of the
-    volume changes by the sum of the changes of margins, over ``slices``, to first order; and with one class it falls
-    exactly if that sum is below 0. A slice is right until its margin cannot fall further, which is never, unless
-    D is 0: then no false positive is worth anything, and a slice without a true positive is finished.
+    The margin of a slice is the mean over the n classes with S > 0 of ``slices / S * (2 TP - D * predicted)``. The mean
+    Dice of the volume changes by the sum of the changes of margins, over ``slices``, to first order; and with one class
+    it falls exactly if that sum is below 0. The first voxel of a class with S = 0 makes n + 1 classes of n, one of them
+    with Dice 0: it takes ``slices`` times the mean D / (n + 1) off the margin of its slice.
+
+    A slice is right until its margin cannot fall further, which is never, unless D is 0: then no false positive is
+    worth anything, and a slice without a true positive is finished.
 
     Example:
         Two slices, one voxel right and one missed in each; D = 2 * 2 / (2 + 4):
@@ -58,8 +62,13 @@ class VolumeSlicesTask(SegmentationTask):
         self._checked = task._checked
         self.volume_dice = dice.float()
         counted = size > 0
-        self.weight = torch.where(counted, slices / size.clamp(min=1), 0.0).float() / counted.sum().clamp(min=1)
-        self.lowest_margin = -torch.inf if bool((self.volume_dice * counted > 0).any()) else 0.0
+        count = counted.sum()
+        self.weight = torch.where(counted, slices / size.clamp(min=1), 0.0).float() / count.clamp(min=1)
+        # A volume that has no class at all is right, with score 1, until something is found.
+        score = (self.volume_dice * counted).sum() / count if count else torch.ones(())
+        scored = task.settings.absent_classes == "score"
+        self.new_class = torch.where(counted, 0.0, scored * slices * score / (count + 1)).float()
+        self.lowest_margin = -torch.inf if bool(score > 0) else 0.0
 
     @classmethod
     def of(cls, task: SegmentationTask, output: Output, target: Target, expected: float = 1.0) -> VolumeSlicesTask:
@@ -82,13 +91,15 @@ class VolumeSlicesTask(SegmentationTask):
         probability = self.probability(logits)
         labels, valid = self._foreground(_full(target), logits.shape[1])
         probability = probability * valid
-        return -self._share((probability * labels).flatten(2).sum(-1), probability.flatten(2).sum(-1))
+        share = self._share((probability * labels).flatten(2).sum(-1), probability.flatten(2).sum(-1))
+        leads = self._leads(logits, valid)
+        return dice_score.within_reach(leads, self._absent(labels)) - share
 
     @torch.no_grad()
     def margin(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` see the class; lower is worse for the volume."""
         true_positive, predicted, _ = counts(self, output, target)
-        return self._share(true_positive, predicted)
+        return self._share(true_positive, predicted) - ((predicted > 0) * self.new_class.to(predicted.device)).sum(1)
 
     def correct(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` bool: can the margin fall further?"""
@@ -98,6 +109,10 @@ class VolumeSlicesTask(SegmentationTask):
         """``(B,)`` bool, all true: a slice without foreground matters to its volume."""
         full = _full(target)
         return torch.ones(len(full), dtype=torch.bool, device=full.device)
+
+    def _absent(self, labels: Tensor) -> Tensor:
+        """``(B, K)`` bool: the same classes for all slices, those that the whole volume has not."""
+        return (self.new_class > 0).to(labels.device).expand(labels.shape[:2])
 
     def _share(self, true_positive: Tensor, predicted: Tensor) -> Tensor:
         dice, weight = self.volume_dice.to(predicted.device), self.weight.to(predicted.device)

@@ -63,7 +63,7 @@ class NNUNetCase:
         manager = model.label_manager
         self.task = SegmentationTask.for_evaluation(regions=manager.has_regions, ignore_label=manager.ignore_label)
         if len(self.images) > 1:
-            self.task = self._shared_task(self.images, EXPECTED_DICE)
+            self.task = VolumeSlicesTask.of(self.task, self.logits(self.images), self.target, EXPECTED_DICE)
 
     def threat(self, level: Level) -> Threat:
         """The level for this patient; ``raw`` radii are divided by the standard deviation of its normalisation.
@@ -95,7 +95,7 @@ class NNUNetCase:
 
     def aim(self, images: Tensor) -> SegmentationTask:
         """The task for an attack that shall lower the Dice of the volume below that of these attacked images."""
-        return self._shared_task(images) if len(images) > 1 else self.task
+        return VolumeSlicesTask.of(self.task, self.logits(images), self.target) if len(images) > 1 else self.task
 
     def scores(self, images: Tensor) -> list[Score]:
         """The score of the volume; ``images`` in the layout of ``self.images``."""
@@ -169,18 +169,6 @@ class NNUNetCase:
     def _attacked_part(self, volume: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Of ``(C, X, Y, Z)`` image and labels in network space; scores belong to it."""
         return volume, labels
-
-    def _shared_task(self, images: Tensor, expected: float = 1.0) -> VolumeSlicesTask:
-        """How attacks judge slices that share a Dice, ``expected`` times that of the images.
-
-        A class that neither the ground truth nor the segmentation has gets Dice 0 as soon as something is found: its
-        false positives weigh as much as those of the largest other class.
-        """
-        true_positive, found, there = (n.sum(0) for n in counts(self.task, self.logits(images), self.target))
-        size = found + there
-        dice = torch.where(size > 0, 2 * true_positive / size.clamp(min=1), 1.0)
-        size = torch.where(size > 0, size, size.max().clamp(min=1))
-        return VolumeSlicesTask(self.task, expected * dice, size, len(images))
 
     def _wrong(self) -> Tensor:
         """Logits that miss all foreground and call all background foreground."""

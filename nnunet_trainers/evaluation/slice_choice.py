@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from monai_adv.tasks.dice_score import dice, mean_dice
+
 
 def worst_slices(true_positive: Tensor, size: Tensor) -> Tensor:
     """Which version of each slice to take, so that the volume's mean Dice becomes small.
@@ -59,8 +61,6 @@ def _total(counts: Tensor, choice: Tensor) -> Tensor:
 
 
 def _mean_dice(totals: Tensor) -> Tensor:
-    """Mean over the classes that the ground truth or the segmentation has, of ``(2, ..., K)``; infinite without any."""
+    """The score of ``(2, ..., K)`` sums; infinite where nothing is scored, which no attack wants."""
     true_positive, size = totals
-    known = size > 0
-    mean = (2 * true_positive / size.clamp(min=1)).sum(-1) / known.sum(-1)
-    return torch.where(known.any(-1), mean, torch.inf)
+    return mean_dice(dice(true_positive, size)).nan_to_num(nan=torch.inf)
