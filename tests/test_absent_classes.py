@@ -136,12 +136,13 @@ def test_leads_and_what_is_raised_by_hand() -> None:
     leads = dice_score.lead(logits, torch.ones(1, 1, 2, dtype=torch.bool), alone=False)
     assert leads.tolist() == [[0.5, -3.0]]  # the first voxel's best other class is 0.5, the second's 1.5
     both, second = torch.tensor([[True, True]]), torch.tensor([[False, True]])
-    assert dice_score.within_reach(leads, both).tolist() == [dice_score.FOUND - dice_score.NEAR]
-    assert dice_score.within_reach(leads, second).tolist() == [-dice_score.NEAR]
+    assert dice_score.within_reach(leads, both).tolist() == pytest.approx([0.25 - 1 - 0.01 * 2])
+    assert dice_score.within_reach(leads, second).tolist() == pytest.approx([-1 - 0.01 * 2])
     assert dice_score.nearest(leads, both).tolist() == [-3.0]
     assert dice_score.nearest(leads, torch.tensor([[True, False]])).tolist() == [0.0]
     nothing = dice_score.lead(logits, torch.zeros(1, 1, 2, dtype=torch.bool), alone=True)
     assert nothing.tolist() == [[-math.inf] * 3]
+    assert dice_score.within_reach(nothing, torch.ones(1, 3, dtype=torch.bool)).tolist() == [0.0]
     assert dice_score.nearest(nothing, torch.ones(1, 3, dtype=torch.bool)).tolist() == [0.0]
 
 

@@ -21,6 +21,9 @@ from torch import Tensor
 NEAR = 1.0
 """Logits below its threshold from which on a class that is not there is raised together with the Dice."""
 
+FAR = 0.01
+"""Weight of a lead below that."""
+
 FOUND = 0.25
 """Logits above the threshold at which such a class has enough: it survives rounding and another batch."""
 
@@ -82,14 +85,15 @@ def lead(logits: Tensor, valid: Tensor, alone: bool) -> Tensor:
 def within_reach(leads: Tensor, absent: Tensor) -> Tensor:
     """``(B,)`` what an attack raises beside the Dice: the leads of absent classes that are found, or nearly.
 
-    It keeps a false voxel that was found and takes one that is near; one that is far costs too much of the radius to be
-    followed blindly, see :func:`nearest`.
+    It keeps a false voxel that was found and takes one that is near. One that is far costs too much of the radius to be
+    followed blindly (see :func:`nearest`): it counts little, but something, since there may be nothing else to win.
 
     Args:
         leads: ``(B, K)`` of :func:`lead`.
         absent: ``(B, K)`` bool: classes whose first voxel lowers the score.
     """
-    return (leads.clamp(-NEAR, FOUND) * absent).sum(1)
+    raised = leads.clamp(-NEAR, FOUND) + FAR * (leads + NEAR).clamp(max=0)
+    return raised.masked_fill(~(absent & leads.isfinite()), 0.0).sum(1)
 
 
 def nearest(leads: Tensor, absent: Tensor) -> Tensor:
