@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from monai_adv import demo, doctor, methods
+from monai_adv import demo, doctor, export, methods
 from monai_adv.bundles import command as bundle
 from monai_adv.errors import InputError
 from monai_adv.evaluation import command as evaluate
 
 # Parsers are built at every start: these modules import torch and the like only inside what they run.
-COMMANDS = (bundle, demo, doctor, evaluate, methods)
+COMMANDS = (bundle, demo, doctor, evaluate, export, methods)
 
 
 def build_parser() -> argparse.ArgumentParser:

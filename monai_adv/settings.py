@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -25,6 +26,10 @@ from monai_adv.errors import InputError, did_you_mean
 ENV_PREFIX = "MONAI_ADV_"
 ENV_FILE = "MONAI_ADV_SETTINGS"
 ENV_NOT_SETTINGS = {ENV_FILE, "MONAI_ADV_NO_DISCOVERY"}
+
+LARGEST_WHOLE = 2**31 - 1
+LARGEST, SMALLEST = 1e30, 1e-30
+"""What single precision holds: beyond, a number silently becomes infinity or 0."""
 
 S = TypeVar("S", bound="Settings")
 
@@ -65,6 +70,9 @@ class Settings:
                 raise InputError.of(field.name, value, allowed, f"it is: {field.metadata['help']}") from None
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError.of(field.name, value, allowed, "NaN and infinity are not numbers to train with")
+            if isinstance(value, int | float) and not _in_range(value):
+                todo = f"numbers are at most {LARGEST_WHOLE} (whole), or from {SMALLEST:g} to {LARGEST:g}, or 0"
+                raise InputError.of(field.name, value, allowed, todo)
             check = field.metadata.get("check")
             if value is not None and check is not None and not check(value):
                 raise InputError.of(field.name, value, allowed, f"it is: {field.metadata['help']}")
@@ -103,6 +111,12 @@ def choices(hint: Any) -> tuple[Any, ...]:
     return tuple(c for kind in kinds for c in choices(kind) or [None]) if any(map(choices, kinds)) else ()
 
 
+def _in_range(value: float) -> bool:
+    if isinstance(value, int):
+        return abs(value) <= LARGEST_WHOLE
+    return value == 0 or SMALLEST <= abs(value) <= LARGEST
+
+
 def _number(value: Any, hint: str) -> Any:
     """YAML reads ``1e-2`` as a string; where a number is wanted, it is the number."""
     if isinstance(value, str) and "float" in hint:
@@ -128,12 +142,27 @@ def combine(
     Raises:
         InputError: unknown setting or preset (with the nearest known name), or a value that is not allowed.
     """
-    owner = {name: key for key, cls in sections.items() for name in cls.names()}
+    owner = owners(sections)
     values = expand_preset(sections, values, presets or {})
     for name in values:
         if name not in owner:
             raise InputError(f"{name}: unknown setting; {did_you_mean(name, [*owner, 'preset'])}.")
     return {key: cls(**{n: values[n] for n in cls.names() if n in values}) for key, cls in sections.items()}
+
+
+def owners(sections: Mapping[str, type[Settings]]) -> dict[str, str]:
+    """Setting -> the section that has it.
+
+    Raises:
+        TypeError: two sections have a setting of one name: what a user gives would set both.
+    """
+    owner: dict[str, str] = {}
+    for key, cls in sections.items():
+        for name in cls.names():
+            if name in owner:
+                raise TypeError(f"the setting {name} of {cls.__name__} is also one of the section {owner[name]!r}")
+            owner[name] = key
+    return owner
 
 
 def expand_preset(
@@ -162,9 +191,12 @@ def read_settings(environment: Mapping[str, str] | None = None) -> dict[str, Any
     """The settings a user gave: the file named by ``MONAI_ADV_SETTINGS``, overridden by ``MONAI_ADV_<NAME>`` variables.
 
     Raises:
-        InputError: the file is missing, unreadable, malformed, or is not a flat mapping.
+        InputError: the file is missing, unreadable, malformed, or is not a flat mapping; or a variable's name only
+            looks like ours.
     """
     environment = os.environ if environment is None else environment
+    for name in sorted(environment):
+        _refuse_near_miss(name)
     values = read_file(Path(environment[ENV_FILE]).expanduser()) if environment.get(ENV_FILE) else {}
     for name, value in sorted(environment.items()):
         if name.startswith(ENV_PREFIX) and name not in ENV_NOT_SETTINGS:
@@ -172,10 +204,37 @@ def read_settings(environment: Mapping[str, str] | None = None) -> dict[str, Any
     return values
 
 
+def _refuse_near_miss(name: str) -> None:
+    """A variable whose name is nearly one of ours would be ignored without a word."""
+    head, word = ENV_PREFIX.rstrip("_").replace("_", ""), "".join(c for c in name.upper() if c.isalnum())
+    ours = name.startswith(ENV_PREFIX)
+    if ours and name == name.upper():
+        return
+    if ours or word.startswith(head) or get_close_matches(word[: len(head)], [head], cutoff=0.87):
+        setting_name = name[len(ENV_PREFIX) :] if ours else word[len(head) :]
+        raise InputError.of(
+            name, "a variable of this name", f"{ENV_PREFIX}<NAME> in capitals",
+            f"write {ENV_PREFIX}{setting_name.upper() or '<NAME>'}, or unset it",
+        )  # fmt: skip
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML, in which a key that comes twice is an error; PyYAML's own loader takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int | float) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is there twice", key_node.start_mark)
+            seen |= {key} if isinstance(key, str | int | float) else set()
+        return super().construct_mapping(node, deep)
+
+
 def read_file(path: Path) -> dict[str, Any]:
     """Settings from a YAML or JSON file (JSON is YAML)."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except FileNotFoundError:
         raise InputError.of(ENV_FILE, str(path), "an existing YAML or JSON file", "check the path") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,15 @@ from monai_adv.files import whole_file
 
 SECTION = "monai_adv"
 """Our part of an nnU-Net checkpoint: settings, state of the defence, log."""
+
+# nnU-Net's own trainers leave numpy scalars in the log. They are data: allowing them keeps weights_only=True possible.
+_SCALAR = np.float32(0).__reduce__()[0]
+_NUMPY_SCALARS: list[Any] = [
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # as numpy 1 calls it
+    np.dtype,
+    *(type(np.dtype(t)) for t in (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)),
+]
 
 
 def plain(value: Any) -> Any:
@@ -47,15 +57,39 @@ def write_checkpoint(checkpoint: dict[str, Any], filename: str | Path) -> None:
         ) from error
 
 
+def load_data(filename: str | Path) -> Any:
+    """``torch.load`` onto the CPU of tensors, text and numbers, those of numpy as well; reading them runs no code.
+
+    Once this has passed, the same file is safe for nnU-Net's own loader, which does not check.
+
+    Raises:
+        InputError: there are other Python objects in the file.
+        Exception: torch and pickle raise a dozen kinds for damaged files.
+    """
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            return torch.load(filename, map_location="cpu", weights_only=True)
+    except Exception as error:
+        unknown = re.search(r"GLOBAL (\S+)", str(error))  # as torch calls what it refuses to make
+        if not unknown:
+            raise
+        raise InputError.of(
+            "checkpoint", f"{filename} with a Python object {unknown[1]}", "tensors, text and numbers only",
+            "such a file can run code when it is read; take the checkpoint as its trainer wrote it",
+        ) from error  # fmt: skip
+
+
 def read_any(filename: str | Path) -> dict[str, Any]:
     """Read the checkpoint of any nnU-Net trainer, onto the CPU.
 
     Raises:
-        InputError: the file is missing or damaged.
+        InputError: the file is missing or damaged, or holds more than data.
     """
     try:
-        checkpoint: dict[str, Any] = torch.load(filename, map_location="cpu", weights_only=False)
+        checkpoint: dict[str, Any] = load_data(filename)
         checkpoint["trainer_name"], checkpoint["network_weights"]
+    except InputError:
+        raise
     except Exception as error:  # torch and pickle raise a dozen kinds for damaged files
         raise InputError(
             f"{filename}: not a readable nnU-Net checkpoint ({type(error).__name__}: "

@@ -6,6 +6,7 @@ is the host's own. trainers.py makes one for every method of the registry.
 
 from __future__ import annotations
 
+import inspect
 import io
 import math
 import os
@@ -16,7 +17,6 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 import torch.distributed as dist
-from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, autocast, nn
@@ -24,6 +24,7 @@ from torch import Tensor, autocast, nn
 from monai_adv.attacks import PGD
 from monai_adv.defenses.base import Batch, Defense
 from monai_adv.defenses.method import Method
+from monai_adv.defenses.nothing_attacked import NothingAttacked
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import bare, is_compiled
@@ -42,16 +43,24 @@ from monai_adv.settings import (
 )
 from monai_adv.tasks import SegmentationSettings, SegmentationTask
 from monai_adv.threats import Threat
+from nnunet_trainers import pretrained
+from nnunet_trainers.batch_checks import refuse_bad_samples
 from nnunet_trainers.checkpoint import SECTION, plain, read_any, read_checkpoint, write_checkpoint
+from nnunet_trainers.console import end_with_the_sentence
+from nnunet_trainers.mixing import Mixing
+from nnunet_trainers.ranks import frozen_ranks_named, wait_at_most
 from nnunet_trainers.robustness_log import RobustnessLog
 from nnunet_trainers.run_settings import RunSettings
 from nnunet_trainers.slice_loader import slices_in_batches
+from nnunet_trainers.start_checks import check_device, check_mixture, check_weights, check_writable
 
+SAVE_EVERY = 10  # attacks make epochs long; nnU-Net would risk 50 of them
+NNUNET_SAVES_EVERY = 50
 CLEAN_PASSES = 3.0  # forwards per sample of a clean step: one forward, one full backward (two forwards' worth)
 
 
-class RobustTrainer(nnUNetTrainer):
-    """Base of all robust trainers; subclasses name their method."""
+class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
+    """Base of all robust trainers; subclasses name their method. See mixing.py for how nnU-Net's variants join in."""
 
     method: ClassVar[Method]
 
@@ -69,20 +78,26 @@ class RobustTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature, to the letter)
     ) -> None:
+        end_with_the_sentence()
         self.method.check_task("segmentation")
         given = expand_preset(self._sections(), read_settings(), self.method.presets)
         sections = combine(self._sections(), given)  # refuse bad settings before any folder is made
-        _check_weights(cast(RunSettings, sections["run"]).initial_weights)
-        _check_writable()
+        check_weights(cast(RunSettings, sections["run"]).initial_weights)
+        check_device(device)
+        check_writable()
+        check_mixture(type(self))
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.save_every == NNUNET_SAVES_EVERY:
+            self.save_every = SAVE_EVERY
         self.defense: Defense | None = None
         self.robustness = RobustnessLog()
+        self.sample_ids: SampleIds | None = None
+        self.sections = sections
         self._given = given
         self._saved_defense: dict[str, Any] | None = None
+        self._bound = False
         self._attacked_validation: list[dict[str, Any]] = []
-        self._host_schedule = (self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch)
-        self._host_lr = self.initial_lr
-        self._apply(sections)
+        self._nothing_attacked = NothingAttacked()
 
     # ---------------------------------------------------------------- settings
 
@@ -90,16 +105,24 @@ class RobustTrainer(nnUNetTrainer):
     def _sections(cls) -> dict[str, type[Settings]]:
         return {"defense": cls.method.settings, "task": SegmentationSettings, "run": RunSettings}
 
-    def _apply(self, sections: dict[str, Settings]) -> None:
-        self.sections = sections
-        self.run = run = cast(RunSettings, sections["run"])
-        epochs, iterations, validation_iterations = self._host_schedule
-        self.num_epochs = run.epochs or epochs
-        self.num_iterations_per_epoch = run.iterations or iterations
-        self.num_val_iterations_per_epoch = run.validation_iterations or validation_iterations
-        self.initial_lr = run.initial_lr or self._host_lr
-        self.save_every = run.save_every
-        if not run.amp:
+    @property
+    def run(self) -> RunSettings:
+        """The settings of the run."""
+        return cast(RunSettings, self.sections["run"])
+
+    def settings_count(self) -> None:
+        """Set what a setting names; the rest stays as nnU-Net, its variants and subclasses have set it."""
+        values = {
+            "num_epochs": self.run.epochs,
+            "num_iterations_per_epoch": self.run.iterations,
+            "num_val_iterations_per_epoch": self.run.validation_iterations,
+            "initial_lr": self.run.initial_lr,
+            "save_every": self.run.save_every,
+        }
+        for name, value in values.items():
+            if value is not None:
+                setattr(self, name, value)
+        if not self.run.amp:
             self.grad_scaler = None
 
     # ---------------------------------------------------------------- set-up
@@ -120,6 +143,7 @@ class RobustTrainer(nnUNetTrainer):
         settings = cast(DefenseSettings, self.sections["defense"])
         self.defense = self.method.defense(task, settings, self._intensity_channels())
         self.defense.attach(self.network, self.optimizer)
+        pretrained.watch(self.network)
 
     @classmethod
     def build_network_architecture(
@@ -130,10 +154,21 @@ class RobustTrainer(nnUNetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """nnU-Net's network as the method wants it (DSBN doubles the norm layers); prediction calls this as well."""
-        network = nnUNetTrainer.build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-        )
+        """The host's network as the method wants it (DSBN doubles the norm layers); prediction calls this as well."""
+        build = super().build_network_architecture
+        if "plans_manager" in inspect.signature(build).parameters:
+            network = build(
+                plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+            )
+        else:  # a variant with the signature of older releases, which the host still accepts
+            network = build(
+                configuration_manager.network_arch_class_name,
+                configuration_manager.network_arch_init_kwargs,
+                configuration_manager.network_arch_init_kwargs_req_import,
+                num_input_channels,
+                num_output_channels,
+                enable_deep_supervision,
+            )
         return cls.method.defense.prepare(network)
 
     def _do_i_compile(self) -> bool:
@@ -149,8 +184,8 @@ class RobustTrainer(nnUNetTrainer):
             return None
         return tuple(range(self.num_input_channels - len(self.label_manager.foreground_labels)))
 
-    def configure_optimizers(self) -> tuple[Any, Any]:
-        optimizer, scheduler = super().configure_optimizers()
+    def configure_optimizers(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        optimizer, scheduler = super().configure_optimizers(*args, **kwargs)  # variants have arguments of their own
         if self.run.lr_schedule == "constant":
             scheduler = PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent=0.0)
         return optimizer, scheduler
@@ -161,17 +196,27 @@ class RobustTrainer(nnUNetTrainer):
 
     def get_tr_and_val_datasets(self) -> Any:
         training, validation = super().get_tr_and_val_datasets()
-        if len(self.configuration_manager.patch_size) == 2:
-            slices = {k: int(training.load_case(k)[0].shape[1]) for k in training.identifiers}
-        else:
-            slices = dict.fromkeys(training.identifiers, 1)
-        self._bind(SampleIds(slices))  # before worker processes start, so that a refusal leaves nothing behind
+        assert self.defense is not None
+        if self.defense.needs_ids:
+            if self._is_2d:
+                slices = {k: int(training.load_case(k)[0].shape[1]) for k in training.identifiers}
+            else:
+                slices = dict.fromkeys(training.identifiers, 1)
+            self.sample_ids = SampleIds(slices)
+        self._bind()  # before worker processes start, so that a refusal leaves nothing behind
         return training, validation
 
-    def _bind(self, ids: SampleIds) -> None:
+    @property
+    def _is_2d(self) -> bool:
+        return len(self.configuration_manager.patch_size) == 2
+
+    def _bind(self) -> None:
         assert self.defense is not None
-        self.sample_ids = ids
-        self.defense.bind(ids, self.device)
+        if self.sample_ids is not None:
+            self.defense.bind(self.sample_ids, self.device)
+        else:
+            self.defense.generator(self.device)  # so that a checkpoint's random stream finds its place
+        self._bound = True
         if self._saved_defense is not None:
             self.defense.load_state_dict(self._saved_defense)
 
@@ -179,17 +224,27 @@ class RobustTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             for left_over in Path(self.output_folder).glob("*.tmp"):  # of a run that was killed while saving
                 left_over.unlink()
+        if self.is_ddp:
+            wait_at_most(self.run.rank_timeout)
         super().on_train_start()
+        assert self.defense is not None
+        if not self._bound:  # loaders of the user's own, which did not ask for our data sets
+            if self.defense.needs_ids:
+                raise self._without("the cases to train with", "call get_tr_and_val_datasets() in get_dataloaders()")
+            self._bind()
         if self.run.initial_weights is not None and self.current_epoch == 0:
             self._load_initial_weights(self.run.initial_weights)
         patch = torch.empty(1, self.num_input_channels, *self.configuration_manager.patch_size)
         self.print_to_log_file(
             f"{self.__class__.__name__} settings (* differs from the default; set with a file named by {ENV_FILE} "
             f"or with {ENV_PREFIX}<NAME>):\n{table(self.sections)}\n"
-            f"Threat: {self.threat().describe(patch)}, in standard deviations of the normalised image.\n"
-            f"Samples: {len(self.sample_ids)} in {len(self.sample_ids.groups)} cases.",
+            f"Threat: {self.threat().describe(patch)}, in standard deviations of the normalised image.",
             add_timestamp=False,
         )
+        if self.sample_ids is not None:
+            self.print_to_log_file(
+                f"Samples: {len(self.sample_ids)} in {len(self.sample_ids.groups)} cases.", add_timestamp=False
+            )
         if is_compiled(self.network):
             self.print_to_log_file(
                 "Compiling graphs for training, attack and search: the first epoch takes minutes longer."
@@ -210,6 +265,15 @@ class RobustTrainer(nnUNetTrainer):
         """The enemy that is trained against."""
         return cast(DefenseSettings, self.sections["defense"]).threat(self._intensity_channels())
 
+    def run_training(self) -> None:
+        """nnU-Net's.
+
+        Raises:
+            InputError: another rank stands still.
+        """
+        with frozen_ranks_named(self.run.rank_timeout):
+            super().run_training()
+
     # ---------------------------------------------------------------- training
 
     def on_train_epoch_start(self) -> None:
@@ -221,7 +285,7 @@ class RobustTrainer(nnUNetTrainer):
         """nnU-Net's step, with the defence's parts in place of the one loss."""
         assert self.defense is not None
         images, target = self._to_device(batch)
-        ids = self.sample_ids.index(batch["keys"], batch["slices"]).to(self.device, non_blocking=True)
+        ids = self._ids(batch)
 
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
@@ -244,6 +308,30 @@ class RobustTrainer(nnUNetTrainer):
             self._update_weights()
         return {"loss": loss.cpu().numpy()}
 
+    def _ids(self, batch: dict[str, Any]) -> Tensor | None:
+        """Which samples a batch holds, where the method remembers samples.
+
+        Raises:
+            InputError: the loader does not say it.
+        """
+        if self.sample_ids is None:
+            return None
+        for name in ("keys", "slices") if self._is_2d else ("keys",):
+            if name not in batch:
+                raise self._without(
+                    f"the key {name!r} in its batches", "derive it from nnunet_trainers.slice_loader.SliceDataLoader"
+                )
+        members = batch["slices"] if self._is_2d else [0] * len(batch["keys"])
+        return self.sample_ids.index(batch["keys"], members).to(self.device, non_blocking=True)
+
+    def _without(self, what: str, todo: str) -> InputError:
+        loader = self.dataloader_train
+        loader = getattr(loader, "generator", getattr(loader, "data_loader", loader))
+        return InputError.of(
+            "data loader", f"{type(loader).__name__} without {what}",
+            f"a loader that says which case and slice each sample is: {self.method.name} remembers every sample", todo,
+        )  # fmt: skip
+
     def _autocast(self) -> Any:
         return autocast("cuda", enabled=self.run.amp) if self.device.type == "cuda" else nullcontext()
 
@@ -258,40 +346,24 @@ class RobustTrainer(nnUNetTrainer):
             self.optimizer.step()
 
     def _to_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | list[Tensor]]:
-        """Images and target on the device; NaN voxels and unknown labels poison all that follows, so name their case.
-
-        Raises:
-            InputError: case and slice, and what is wrong with them.
-        """
+        """Images and target on the device, checked."""
         images = batch["data"].to(self.device, non_blocking=True)
         target = batch["target"]
         if isinstance(target, list):
             target = [t.to(self.device, non_blocking=True) for t in target]
         else:
             target = target.to(self.device, non_blocking=True)
-        full = target[0] if isinstance(target, list) else target
-        finite = torch.isfinite(images).flatten(1).all(1)
-        # With regions the labels are gone: nnU-Net has made a 0/1 map of each region.
-        highest = max(*self.label_manager.all_labels, self.label_manager.ignore_label or 0)
-        known = torch.ones_like(finite)
-        if not self.label_manager.has_regions:
-            known = ((full >= 0) & (full <= highest)).flatten(1).all(1)
-        for position in (~(finite & known)).nonzero()[:, 0].tolist():
-            case = f"case {batch['keys'][position]}"
-            case += f", slice {batch['slices'][position]}" if images.ndim == 4 else ""
-            if not finite[position]:
-                raise InputError.of("images", f"NaN or infinite voxels in {case}", "finite intensities",
-                                    "mend the image and preprocess again")  # fmt: skip
-            raise InputError.of(
-                "target", f"labels {full[position].unique().tolist()} in {case}",
-                f"the plan's labels 0 to {highest}", "mend the segmentation or dataset.json and preprocess again",
-            )  # fmt: skip
+        refuse_bad_samples(images, target, batch, self.label_manager)
         return images, target
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         super().on_train_epoch_end(train_outputs)
         assert self.defense is not None
-        self._figures = {**self.defense.on_epoch_end(), "passes_clean": CLEAN_PASSES}
+        figures = self.defense.on_epoch_end()
+        self._figures = {**figures, "passes_clean": CLEAN_PASSES}
+        warning = self._nothing_attacked(self.defense, figures)
+        if warning is not None:
+            self.print_to_log_file(f"WARNING: {warning} `initial_weights` starts from a trained model.")
 
     # ---------------------------------------------------------------- robust validation
 
@@ -370,6 +442,8 @@ class RobustTrainer(nnUNetTrainer):
         assert self.defense is not None
         buffer = io.BytesIO()  # nnU-Net has no hook to add to its dict
         super().save_checkpoint(buffer)
+        if not buffer.getbuffer():
+            return  # a variant that writes none
         buffer.seek(0)
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
         checkpoint[SECTION] = {
@@ -395,27 +469,11 @@ class RobustTrainer(nnUNetTrainer):
         if changed:
             self.print_to_log_file("Settings that differ from the checkpoint:\n  " + "\n  ".join(changed))
         if not self.was_initialized:
-            self._apply(sections)
+            self.sections = sections
+            self.settings_count()
         super().load_checkpoint(filename_or_checkpoint)
         self.robustness = RobustnessLog(list(saved["robustness"]))
         self._saved_defense = saved["defense"]
-        if hasattr(self, "sample_ids"):
+        if self._bound:
             assert self.defense is not None
             self.defense.load_state_dict(self._saved_defense)
-
-
-def _check_weights(file: str | None) -> None:
-    """Only what is given now: a checkpoint remembers the file that it once started from, which may be gone."""
-    if file is not None:
-        read_any(file)
-
-
-def _check_writable() -> None:
-    """nnU-Net makes its folders in the constructor; say it before a stack of calls does."""
-    if not nnUNet_results.is_set():
-        return
-    folder = Path(nnUNet_results.require())
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise InputError.of("nnUNet_results", str(folder), f"a folder you may write to ({existing} is not)",
-                            "set the variable to another folder or mend the permissions")  # fmt: skip

@@ -10,7 +10,7 @@ from monai_adv.settings import Settings, not_negative, positive, setting
 
 @dataclass(frozen=True)
 class RunSettings(Settings):
-    """Schedule, precision, robust validation. ``None`` leaves nnU-Net's own value."""
+    """Schedule, precision, robust validation. ``None`` leaves nnU-Net's own value, or that of a subclass."""
 
     epochs: int | None = setting(None, "epochs; none: nnU-Net's 1000", "a whole number >= 1 or none", positive)
     iterations: int | None = setting(
@@ -19,7 +19,9 @@ class RunSettings(Settings):
     validation_iterations: int | None = setting(
         None, "validation batches per epoch; none: nnU-Net's 50", "a whole number >= 1 or none", positive
     )
-    save_every: int = setting(10, "epochs between two checkpoint_latest", "a whole number >= 1", positive)
+    save_every: int | None = setting(
+        None, "epochs between two checkpoint_latest; none: 10", "a whole number >= 1 or none", positive
+    )
     initial_lr: float | None = setting(
         None, "first learning rate; none: nnU-Net's 0.01", "a number > 0 or none", positive
     )
@@ -38,4 +40,7 @@ class RunSettings(Settings):
     robust_validation_steps: int = setting(5, "gradient steps of that attack", "a whole number >= 1", positive)
     robust_validation_eps: float | None = setting(
         None, "its radius in the unit of eps; none: eps", "a number > 0 or none", positive
+    )
+    rank_timeout: float = setting(
+        30.0, "minutes that GPUs wait for each other before the training ends", "a number > 0", positive
     )

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 
+from nnunet_trainers.checkpoint import read_any
+
 
 def short_training(
     dataset: str,
@@ -62,7 +64,7 @@ def short_training(
             setattr(run, name, value)
     if weights is not None:
         run.initialize()
-        run.network.load_state_dict(torch.load(weights, map_location=run.device, weights_only=False)["network_weights"])
+        run.network.load_state_dict(read_any(weights)["network_weights"])
     if after_epoch is not None:
         _call_after_each_epoch(run, after_epoch)
     run.run_training()

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import io
-import re
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.plain import usable_device
-
-# nnU-Net's own trainers leave numpy scalars in the log. They are data: allowing them keeps weights_only=True possible.
-_SCALAR = np.float32(0).__reduce__()[0]
-_NUMPY_SCALARS: list[Any] = [
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-    (_SCALAR, "numpy.core.multiarray.scalar"),  # as numpy 1 calls it
-    np.dtype,
-    *(type(np.dtype(t)) for t in (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)),
-]
+from nnunet_trainers.checkpoint import load_data
 
 
 def load_predictor(
@@ -98,19 +87,13 @@ def check_weights_only(path: Path) -> str:
         InputError: the file is damaged, is no nnU-Net checkpoint, or holds other Python objects.
     """
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = load_data(path)
         trainer = checkpoint["trainer_name"]
         if not isinstance(trainer, str) or "network_weights" not in checkpoint:
             raise KeyError("network_weights")
+    except InputError:
+        raise
     except Exception as error:  # torch and pickle raise a dozen kinds for damaged files
-        unknown = re.search(r"GLOBAL (\S+)", str(error))  # as torch calls what it refuses to make
-        if unknown:
-            what = unknown[1]
-            raise InputError.of(
-                "checkpoint", f"{path} with a Python object {what}", "tensors, text and numbers only",
-                "such a file can run code when it is read; take the checkpoint as its trainer wrote it",
-            ) from error  # fmt: skip
         text = str(error).splitlines()[0].split(". ")[0][:120] if str(error) else "the file is empty"
         raise InputError.of(
             "checkpoint", str(path), "a whole nnU-Net checkpoint",

@@ -23,7 +23,7 @@ SHORT: dict[str, Any] = {"eps": 0.2, "steps": 2, "searches": 2}
 """Settings of every method that has them."""
 
 OWN: dict[str, dict[str, Any]] = {
-    "cat": {"threshold": 0.0},
+    "cat": {"lesson_threshold": 0.0},
     "dat": {"c_epochs": 3},
     "ates": {"ramp_epochs": 3},
     "fat": {"tau_epochs": "1"},

@@ -31,17 +31,22 @@ def host(datasets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
 
     def make(
-        cls: Any = IMATrainer, configuration: str = "2d", kind: str = "labels", fold: Any = 0, **settings: Any
+        cls: Any = IMATrainer,
+        configuration: str = "2d",
+        kind: str = "labels",
+        fold: Any = 0,
+        short: bool = True,
+        **settings: Any,
     ) -> Any:
         monkeypatch.setenv("nnUNet_preprocessed", str(datasets[kind]))
         for name in [n for n in os.environ if n.startswith("MONAI_ADV_")]:
             monkeypatch.delenv(name)
         known = {n for s in cls._sections().values() for n in s.names()} if hasattr(cls, "_sections") else toy.SHORT
-        short = {name: value for name, value in toy.SHORT.items() if name in known}
-        for name, value in {**short, **settings}.items():
+        given = {name: value for name, value in toy.SHORT.items() if short and name in known}
+        for name, value in {**given, **settings}.items():
             monkeypatch.setenv(f"MONAI_ADV_{name.upper()}", json.dumps(value))
         trainer = toy.trainer(cls, configuration, kind, fold)
-        if not hasattr(trainer, "run"):
+        if short and not hasattr(trainer, "run"):
             trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 2, 2, 2
         return trainer
 

@@ -117,7 +117,7 @@ def test_radius_zero_is_standard_training_for_ever() -> None:
 
 
 def test_a_lesson_ends_above_the_threshold_not_at_it() -> None:
-    cat, network = make(task=Scripted(), threshold=0.95), Line()
+    cat, network = make(task=Scripted(), lesson_threshold=0.95), Line()
     assert epoch(cat, network, 0.95)["lesson"] == 0
     assert cat.lesson == 0
     assert epoch(cat, network, 1.0)["lesson"] == 0
@@ -215,7 +215,7 @@ def test_segmentation_parts_of_a_batch(dims: int) -> None:
     assert bool((size[~clean] > 0.1).all())
 
 
-@pytest.mark.parametrize(("name", "value"), [("threshold", 1.1), ("patience", 0), ("steps", 0)])
+@pytest.mark.parametrize(("name", "value"), [("lesson_threshold", 1.1), ("patience", 0), ("steps", 0)])
 def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"{name}: received"):
         CATSettings(**{name: value})

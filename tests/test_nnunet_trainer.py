@@ -19,14 +19,17 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch._dynamo.backends.registry import lookup_backend
 
 from monai_adv import InputError
-from nnunet_trainers import IMATrainer
+from nnunet_trainers import DSBNTrainer, IMATrainer, SATTrainer
 from nnunet_trainers.robustness_log import RobustnessLog
+from nnunet_trainers.short_training import short_training
 from nnunet_trainers.slice_loader import SliceDataLoader, slices_in_batches
 from tests import nnunet_toy as toy
 from tests.nnunet_host import datasets, host, same, started, weights  # noqa: F401  (fixtures)
@@ -411,6 +414,157 @@ def test_a_results_folder_that_cannot_be_written(host: Any, tmp_path: Path, monk
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "file" / "results"))
     with pytest.raises(InputError, match="^nnUNet_results: received .*a folder you may write to"):
         host()
+
+
+class Touches:
+    """An object whose unpickling runs code."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("way", ["initial_weights", "--c", "-pretrained_weights", "short_training"])
+def test_reading_a_checkpoint_runs_no_code(host: Any, tmp_path: Path, monkeypatch: Any, way: str) -> None:
+    trainer = host()
+    trainer.initialize()
+    file, proof = tmp_path / "foreign.pth", tmp_path / "ran"
+    content = {"trainer_name": "IMATrainer", "network_weights": trainer.network.state_dict(), "monai_adv": {}}
+    torch.save({**content, "extra": Touches(proof)}, file)
+    monkeypatch.setattr("nnunet_trainers.short_training.get_trainer_from_args", lambda *args, **names: host())
+    read = {
+        "initial_weights": lambda: host(initial_weights=str(file)),
+        "--c": lambda: host().load_checkpoint(str(file)),
+        "-pretrained_weights": lambda: maybe_load_checkpoint(trainer, False, False, str(file)),
+        "short_training": lambda: short_training("1", "2d", 0, weights=str(file)),
+    }[way]
+    with pytest.raises(InputError, match="checkpoint: received .*with a Python object .*can run code"):
+        read()
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_pretrained_weights_reach_both_branches(host: Any, plain: bool) -> None:
+    """nnUNetv2_train -pretrained_weights with doubled norm layers, from a plain model and from one like itself."""
+    source = host(nnUNetTrainer if plain else DSBNTrainer)
+    source.run_training()
+    file = os.path.join(source.output_folder, "checkpoint_final.pth")
+    trainer = host(DSBNTrainer)
+    torch.manual_seed(1)
+    maybe_load_checkpoint(trainer, False, False, file)
+    mine, theirs = trainer.network.state_dict(), source.network.state_dict()
+    for name, value in mine.items():
+        plain_name = name.replace(".clean.", ".").replace(".noisy.", ".") if plain else name
+        if ".seg_layers." not in name:
+            assert torch.equal(value, theirs[plain_name]), name
+    assert trainer.current_epoch == 0
+
+
+def test_pretrained_weights_of_another_architecture(host: Any, tmp_path: Path) -> None:
+    trainer = host()
+    torch.save({"trainer_name": "nnUNetTrainer", "network_weights": {"x": torch.ones(1)}}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="^-pretrained_weights: received .*nnU-Net says: Key .* is missing"):
+        maybe_load_checkpoint(trainer, False, False, str(tmp_path / "other.pth"))
+
+
+def test_without_a_gpu_the_sentence_names_the_flag(host: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    host()
+    results = tmp_path / "other"
+    monkeypatch.setenv("nnUNet_results", str(results))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="^-device: received 'cuda'.*add '-device cpu' to nnUNetv2_train"):
+        IMATrainer({**toy.plans(), "continue_training": False}, "2d", 0, toy.dataset_json())
+    assert not results.exists()
+
+
+def plain_loader(trainer: Any) -> None:
+    """Training with nnU-Net's loader as a user's own get_dataloaders makes it: it does not name slices."""
+    from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+
+    class TheirLoader(nnUNetDataLoader):
+        pass
+
+    def get_dataloaders() -> Any:
+        training, validation = trainer.get_tr_and_val_datasets()
+        patch = trainer.configuration_manager.patch_size
+        scales = trainer._get_deep_supervision_scales()
+        loaders = []
+        for data in (training, validation):
+            transforms = trainer.get_validation_transforms(scales)
+            loader = TheirLoader(data, 2, patch, patch, trainer.label_manager, 0.33, transforms=transforms)
+            loaders.append(SingleThreadedAugmenter(loader, None))
+        return tuple(loaders)
+
+    trainer.get_dataloaders = get_dataloaders
+
+
+@pytest.mark.parametrize(("configuration", "method"), [("3d_fullres", IMATrainer), ("2d", SATTrainer)])
+def test_another_loader_is_enough_where_slices_are_not_needed(host: Any, configuration: str, method: Any) -> None:
+    trainer = host(method, configuration)
+    plain_loader(trainer)
+    started(trainer)
+    batch = next(trainer.dataloader_train)
+    assert "slices" not in batch
+    assert np.isfinite(trainer.train_step(batch)["loss"])
+
+
+def test_another_loader_that_says_too_little_is_named(host: Any) -> None:
+    trainer = host()
+    plain_loader(trainer)
+    started(trainer)
+    with pytest.raises(InputError) as error:
+        trainer.train_step(next(trainer.dataloader_train))
+    assert "data loader: received \"TheirLoader without the key 'slices' in its batches\"" in message(error)
+    assert "SliceDataLoader" in message(error)
+
+
+def test_loaders_that_do_not_ask_for_our_data_sets(host: Any) -> None:
+    batch = {
+        "data": torch.zeros(2, 1, 16, 16),
+        "target": [torch.zeros(2, 1, n, n) for n in (16, 8)],
+        "keys": ["a", "b"],
+    }
+    for method, needs in ((IMATrainer, True), (SATTrainer, False)):
+        trainer = host(method)
+        trainer.get_dataloaders = lambda: (iter([batch]), iter([batch]))
+        if needs:
+            with pytest.raises(InputError, match="without the cases to train with"):
+                trainer.on_train_start()
+        else:
+            assert np.isfinite(started(trainer).train_step(batch)["loss"])
+
+
+def test_margins_that_are_not_numbers_are_refused(host: Any, tmp_path: Path) -> None:
+    first = started(host())
+    first.defense.margins.values[3] = np.nan
+    first.save_checkpoint(str(tmp_path / "saved.pth"))
+    second = host()
+    second.load_checkpoint(str(tmp_path / "saved.pth"))
+    with pytest.raises(InputError, match="^checkpoint: received 'NaN or infinity in IMA margins values'"):
+        second.on_train_start()
+
+
+def test_an_epoch_without_an_attack_is_said_once(host: Any) -> None:
+    trainer = host(threshold=0.99)
+    trainer.run_training()
+    log = next(Path(trainer.output_folder).glob("training_log*")).read_text()
+    assert log.count("WARNING: no sample was attacked in this epoch") == 1
+    assert "the Dice of none was above `threshold` (0.99)" in log
+    assert "`initial_weights` starts from a trained model" in log
+
+
+def test_the_sentence_is_what_a_command_ends_with(tmp_path: Path) -> None:
+    """As nnU-Net's commands, which let every error through."""
+    code = "from tests import nnunet_toy as toy\nfrom nnunet_trainers import IMATrainer\ntoy.trainer(IMATrainer)"
+    environment = {**os.environ, "MONAI_ADV_EPS": "-1", "nnUNet_results": str(tmp_path), "nnUNet_preprocessed": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith("monai-adv: eps: received -1.0, allowed is a finite number > 0")
+    assert "Traceback" not in run.stderr
 
 
 def test_another_trainers_checkpoint(host: Any) -> None:

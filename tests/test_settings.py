@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from monai_adv import InputError
+from monai_adv.defenses import METHODS, Method
 from monai_adv.defenses.ima import PRESETS, IMASettings
-from monai_adv.settings import as_dict, combine, differences, expand_preset, flat, read_settings, table
+from monai_adv.settings import as_dict, combine, differences, expand_preset, flat, owners, read_settings, table
 from monai_adv.tasks import SegmentationSettings
 from nnunet_trainers.run_settings import RunSettings
 
@@ -20,9 +21,16 @@ def ima(values: dict) -> dict:
     return flat(as_dict(combine(SECTIONS, values, PRESETS)))
 
 
-def test_names_are_unique_over_the_sections() -> None:
-    names = [n for cls in SECTIONS.values() for n in cls.names()]
-    assert len(names) == len(set(names))
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
+def test_no_two_settings_of_a_run_share_a_name(method: Method) -> None:
+    sections = {**SECTIONS, "defense": method.settings}
+    assert sorted(owners(sections)) == sorted(n for cls in sections.values() for n in [*cls.names()])
+    assert "preset" not in owners(sections)
+
+
+def test_sections_that_share_a_name_are_a_mistake_of_ours() -> None:
+    with pytest.raises(TypeError, match="the setting eps of SATSettings is also one of the section 'defense'"):
+        combine({"defense": IMASettings, "other": METHODS["sat"].settings}, {})
 
 
 def test_file_then_environment(tmp_path: Path) -> None:
@@ -44,6 +52,39 @@ def test_json_is_accepted_and_none_means_none(tmp_path: Path) -> None:
 
 def test_variables_that_are_not_settings_are_left_alone() -> None:
     assert read_settings({"MONAI_ADV_NO_DISCOVERY": "1", "nnUNet_raw": "x"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("MONAI_ADVEPS", "MONAI_ADV_EPS"),
+        ("MONAI_ADV_eps", "MONAI_ADV_EPS"),
+        ("monai_adv_eps", "MONAI_ADV_EPS"),
+        ("Monai_Adv_Eps", "MONAI_ADV_EPS"),
+        ("MONAIADV_EPS", "MONAI_ADV_EPS"),
+        ("MONAI-ADV-EPS", "MONAI_ADV_EPS"),
+        ("MONAI_AVD_EPS", "MONAI_ADV_EPS"),
+        ("monai_adv_settings", "MONAI_ADV_SETTINGS"),
+    ],
+)
+def test_a_variable_that_is_nearly_ours_is_refused(name: str, write: str) -> None:
+    with pytest.raises(InputError) as error:
+        read_settings({name: "1"})
+    assert str(error.value).startswith(f"{name}: received 'a variable of this name', allowed is MONAI_ADV_<NAME>")
+    assert f"write {write}, or unset it" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["MONAI_DATA_DIRECTORY", "MONAI_ALLOW_MISSING_REFERENCE", "MONAI_ADAPT", "ADV_EPS"])
+def test_variables_of_others_are_left_alone(name: str) -> None:
+    assert read_settings({name: "1"}) == {}
+
+
+@pytest.mark.parametrize("content", ["eps: 0.1\nsteps: 3\neps: 0.2\n", '{"eps": 0.1, "steps": 3, "eps": 0.2}'])
+def test_a_key_that_comes_twice_is_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "ima.yaml"
+    file.write_text(content)
+    with pytest.raises(InputError, match="the parser says: 'eps' is there twice"):
+        read_settings({"MONAI_ADV_SETTINGS": str(file)})
 
 
 def test_preset_and_explicit_values() -> None:
@@ -96,6 +137,11 @@ def test_delta_is_a_fifth_of_eps_unless_given() -> None:
         ({"algorithm": 1}, "algorithm: received 1, allowed is one of 2, 3"),
         ({"eps_unit": "hu"}, "eps_unit: received 'hu', allowed is one of 'norm', 'rms', None"),
         ({"norm": "linf", "eps_unit": "rms"}, "eps_unit: received 'rms', allowed is 'norm'"),
+        ({"eps": 1e-300}, "eps: received 1e-300, allowed is"),
+        ({"eps": 1e-9}, "eps: received 1e-09, allowed is 0 (off) or at least 1e-08"),
+        ({"eps": 1e300, "eps_unit": "norm"}, "eps: received 1e+300, allowed is"),
+        ({"steps": 10**30}, "steps: received 1000000000000000000000000000000, allowed is a whole number >= 1; numbers"),
+        ({"seed": -(10**20)}, "seed: received -100000000000000000000, allowed is a whole number >= 0"),
         ({"epochs": 0}, "epochs: received 0, allowed is a whole number >= 1 or none"),
     ],
 )

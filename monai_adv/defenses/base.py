@@ -193,8 +193,10 @@ class Defense(ABC):
         On another kind of device (CPU instead of CUDA) the random stream begins anew.
 
         Raises:
-            InputError: the memory belongs to other samples or is in another unit; nothing is changed then.
+            InputError: the memory belongs to other samples, is in another unit, or has NaN in it; nothing is changed
+                then.
         """
+        _refuse_nan(saved, type(self).__name__)
         if self.states and saved["unit"] != self._unit():
             raise InputError.of(
                 "norm and eps_unit", self._unit(), f"those of the checkpoint ({saved['unit']})",
@@ -386,6 +388,23 @@ class Defense(ABC):
                 f"{len(announced)} samples were announced with bind(ids, device)",
             )  # fmt: skip
         self._ids_checked = True
+
+
+def _refuse_nan(saved: Any, name: str) -> None:
+    """NaN and infinity in a memory would go on for ever: no comparison with them ever holds."""
+    if isinstance(saved, Mapping):
+        for key, value in saved.items():
+            _refuse_nan(value, f"{name} {key}")
+    elif isinstance(saved, list | tuple):
+        for value in saved:
+            _refuse_nan(value, name)
+    elif isinstance(saved, Tensor | float) and not bool(torch.isfinite(torch.as_tensor(saved)).all()):
+        raise InputError.of(
+            "checkpoint",
+            f"NaN or infinity in {name}",
+            "finite numbers",
+            "go on from an older checkpoint, or train anew",
+        )
 
 
 def _whole(values: Tensor) -> bool:

@@ -48,7 +48,7 @@ class CATSettings(AttackSettings):
     relative_step: float | None = setting(
         None, "step as a fraction of the radius; none: 2 / the part's steps", "a number > 0 or none", positive
     )
-    threshold: float = setting(
+    lesson_threshold: float = setting(
         0.95, "the next lesson begins when the training accuracy exceeds this", "a number in [0, 1]",
         lambda v: 0 <= v <= 1,
     )  # fmt: skip
@@ -138,7 +138,7 @@ class CAT(Defense):
         if right > self._best:
             self._best, self._waited = right, 0
             self._weights = {k: v.detach().clone() for k, v in self._weights_of().items()}
-        if right > self.settings.threshold or self._waited >= self.settings.patience:
+        if right > self.settings.lesson_threshold or self._waited >= self.settings.patience:
             self._plain_network().load_state_dict(self._weights)
             self.lesson += 1
             self._best, self._waited, self._weights = -1.0, 0, {}

@@ -15,6 +15,9 @@ from monai_adv.threats import Norm, Threat, Unit
 
 N = TypeVar("N", int, float)
 
+SMALLEST_EPS = 1e-8
+"""A smaller change is lost beside an intensity of 1 in single precision."""
+
 
 def numbers(name: str, text: str | float | None, number: Callable[[str], N], allowed: str) -> tuple[N, ...]:
     """The numbers of a setting such as ``"2,4,6,8"``: settings hold scalars, so that variables can set them.
@@ -46,6 +49,9 @@ class DefenseSettings(Settings):
     seed: int = setting(0, "seed of random starts and noise", "a whole number >= 0", not_negative)
 
     def check(self) -> None:
+        if 0 < self.eps < SMALLEST_EPS:
+            raise InputError.of("eps", self.eps, f"0 (off) or at least {SMALLEST_EPS:g}",
+                                "less is lost in the rounding of an image")  # fmt: skip
         if self.norm == "linf" and self.eps_unit == "rms":
             raise InputError.of("eps_unit", "rms", "'norm' when norm is 'linf'", "an L-inf radius is per voxel already")
         if self.unit == "rms" and self.eps > 1:
