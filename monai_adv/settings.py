@@ -13,7 +13,6 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -210,7 +209,7 @@ def _refuse_near_miss(name: str) -> None:
     ours = name.startswith(ENV_PREFIX)
     if ours and name == name.upper():
         return
-    if ours or word.startswith(head) or get_close_matches(word[: len(head)], [head], cutoff=0.87):
+    if ours or word.startswith(head) or sorted(word[: len(head)]) == sorted(head):  # transposed letters
         setting_name = name[len(ENV_PREFIX) :] if ours else word[len(head) :]
         raise InputError.of(
             name, "a variable of this name", f"{ENV_PREFIX}<NAME> in capitals",

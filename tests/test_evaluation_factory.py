@@ -147,6 +147,13 @@ def test_the_lower_dice_is_the_worse_image() -> None:
     assert case.combine(bad, case.images) is bad
 
 
+@pytest.mark.parametrize("spacing", [(0, 1, 1), (1, -1, 1), (1, float("nan"), 1), (1, float("inf"), 1), (1, 1)])
+def test_spacings_that_measure_nothing(spacing: tuple[float, ...]) -> None:
+    volume = torch.zeros(1, 3, 4, 5)
+    with pytest.raises(InputError, match="^spacing: received .*3 numbers > 0"):
+        SegmentationSubject("s", nn.Identity(), [volume], [volume[0].long()], ("a",), regions=True, spacing=spacing)
+
+
 def test_regions_and_volumes() -> None:
     """Overlapping regions in 3D, with a spacing."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from monai_adv.errors import InputError
 from monai_adv.evaluation.plain import Box, check_box, fingerprint, forward, images_of, plain_threat, slice_2d
 from monai_adv.evaluation.subject import Kind, Level, Picture, Score
-from monai_adv.evaluation.volume_scores import volume_score
+from monai_adv.evaluation.volume_scores import check_spacing, volume_score
 from monai_adv.tasks import SegmentationTask, Target
 from monai_adv.threats import Threat
 
@@ -70,7 +70,8 @@ class SegmentationSubject:
             raise InputError.of("images", found, "the same number of each, at least one")
         self.images = [images_of(image, f"images[{i}]") for i, image in enumerate(images)]
         self.labels = [torch.as_tensor(values).detach().cpu().long() for values in labels]
-        self.spacing = tuple(spacing) if spacing is not None else (1.0,) * (self.images[0].ndim - 1)
+        axes = self.images[0].ndim - 1
+        self.spacing = (1.0,) * axes if spacing is None else check_spacing(spacing, axes)
         self.task = SegmentationTask.for_evaluation(regions=regions)
         for case, image, values in zip(self.cases, self.images, self.labels, strict=True):
             self._check(case, image, values)

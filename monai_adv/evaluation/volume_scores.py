@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 
+from monai_adv.errors import InputError
 from monai_adv.evaluation.subject import Score, mean_known
 from monai_adv.tasks import dice_score
 
@@ -55,6 +56,18 @@ def hausdorff95(found: Mask, there: Mask, spacing: Sequence[float]) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI warns of its own call
         return float(compute_hausdorff_distance(one, other, include_background=True, percentile=95, spacing=kept))
+
+
+def check_spacing(spacing: Sequence[float], axes: int) -> tuple[float, ...]:
+    """The spacing, if distances can be measured with it.
+
+    Raises:
+        InputError: not one number > 0 for each axis.
+    """
+    given = tuple(float(s) for s in spacing)
+    if len(given) != axes or not all(0 < s < math.inf for s in given):
+        raise InputError.of("spacing", given, f"{axes} numbers > 0, the size of a voxel in mm along each axis")
+    return given
 
 
 def volume_score(case: str, masks: Mapping[str, tuple[Mask, Mask]], spacing: Sequence[float]) -> Score:
