@@ -226,6 +226,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
                 left_over.unlink()
         if self.is_ddp:
             wait_at_most(self.run.rank_timeout)
+            self.print_to_log_file(f"GPUs wait for each other for {self.run.rank_timeout:g} minutes (`rank_timeout`).")
         super().on_train_start()
         assert self.defense is not None
         if not self._bound:  # loaders of the user's own, which did not ask for our data sets
