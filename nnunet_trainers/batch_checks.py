@@ -38,7 +38,8 @@ def refuse_bad_samples(
         if not finite[position]:
             raise InputError.of("images", f"NaN or infinite voxels in {case}", "finite intensities",
                                 "mend the image and preprocess again")  # fmt: skip
+        found: Any = full[position]
         raise InputError.of(
-            "target", f"labels {full[position].unique().tolist()} in {case}",
+            "target", f"labels {found.unique().tolist()} in {case}",
             f"the plan's labels 0 to {highest}", "mend the segmentation or dataset.json and preprocess again",
         )  # fmt: skip

@@ -96,7 +96,9 @@ def _host_trainer(predictor: Any, source: Path, configuration: str, trainer: str
     if converted(network):
         reason = "normalisation layers with two branches, which nnU-Net does not have"
     else:
-        mixed_in = [c.__name__ for c in find_trainer(trainer).__mro__ if c.__module__.startswith("nnunetv2.")]
+        mixed_in: list[str] = [
+            c.__name__ for c in find_trainer(trainer).__mro__ if c.__module__.startswith("nnunetv2.")
+        ]
         for name in dict.fromkeys([PLAIN, *mixed_in]):
             # Read anew for each: variants write into the plans they are given.
             if _builds(name, json.loads((source / "plans.json").read_text(encoding="utf-8")), configuration, predictor):

@@ -69,6 +69,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
     num_iterations_per_epoch: int
     num_val_iterations_per_epoch: int
     initial_lr: float
+    save_every: int
 
     def __init__(
         self,
