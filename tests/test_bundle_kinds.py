@@ -101,6 +101,12 @@ def test_a_label_file_may_become_a_class(tmp_path: Path) -> None:
     assert engine.kind == "classification"
     assert margins(engine) == [0.375] * toys.COUNT
     assert "threshold" not in engine.robust_state.state_dict()["settings"]
+    resumed = toys.trainer(IMATrainer, toys.loader(data, transform=read), lr=0.0, settings=toys.MARGINS)
+    resumed.robust_state.load_state_dict(engine.robust_state.state_dict())
+    resumed.run()
+    assert margins(resumed) == [0.5] * toys.COUNT  # what a checkpoint brought is not lost with the guess
+    with pytest.raises(InputError, match="ARFL for segmentation"):  # whose term has no meaning there
+        toys.trainer(engines.ARFLTrainer, toys.segment_list(), toys.segmenter()).run()
     with pytest.raises(InputError, match="allowed is classification"):  # said, not guessed
         toys.trainer(IMATrainer, toys.loader(data, transform=read), task="segmentation").run()
     with pytest.raises(InputError, match="give the argument task 'classification'"):  # the network is changed already

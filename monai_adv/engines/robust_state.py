@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from monai_adv.defenses.base import Defense
 from monai_adv.errors import InputError
 from monai_adv.files import whole_file
-from monai_adv.network_state import unwrap_ddp
+from monai_adv.network_state import device_of, unwrap_ddp
 from monai_adv.settings import differences
+from monai_adv.statistics import wide_dtype
 
 
 class RobustState:
@@ -55,6 +57,12 @@ class RobustState:
         if self._waiting is not None:
             self.load_state_dict(self._waiting)
             self._waiting = None
+
+    def disconnect(self) -> None:
+        """Called by the trainer before it makes another defence; what was loaded waits for that one."""
+        if self._goes_on and self._defense is not None:
+            self._waiting = self.state_dict()
+        self._defense = None
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, strings and numbers: loads with ``weights_only=True``."""
@@ -120,6 +128,28 @@ class RobustState:
                 f"{self.file} belongs to other weights, those after its epoch {epoch}: this training starts with a new "
                 "state and will overwrite it. To resume from any checkpoint, put a RobustState into its save_dict."
             )
+
+
+@torch.no_grad()
+def check_ranks(network: nn.Module) -> None:
+    """A checkpoint that only one rank has loaded: DDP does not notice, and would average unrelated gradients.
+
+    Raises:
+        InputError: the ranks have different weights.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    device = device_of(network)
+    norms = torch.stack([p.detach().to(wide_dtype(device)).norm() for p in network.parameters()])
+    lowest, highest = norms.clone(), norms.clone()
+    dist.all_reduce(lowest, dist.ReduceOp.MIN)
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    if not torch.equal(lowest, highest):
+        raise InputError.of(
+            "network", "weights that differ between the ranks", "the same weights on every rank",
+            "load checkpoints on every rank: the Model Zoo's multi_gpu_train.json leaves out the last handlers on "
+            "all ranks but the first, so load in `initialize` (docs/existing_bundle.md)",
+        )  # fmt: skip
 
 
 def _fingerprint(network: nn.Module) -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.data.meta_tensor import MetaTensor
 from monai.engines.trainer import SupervisedTrainer
@@ -39,7 +38,7 @@ from monai_adv.engines.bundle_task import (
     loss_of_each_sample,
 )
 from monai_adv.engines.numbering import numbered
-from monai_adv.engines.robust_state import RobustState
+from monai_adv.engines.robust_state import RobustState, check_ranks
 from monai_adv.engines.sample_ids import BatchIds, data_list
 from monai_adv.engines.supported import check_arguments, check_present, image_and_label, mask_channels
 from monai_adv.errors import InputError
@@ -55,7 +54,6 @@ from monai_adv.settings import (
     read_settings,
     table,
 )
-from monai_adv.statistics import wide_dtype
 from monai_adv.tasks import ClassificationTask, Output, SegmentationSettings, SegmentationTask, Target
 from monai_adv.tasks.base import TrainingTask, plain
 
@@ -118,7 +116,8 @@ class RobustTrainer(SupervisedTrainer):
         **kwargs: Any,
     ) -> None:
         if kwargs.get("iteration_update") is not None:
-            raise InputError.of("iteration_update", "a function", "None", f"{type(self).__name__} has its own")
+            todo = f"{type(self).__name__} has its own; interactive training (clicks, prompts) is not supported"
+            raise InputError.of("iteration_update", "a function", "None", todo)
         if defense is not None and (settings is not None or task != "auto" or channels is not None):
             raise InputError.of("defense", "a ready one and settings, task or channels", "one or the other")
         if isinstance(task, str) and task not in ("auto", *KINDS):
@@ -156,7 +155,8 @@ class RobustTrainer(SupervisedTrainer):
         if defense is not None:
             self._own_task = defense.task
         elif task == "auto":
-            self.kind = kind_of_data(data_list(self.data_loader))
+            guess = kind_of_data(data_list(self.data_loader))
+            self.kind = None if self.method is not None and guess in self.method.not_for else guess
             self._guessed = True
         if isinstance(self._own_task, ClassificationTask):
             self.kind = "classification"
@@ -267,6 +267,7 @@ class RobustTrainer(SupervisedTrainer):
             raise InputError.of(
                 "task", f"{self.kind}, as the data list looks", why, f"give the argument task {found!r}"
             )
+        self.robust_state.disconnect()
         self.defense, self.sections, self.kind = None, {}, found
 
     def _tell(self, images: Tensor, label: Tensor, output: Output) -> None:
@@ -284,10 +285,9 @@ class RobustTrainer(SupervisedTrainer):
             f"{which}. Sample ids: {ids}."
         )
         if masks := mask_channels(images, channels):
-            rest = [c for c in range(images.shape[1]) if c not in masks and (channels is None or c in channels)]
             self.logger.warning(
                 f"Channels {masks} of the first batch hold only 0 and 1 and are attacked as intensities. If they are "
-                f"masks or clicks, leave them out: channels {rest}."
+                "masks or clicks, leave them out with the argument channels."
             )
 
     # ---------------------------------------------------------------- events
@@ -314,27 +314,10 @@ class RobustTrainer(SupervisedTrainer):
     def _on_epoch_started(self) -> None:
         if not self._resumed:  # now, because handlers that load a checkpoint run after our STARTED
             self.robust_state.resume(self.network, self.logger)
-            self._check_ranks()
+            check_ranks(self.network)
             self._resumed = True
         if self.defense is not None:
             self.defense.on_epoch_start(self.state.epoch - 1, self.state.max_epochs)
-
-    @torch.no_grad()
-    def _check_ranks(self) -> None:
-        """A checkpoint that only one rank has loaded: DDP does not notice, and would average unrelated gradients."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return
-        device = device_of(self.network)
-        norms = torch.stack([p.detach().to(wide_dtype(device)).norm() for p in self.network.parameters()])
-        lowest, highest = norms.clone(), norms.clone()
-        dist.all_reduce(lowest, dist.ReduceOp.MIN)
-        dist.all_reduce(highest, dist.ReduceOp.MAX)
-        if not torch.equal(lowest, highest):
-            raise InputError.of(
-                "network", "weights that differ between the ranks", "the same weights on every rank",
-                "load checkpoints on every rank: the Model Zoo's multi_gpu_train.json leaves out the last handlers on "
-                "all ranks but the first, so load in `initialize` (docs/existing_bundle.md)",
-            )  # fmt: skip
 
     def _on_epoch_completed(self) -> None:
         assert self.defense is not None
