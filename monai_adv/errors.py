@@ -22,6 +22,21 @@ class InputError(ValueError):
         sentence = f"{name}: received {received!r}, allowed is {allowed}" + (f"; {todo}" if todo else "")
         return cls(sentence if sentence.endswith("?") else f"{sentence}.")
 
+    def about(self, model: str) -> InputError:
+        """The same of one of several models, which is named in front."""
+        return self if str(self).startswith(f"{model}: ") else InputError(f"{model}: {self}")
+
+    @classmethod
+    def unknown(cls, name: str, what: str, known: Iterable[str]) -> InputError:
+        """Something that does not exist, with what comes near it.
+
+        Example:
+            >>> str(InputError.unknown("step", "setting", ["eps", "steps"]))
+            "step: unknown setting; did you mean 'steps'?"
+        """
+        sentence = f"{name}: unknown {what}; {did_you_mean(name, known)}"
+        return cls(sentence if sentence.endswith("?") else f"{sentence}.")
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"did you mean 'eps'?"`` for a near miss, otherwise the list of what is known."""

@@ -145,7 +145,7 @@ def combine(
     values = expand_preset(sections, values, presets or {})
     for name in values:
         if name not in owner:
-            raise InputError(f"{name}: unknown setting; {did_you_mean(name, [*owner, 'preset'])}.")
+            raise InputError.unknown(name, "setting", [*owner, "preset"])
     return {key: cls(**{n: values[n] for n in cls.names() if n in values}) for key, cls in sections.items()}
 
 

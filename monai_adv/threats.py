@@ -18,6 +18,9 @@ from monai_adv.errors import InputError
 
 Norm = Literal["l2", "linf"]
 Unit = Literal["norm", "rms"]
+Beyond = Literal["refuse", "keep", "keep_ends"]
+ROUNDING = 1e-6
+"""Share of a box's width by which an image may lie beyond it all the same: boxes are written with seven digits."""
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -35,6 +38,10 @@ class Threat:
             standard deviations of the z-scored image). 0 allows no change at all.
         box: lowest and highest intensity that an attacked image may have, or ``None``. There is no default box:
             z-scored scans have none, and clamping them to [0, 1] destroys them.
+        beyond: what becomes of voxels of the clean image that lie beyond the box. ``"refuse"``: the box is taken to be
+            wrong. ``"keep"``: they stay as they are. ``"keep_ends"``: so do those at its ends, for images that were
+            clipped to the box: what a file has there lies beyond it, and a small change of the file would not show.
+        boxed: the channels that the box is for, as with CT beside PET; ``None`` means all that are attacked.
         unit: ``"norm"``: ``eps`` is the norm itself. ``"rms"`` (L2 only): ``eps`` is the root mean square change per
             voxel, because an L2 radius means less and less per voxel as images grow.
         channels: the channels that are intensities and may be changed; ``None`` means all. The one-hot channels that
@@ -56,6 +63,8 @@ class Threat:
     box: tuple[float, float] | None = None
     unit: Unit = "norm"
     channels: tuple[int, ...] | None = None
+    beyond: Beyond = "refuse"
+    boxed: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.norm not in ("l2", "linf"):
@@ -71,6 +80,8 @@ class Threat:
             raise InputError.of("eps", self.eps, "a finite number >= 0")
         if self.box is not None and not self.box[0] < self.box[1]:
             raise InputError.of("box", self.box, "(lowest, highest) with lowest < highest, or None")
+        if self.boxed is not None and self.channels is not None:
+            raise InputError.of("boxed and channels", (self.boxed, self.channels), "one of the two")
 
     def check(self, images: Tensor) -> None:
         """Refuse images that this threat cannot be applied to. Costs one host sync: call it once, not in a loop.
@@ -86,9 +97,11 @@ class Threat:
         if isinstance(self.eps, Tensor) and len(self.eps) != len(images):
             raise InputError.of("eps", f"{len(self.eps)} radii", f"one per image, here {len(images)}")
         if self.box is not None:
-            attacked = images if self.channels is None else images[:, list(self.channels)]
+            bounded = self.channels if self.boxed is None else self.boxed
+            attacked = images if bounded is None else images[:, list(bounded)]
             low, high = (float(v) for v in attacked.aminmax())
-            if low < self.box[0] or high > self.box[1]:
+            slack = ROUNDING * (self.box[1] - self.box[0])
+            if self.beyond == "refuse" and (low < self.box[0] - slack or high > self.box[1] + slack):
                 raise InputError.of(
                     "box", self.box, f"a box that contains the images, here [{low:.4g}, {high:.4g}]",
                     "z-scored images have no box",
@@ -114,6 +127,7 @@ class Threat:
         For images inside the box the second step only shrinks ``delta`` voxel by voxel, so the norm bound still holds.
         """
         bound = per_sample(radius, delta)
+        delta = self.only_free(delta, images)
         if self.norm == "l2":
             # 1 exactly for a perturbation inside the ball, also for delta = 0 and radius = 0.
             size = per_sample(self.size(delta), delta)
@@ -121,15 +135,34 @@ class Threat:
         else:
             delta = delta.clamp(-bound, bound)
         if self.box is not None:
-            delta = (images + delta).clamp(*self.box) - images
+            delta = self.clip(images + delta, images) - images
         return self._attacked_channels_only(delta)
 
-    def direction(self, gradient: Tensor) -> Tensor:
+    def clip(self, images: Tensor, clean: Tensor) -> Tensor:
+        """Attacked images, voxel by voxel, within the box; those that stay as they are come from the clean image."""
+        if self.box is None:
+            return images
+        inside = images.clamp(*self.box)
+        if self.boxed is not None:
+            inside = torch.where(_channel_mask(self.boxed, images), inside, images)
+        return inside if self.beyond == "refuse" else torch.where(self._kept(clean), clean, inside)
+
+    def only_free(self, values: Tensor, clean: Tensor) -> Tensor:
+        """Values with zeros where a voxel of the clean image may not change."""
+        if self.box is not None and self.beyond != "refuse":
+            values = torch.where(self._kept(clean), torch.zeros_like(values), values)
+        return self._attacked_channels_only(values)
+
+    def direction(self, gradient: Tensor, images: Tensor | None = None) -> Tensor:
         """Steepest ascent of unit size under the norm: ``g / ||g||_2`` or ``sign(g)``.
 
         A sample whose gradient is zero or not finite gets a zero direction; callers count those (see ``PGD``).
+
+        Args:
+            gradient: of the loss.
+            images: clean ones, whose fixed voxels get no part of the direction.
         """
-        gradient = self._attacked_channels_only(gradient)
+        gradient = self._attacked_channels_only(gradient) if images is None else self.only_free(gradient, images)
         largest = gradient.flatten(1).abs().amax(dim=1)
         usable = per_sample((largest > 0) & largest.isfinite(), gradient)
         # Dividing by the largest entry first keeps the squares of tiny (half precision) gradients from underflowing.
@@ -145,8 +178,9 @@ class Threat:
             noise = torch.empty_like(images).uniform_(-1, 1, generator=generator)
             noise = noise.sign() if surface else noise
         else:
-            noise = self._attacked_channels_only(torch.empty_like(images).normal_(generator=generator))
-            noise = noise / per_sample(self.size(noise), noise)
+            noise = self.only_free(torch.empty_like(images).normal_(generator=generator), images)
+            # A sample without a free voxel has no noise either.
+            noise = noise / per_sample(self.size(noise).clamp(min=torch.finfo(noise.dtype).tiny), noise)
             if not surface:
                 scale = torch.empty_like(radius).uniform_(generator=generator) ** (1 / self._attacked_entries(images))
                 noise = noise * per_sample(scale, noise)
@@ -161,19 +195,47 @@ class Threat:
             radius = float(self.radius(images).mean())
             rms = radius / math.sqrt(self._attacked_entries(images))
             text += f" (= {rms:.3g} RMS per voxel)" if self.unit == "norm" else f" (= L2 radius {radius:.3g})"
-        return text + (f", box {self.box}" if self.box is not None else ", no box")
+        if self.box is None:
+            return f"{text}, no box"
+        text += "" if self.boxed is None else f", of channel {', '.join(map(str, self.boxed))}"
+        if self.beyond == "refuse":
+            return f"{text}, box {self.box}"
+        which = "beyond it" if self.beyond == "keep" else "at its ends or beyond"
+        return f"{text}, box [{self.box[0]:.6g}, {self.box[1]:.6g}], voxels {which} stay as they are"
+
+    def _kept(self, clean: Tensor) -> Tensor:
+        """Bool, like the images: which voxels stay as they are."""
+        assert self.box is not None
+        low, high = self.box
+        slack = ROUNDING * (high - low) * (1 if self.beyond == "keep_ends" else -1)
+        kept = (clean <= low + slack) | (clean >= high - slack)
+        return kept if self.boxed is None else kept & _channel_mask(self.boxed, clean)
 
     def _attacked_channels_only(self, values: Tensor) -> Tensor:
         if self.channels is None:
             return values
-        mask = _channel_mask(self.channels, values.shape[1], values.device)
-        return torch.where(mask.view(1, -1, *[1] * (values.ndim - 2)), values, torch.zeros_like(values))
+        return torch.where(_channel_mask(self.channels, values), values, torch.zeros_like(values))
 
     def _attacked_entries(self, images: Tensor) -> int:
         """How many numbers of one sample may change."""
         return images[0].numel() if self.channels is None else images[0, 0].numel() * len(self.channels)
 
 
+def check_free(threat: Threat) -> None:
+    """Refuse a box that fixes voxels, for attacks that go by distances to the box.
+
+    Raises:
+        InputError: says so.
+    """
+    if threat.box is not None and threat.beyond != "refuse":
+        raise InputError.of("beyond", threat.beyond, "'refuse' for this attack", "it takes every voxel to be free")
+
+
+def _channel_mask(channels: tuple[int, ...], like: Tensor) -> Tensor:
+    """``(1, C, 1, ...)`` bool."""
+    return _mask(channels, like.shape[1], like.device).view(1, -1, *[1] * (like.ndim - 2))
+
+
 @lru_cache(maxsize=32)  # building it copies from host to device: once, not in every attack step
-def _channel_mask(channels: tuple[int, ...], count: int, device: torch.device) -> Tensor:
+def _mask(channels: tuple[int, ...], count: int, device: torch.device) -> Tensor:
     return torch.tensor([c in channels for c in range(count)], device=device)

@@ -22,7 +22,9 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
 from monai_adv.errors import InputError
-from nnunet_trainers.raw_units import note_raw_units, plan_raw_unit
+from monai_adv.evaluation.geometry import Geometry, compare
+from monai_adv.threats import Beyond
+from nnunet_trainers.raw_units import note_raw_units, plan_range, plan_raw_unit
 from nnunet_trainers.sliding_window import SlidingWindow
 from nnunet_trainers.trained_folder import load_predictor
 
@@ -129,7 +131,7 @@ class DeployedModel:
         """A case by the host's preprocessor.
 
         Args:
-            image_files: one file per channel, in the order of dataset.json.
+            image_files: one file per channel, in the order of dataset.json, or as many as :meth:`files_per_case` says.
 
         Returns:
             ``(C, X, Y, Z)`` float image in network space on the CPU, and what :meth:`segmentation` needs to go back,
@@ -145,8 +147,45 @@ class DeployedModel:
     def preprocess_labelled(
         self, image_files: Files, ground_truth_file: str | Path
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """As :meth:`preprocess`, with the ground truth ``(1, X, Y, Z)`` in network space in the middle."""
-        return self._run_case(image_files, ground_truth_file)
+        """As :meth:`preprocess`, with the ground truth ``(1, X, Y, Z)`` in network space in the middle.
+
+        The properties also have the ``truth`` in its original geometry, its ``truth_spacing`` in mm, and ``notes`` on
+        what is odd about that geometry.
+
+        Raises:
+            InputError: see :meth:`preprocess`; labels that the model does not know, or of another spacing.
+        """
+        truth, described = self._read_labels(ground_truth_file)
+        data, labels, properties = self._run_case(image_files, ground_truth_file)
+        first = image_files if isinstance(image_files, str | Path) else image_files[0]
+        label_geometry = _geometry(ground_truth_file, described, channel="")
+        notes = compare(_geometry(first, properties, channel="_0000"), label_geometry)
+        more = {"truth": truth, "truth_spacing": label_geometry.spacing, "notes": notes}
+        return data, labels, {**properties, **more}
+
+    def files_per_case(self, file: str | Path) -> int | None:
+        """Into how many files the channels of an image are divided, by what the host's reader finds in the first.
+
+        A file may hold several: a colour image has one file and three channels. None if it cannot be read.
+
+        Raises:
+            InputError: it holds more channels than the model has, or a part that does not add up.
+        """
+        channels = len(self.channel_names)
+        if channels == 1:
+            return 1
+        if (held := self._channels_in([file])) is None:
+            return None
+        if channels % held:
+            raise InputError.of("image_files", f"{file} with {held} channels", f"the channels {self.channel_names}")
+        return channels // held
+
+    def _channels_in(self, files: Files) -> int | None:
+        """None if they cannot be read."""
+        try:
+            return len(self.plans_manager.image_reader_writer_class().read_images([*map(str, files)])[0])
+        except Exception:  # every reader raises kinds of its own
+            return None
 
     def _run_case(
         self, image_files: Files, ground_truth_file: str | Path | None
@@ -156,12 +195,12 @@ class DeployedModel:
         used = files if labels is None else [*files, labels]
         if self.configuration_manager.previous_stage_name is not None:
             raise InputError.of("model", self.name, "a model that needs images only, not the second stage of a cascade")
-        if len(files) != len(self.channel_names):
-            raise InputError.of("image_files", files, f"one file per channel, here {self.channel_names}")
         for file in used:
             if not Path(file).is_file():
                 raise InputError.of("image_files", file, "an existing image", "check the path")
             _check_complete("ground_truth_file" if file == labels else "image_files", file)
+        if not files or (len(files) != len(self.channel_names) and len(files) != self.files_per_case(files[0])):
+            raise InputError.of("image_files", files, f"one file per channel, here {self.channel_names}")
         preprocessor = self.configuration_manager.preprocessor_class(verbose=False)
         raw_units = note_raw_units(preprocessor)
         try:
@@ -169,13 +208,19 @@ class DeployedModel:
                 files, labels, self.plans_manager, self.configuration_manager, self.dataset_json
             )
         except Exception as error:  # unreadable, or shapes that do not fit; every reader raises kinds of its own
+            self._check_channels(self._channels_in(files), files)
             raise InputError.of("image_files", used, "readable images of one shape", _told(error)) from error
+        self._check_channels(len(data), files)
         if not np.isfinite(data).all():
             raise InputError.of("image_files", files, "finite intensities", "there is NaN or infinity in them")
         return _tensor(data), _foreground(ground_truth), {**properties, "raw_units": raw_units}
 
-    def read_labels(self, file: str | Path) -> tuple[Labels, tuple[float, ...]]:
-        """A ground truth in its original geometry, and the spacing of its axes in mm.
+    def _check_channels(self, found: int | None, files: Files) -> None:
+        if found is not None and found != len(self.channel_names):
+            raise InputError.of("image_files", f"{files} with {found} channels", f"the channels {self.channel_names}")
+
+    def _read_labels(self, file: str | Path) -> tuple[Labels, dict[str, Any]]:
+        """A ground truth in its original geometry, and what the host's reader says about it.
 
         Raises:
             InputError: it cannot be read, or holds values that the model's dataset.json does not know.
@@ -194,7 +239,7 @@ class DeployedModel:
                 f"{file} with the values {', '.join(unknown[:10])}",
                 f"the model's labels {sorted(known)}",
             )
-        return labels[0], tuple(float(s) for s in properties["spacing"])
+        return labels[0], properties
 
     @property
     def raw_unit_of_all(self) -> float | None:
@@ -203,6 +248,18 @@ class DeployedModel:
         schemes = enumerate(self.configuration_manager.normalization_schemes)
         units = {plan_raw_unit(scheme, intensities.get(str(c), {})) for c, scheme in schemes}
         return units.pop() if len(units) == 1 else None
+
+    @property
+    def plan_range(self) -> tuple[float, float, Beyond, tuple[int, ...]] | None:
+        """What :func:`~nnunet_trainers.raw_units.plan_range` says, and of which channels.
+
+        None without a range, or if several channels have different ones.
+        """
+        intensities = self.plans_manager.foreground_intensity_properties_per_channel
+        schemes = enumerate(self.configuration_manager.normalization_schemes)
+        ranges = {c: plan_range(scheme, intensities.get(str(c), {})) for c, scheme in schemes}
+        known = {c: found for c, found in ranges.items() if found is not None}
+        return (*next(iter(known.values())), tuple(known)) if len(set(known.values())) == 1 else None
 
     # ---------------------------------------------------------------- the function
 
@@ -286,6 +343,25 @@ def _told(error: Exception) -> str:
     """What the host says; the text of a KeyError is only the key."""
     alone = str(error) and not isinstance(error, LookupError)
     return f"nnU-Net says: {error if alone else repr(error)}".rstrip(".")
+
+
+def _geometry(file: str | Path, properties: dict[str, Any], *, channel: str) -> Geometry:
+    """What one of the host's readers has said about a file.
+
+    Args:
+        file: with the channel's number, if any, before its ending.
+        properties: as the reader gives them.
+        channel: what the file's name has more than that of a JSON file with its spacing.
+    """
+    spacing = tuple(float(s) for s in properties["spacing"])
+    if "sitk_stuff" in properties:
+        header = properties["sitk_stuff"]
+        return Geometry(str(file), spacing, tuple(header["origin"]), tuple(header["direction"]))
+    if "nibabel_stuff" in properties:
+        return Geometry.from_affine(str(file), properties["nibabel_stuff"]["original_affine"], spacing)
+    path = Path(file)
+    beside = path.with_name(path.stem.removesuffix(channel) + ".json")
+    return Geometry(str(beside if beside.is_file() else file), spacing)
 
 
 def _tensor(values: npt.NDArray[Any]) -> Tensor:

@@ -61,6 +61,7 @@ class NNUNetCases:
         loaded = dict(item)
         if "label" in item:
             image, loaded["label"], properties = self.deployed.preprocess_labelled(files, item["label"])
+            del properties["truth"]  # large, and not needed on the way back
         else:
             image, properties = self.deployed.preprocess(files)
         if self.output_dir is not None:

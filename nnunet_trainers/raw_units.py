@@ -1,10 +1,12 @@
-"""What one unit of a normalised image is in the intensities of the files (HU for CT), by the plan's normalisation."""
+"""Unit and range of a normalised image in the intensities of the files (HU for CT), by the plan's normalisation."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy.typing as npt
+
+from monai_adv.threats import Beyond
 
 Array = npt.NDArray[Any]
 SMALLEST = 1e-8  # nnU-Net divides by no less
@@ -50,6 +52,28 @@ def plan_raw_unit(scheme: str, intensities: dict[str, float]) -> float | None:
             return 1.0
         case "RGBTo01Normalization":
             return 255.0
+        case _:
+            return None
+
+
+def plan_range(scheme: str, intensities: dict[str, float]) -> tuple[float, float, Beyond] | None:
+    """Lowest and highest value, in network units, that a normalised image can have whatever the file holds.
+
+    Returns:
+        the two, and what they mean for voxels at them, see :class:`monai_adv.threats.Threat`: an image for CT was
+        clipped to them, so there the file is beyond; that of a colour image ends there itself. None: no such range.
+
+    Example:
+        >>> plan_range("CTNormalization", {"mean": 50, "std": 100, "percentile_00_5": -150, "percentile_99_5": 250})
+        (-2.0, 2.0, 'keep_ends')
+    """
+    match scheme:
+        case "CTNormalization":
+            ends = (float(intensities[f"percentile_{p}"]) - float(intensities["mean"]) for p in ("00_5", "99_5"))
+            low, high = (end / max(float(intensities["std"]), SMALLEST) for end in ends)
+            return (low, high, "keep_ends") if low < high else None
+        case "RGBTo01Normalization":
+            return 0.0, 1.0, "keep"
         case _:
             return None
 

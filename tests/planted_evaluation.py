@@ -45,7 +45,7 @@ def plant(model: str, clean: Sequence[Score], attacked: Mapping[tuple[str, str],
         for (level, attack), scores in attacked.items():
             norm = parse_level(level).norm
             before = worst.get(norm, start)
-            now = scores[i] if scores[i].score <= before.score else before
+            now = scores[i] if scores[i].remaining <= before.remaining else before
             worst[norm] = now
             records.append(
                 Record(

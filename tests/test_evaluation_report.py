@@ -117,7 +117,7 @@ def test_numbers_on_the_page_are_those_of_the_records(tmp_path):
     # clean: 0.80 ... 0.87; SegPGD at L2 5: 0.45 ... 0.59; noise 0.70 ... 0.84
     assert page.row("unchanged")[2] == "83.5"
     row = page.row("L2 5", "77.0")
-    assert (row[2], row[4], row[5]) == ("52.0", "45.0 a", "8")
+    assert (row[2], row[4], row[5], row[6]) == ("52.0", "52.0", "45.0 a", "8")
     low, high = (float(v) for v in row[3].split(" to "))
     assert 48 < low < 50
     assert 54 < high < 56
@@ -225,14 +225,15 @@ def test_csv_and_json_carry_the_same_numbers(tmp_path):
     assert model["summaries"]["l2-5"]["lowest_case"] == NASTY
     assert model["verdict"]["word"] == "not fully checked"
     assert {f["name"] for f in model["flags"]} >= {"black-box", "unbounded"}
-    assert [Score(**{**s, "probabilities": ()}) for s in content["records"][1]["own"]] == list(records[1].own)
+    lists = {"probabilities": (), "absent": (), "false_positives": ()}
+    assert [Score(**s | lists) for s in content["records"][1]["own"]] == list(records[1].own)
 
 
 def test_the_tables_for_machines_have_a_row_per_level_attack_and_class(tmp_path):
     folder = folder_of(tmp_path, _segmentation(names=[NASTY, *"bcdefgh"]))
     write_report(folder)
     rows = list(csv.DictReader(io.StringIO((folder / "tables.csv").read_text(encoding="utf-8"))))
-    assert len(rows) == (1 + 3 * 5) * (1 + 2 * 2)
+    assert len(rows) == (1 + 3 * 5) * (2 + 2 * 2)
     found = {(r["level"], r["attack"], r["class"], r["measure"]): r for r in rows}
     whole = found["l2-5", "SegPGD", "all", "mean Dice"]
     assert (float(whole["value"]), float(whole["lowest"])) == pytest.approx((0.52, 0.45))
@@ -249,10 +250,10 @@ def test_what_is_not_defined_says_so(tmp_path):
     folder = folder_of(tmp_path, plant("IMA", clean, {("l2-5", "APGD-CE"): low}))
     page = _page(folder)
     row = page.row("L2 5", "–")
-    assert (row[2], row[3], row[5]) == ("0.0", "–", "1 + 1 not defined")
+    assert (row[2], row[3], row[6]) == ("0.0", "–", "1 + 1 not defined")
     assert ("td", "title", "1 case: too few for an interval") in page.attributes
     assert page.row("", "L2 5")[2:] == ["0.0", "–", "0.0", "not defined", "0 of 1"]
-    assert "left out of means and counted" in page.plain
+    assert "they have no Dice, before an attack or after it, and are in none of the means" in page.plain
     content = json.loads((folder / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert content["models"][0]["rows"]["l2-5"][0]["values"]["hd95"] is None
     rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text(encoding="utf-8"))))
@@ -281,7 +282,7 @@ def test_an_evaluation_that_stopped_half_way_says_so(tmp_path):
 def test_nothing_attacked_yet(tmp_path):
     page = _page(folder_of(tmp_path, plant("IMA", [dice_score("a", 0.8)], {})))
     assert "1 patient, nothing attacked yet" in page.plain
-    assert page.row("unchanged")[2:] == ["80.0", "–", "80.0 a", "1"]
+    assert page.row("unchanged")[2:] == ["80.0", "–", "80.0", "80.0 a", "1"]
     assert "No radius has been measured yet." in page.plain
 
 

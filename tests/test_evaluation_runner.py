@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -264,10 +265,10 @@ def test_an_image_without_foreground_is_scored_by_the_stated_policy(tmp_path: Pa
     subject.labels[0].zero_()
     subject.images[0].fill_(0.2)
     settings = EvaluationSettings((Level("linf", 0.1), Level("linf", 0.4)), "quick")
-    last = {r.level: r.worst[0].score for r in run_all(tmp_path, subject, settings) if r.case == subject.cases[0]}
-    assert repr(last[""]) == "nan"
-    assert repr(last["linf-0.1"]) == "nan"  # nothing can be found in it yet
-    assert last["linf-0.4"] == 0
+    last = {r.level: r.worst[0] for r in run_all(tmp_path, subject, settings) if r.case == subject.cases[0]}
+    assert all(math.isnan(score.score) for score in last.values())  # it has no Dice, before an attack or after it
+    found = {level: score.false_positives for level, score in last.items()}
+    assert found == {"": (), "linf-0.1": (), "linf-0.4": subject.classes}  # nothing can be found in it at first
 
 
 def test_corruptions_are_a_second_axis(tmp_path: Path) -> None:

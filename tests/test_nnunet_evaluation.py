@@ -21,7 +21,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from tiny_nnunet import CLASSES, REGIONS, plans, write_case, write_model
+from tiny_nnunet import CLASSES, REGIONS, write_case, write_model, write_planned
 from torch import Tensor, nn
 
 from monai_adv.attacks import PGD
@@ -134,11 +134,13 @@ def test_slices_without_foreground_are_attacked(whole_image: WholeImageCase) -> 
     """A class that nobody has yet is worth finding."""
     case, _ = whole_image(foreground=False)
     assert math.isnan(case.scores(case.images)[0].score)  # nobody has the class
-    assert math.isnan(case.scores(_attack(case, 0.98))[0].score)
+    assert case.scores(_attack(case, 0.98))[0].false_positives == ()
     attacked = _attack(case, 1.02)
-    assert case.scores(attacked)[0].score == 0  # the nearest slice is called foreground
-    for pair in ((attacked, case.images), (case.images, attacked)):  # 0 is worse than not defined
-        assert case.scores(case.combine(*pair))[0].score == 0
+    (score,) = case.scores(attacked)
+    assert score.false_positives == score.absent == ("organ",)  # the nearest slice is called foreground
+    assert math.isnan(score.score)  # and still it has no Dice: it would be in one mean and not in the other
+    for pair in ((attacked, case.images), (case.images, attacked)):
+        assert case.scores(case.combine(*pair))[0].false_positives == ("organ",)
 
 
 def test_slices_go_on_falling_after_their_own_dice_is_zero(tmp_path: Path) -> None:
@@ -262,6 +264,7 @@ def test_policy_for_what_is_empty() -> None:
     assert math.isnan(score.dice["neither"])
     assert score.dice["only found"] == score.dice["missed"] == 0
     assert score.score == pytest.approx(1 / 3)  # the mean over those that are defined
+    assert (score.absent, score.false_positives) == (("neither", "only found"), ("only found",))
     assert [name for name, value in score.hd95.items() if math.isnan(value)] == ["neither", "only found", "missed"]
     assert score.hd95["both"] == 0
     assert math.isnan(dice(none, none))
@@ -335,29 +338,6 @@ def test_pictures(whole_image: WholeImageCase) -> None:
 # -------------------------------------------------------------------- units
 
 
-def _planned(tmp_path: Path, schemes: list[str], masked: bool = False, channels: int = 1) -> Path:
-    """A model whose plan normalises like this."""
-    folder = write_model(tmp_path / "model")
-    plan, described = plans(), json.loads((folder / "dataset.json").read_text())
-    configuration = plan["configurations"]["2d"]
-    configuration["normalization_schemes"], configuration["use_mask_for_norm"] = schemes, [masked] * channels
-    intensities = {"mean": 90.0, "std": 40.0, "percentile_00_5": 0.0, "percentile_99_5": 500.0}
-    plan["foreground_intensity_properties_per_channel"] = {str(c): intensities for c in range(channels)}
-    described["channel_names"] = {str(c): f"channel {c}" for c in range(channels)}
-    (folder / "plans.json").write_text(json.dumps(plan))
-    (folder / "dataset.json").write_text(json.dumps(described))
-    if channels > 1:
-        file = folder / "fold_0" / "checkpoint_final.pth"
-        content = torch.load(file, weights_only=False)
-        name = next(n for n, w in content["network_weights"].items() if w.shape[1:2] == (1,))
-        first = content["network_weights"][name]
-        for name, weights in content["network_weights"].items():
-            if weights.shape == first.shape and weights.shape[1] == 1:
-                content["network_weights"][name] = weights.repeat(1, channels, 1, 1)
-        torch.save(content, file)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("scheme", "masked"),
     [("CTNormalization", False), ("ZScoreNormalization", False), ("ZScoreNormalization", True),
@@ -367,7 +347,7 @@ def _planned(tmp_path: Path, schemes: list[str], masked: bool = False, channels:
 def test_raw_radii_by_changing_the_file(tmp_path: Path, scheme: str, masked: bool, norm: Any) -> None:
     """A change of the file by d inside the body is one of d / unit in the network's image."""
     files = write_case(tmp_path, (10, 12, 11), rim=0 if scheme != "ZScoreNormalization" else 1)
-    model = DeployedModel.from_folder(_planned(tmp_path, [scheme], masked))
+    model = DeployedModel.from_folder(write_planned(tmp_path, [scheme], masked))
     case = NNUNetCase(model, files, model.as_network())
     raw = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(files.image_files[0])))
     body = raw[1:-1, 1:-1, 1:-1] if scheme == "ZScoreNormalization" else raw
@@ -382,7 +362,9 @@ def test_raw_radii_by_changing_the_file(tmp_path: Path, scheme: str, masked: boo
     assert threat.eps == pytest.approx(3.0 / unit, rel=1e-4)
     assert threat.norm == norm
     assert case.threat(Level(norm, 3.0)).eps == 3.0
-    assert threat.box is None
+    # What no file can hold is out of bounds: here the plan clips at 0 and 500.
+    box = {"CTNormalization": (-90 / 40, 410 / 40), "RGBTo01Normalization": (0.0, 1.0)}.get(scheme)
+    assert threat.box == (None if box is None else pytest.approx(box))
 
 
 def test_units_that_cannot_be_converted(tmp_path: Path) -> None:
@@ -392,7 +374,7 @@ def test_units_that_cannot_be_converted(tmp_path: Path) -> None:
     second.write_bytes(files.image_files[0].read_bytes())
     _rewrite(second, values * 3)
     files = dataclasses.replace(files, image_files=(*files.image_files, second))
-    folder = _planned(tmp_path, ["ZScoreNormalization"] * 2, channels=2)
+    folder = write_planned(tmp_path, ["ZScoreNormalization"] * 2, channels=2)
     model = DeployedModel.from_folder(folder)
     case = NNUNetCase(model, files, model.as_network())
     with pytest.raises(InputError, match="channels of different scales; case: one unit is channel 0"):
@@ -436,7 +418,7 @@ def test_what_is_said_about_other_modes(data: tuple[Path, NNUNetSource], tmp_pat
     assert "one patch (16 × 12) per volume" in subject.space
     assert "faster, and not the deployed measure; mirroring on; held out" in subject.space
     assert isinstance(subject.load("a"), NNUNetPatch)
-    ct = dataclasses.replace(source, model_folder=str(_planned(tmp_path / "ct", ["CTNormalization"]))).open()
+    ct = dataclasses.replace(source, model_folder=str(write_planned(tmp_path / "ct", ["CTNormalization"]))).open()
     assert ct.unit == "units of the normalised image, 1 = 40 in the files (channel 0 CTNormalization)"
 
 
@@ -565,7 +547,7 @@ def test_find_cases(tmp_path: Path) -> None:
     folders = (tmp_path / "imagesTr", tmp_path / "labelsTr", ".nii.gz")
     assert find_cases(*folders) == (cases, [])
     assert find_cases(*folders, ["b"]) == (cases[1:], [])
-    found, problems = find_cases(*folders, channels=2)
+    found, problems = find_cases(*folders, files=2)
     assert found == []
     assert "a_0001.nii.gz" in problems[0]
     with pytest.raises(InputError, match="images_folder: received .*, allowed is an existing folder"):
@@ -586,6 +568,7 @@ def nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"nnUNet_{variable}", str(tmp_path / variable))
     for name in ("a", "b"):
         write_case(tmp_path / "raw" / "Dataset999_Tiny", name=name)
+    (tmp_path / "raw" / "Dataset999_Tiny" / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz"}))
     for trainer in ("nnUNetTrainer", "IMATrainer"):
         write_model(tmp_path / "results" / "Dataset999_Tiny" / f"{trainer}__tinyPlans__2d")
     splits = [{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}]
@@ -612,7 +595,7 @@ def test_by_data_set(nnunet: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1 validation cases of fold 0 of Dataset999_Tiny" in capsys.readouterr().err
     subject = plain.open()
     assert subject.cases == ("b",)
-    assert subject.space.endswith("1 validation cases of fold 0 of Dataset999_Tiny")
+    assert "; 1 validation cases of fold 0 of Dataset999_Tiny" in subject.space
     (patches,) = _sources("-d", "Dataset999_Tiny", "-c", "2d", "-p", "tinyPlans", "-f", "1", "--patches", box=[0, 1])
     assert (patches.cases, patches.mode, patches.box) == (("a",), "patch", (0.0, 1.0))
     assert _sources() == []
@@ -636,9 +619,8 @@ def test_by_folder(nnunet: Path) -> None:
         ("-d 998 -c 2d", "-d: received '998', allowed is one data set in .*; there are Dataset999_Tiny"),
         ("-d 999 -c 3d -p tinyPlans", "did you mean 'nnUNetTrainer__tinyPlans__2d'"),
         ("-d 999 -c 2d -p tinyPlans -f x", "-f: received 'x', allowed is the number of a fold, or all"),
-        ("-d 999 -c 2d -p tinyPlans -f 7", "-f: received 7, allowed is a fold from 0 to 1 of .*splits_final.json"),
-        ("-d 999 -c 2d -p tinyPlans -f all", "-f: received 'all', allowed is a numbered fold.*give held-out cases"),
-        ("-d 999 -c 2d -p tinyPlans -f 0 1", "several have no validation case in common"),
+        ("-d 999 -c 2d -p tinyPlans -f 0 7", "-f: received '. and 7, which both hold . out'.*measure them one by one"),
+        ("-d 999 -c 2d -p tinyPlans -f all 0", "-f: received 'all 0', allowed is folds, or all"),
         ("-d 999 -c 2d -m x", "-d and -m: .*one of the two"),
         ("-d 999 -c 2d -i x", "an attack needs the truth"),
         ("-m x", "-m: .*together with -i IMAGES -gt LABELS"),

@@ -142,3 +142,26 @@ def write_case(folder: Path, shape: tuple[int, int, int] = (14, 11, 9), name: st
         volume.SetSpacing((0.8, 1.0, 1.25))
         SimpleITK.WriteImage(volume, str(file))
     return CaseFiles(name, files[:1], files[1])
+
+
+def write_planned(tmp_path: Path, schemes: list[str], masked: bool = False, channels: int = 1) -> Path:
+    """A 2D model in ``tmp_path / "model"`` whose plan normalises like this; CT is clipped at 0 and 500."""
+    folder = write_model(tmp_path / "model")
+    plan, described = plans(), json.loads((folder / "dataset.json").read_text())
+    configuration = plan["configurations"]["2d"]
+    configuration["normalization_schemes"], configuration["use_mask_for_norm"] = schemes, [masked] * channels
+    intensities = {"mean": 90.0, "std": 40.0, "percentile_00_5": 0.0, "percentile_99_5": 500.0}
+    plan["foreground_intensity_properties_per_channel"] = {str(c): intensities for c in range(channels)}
+    described["channel_names"] = {str(c): f"channel {c}" for c in range(channels)}
+    (folder / "plans.json").write_text(json.dumps(plan))
+    (folder / "dataset.json").write_text(json.dumps(described))
+    if channels > 1:
+        file = folder / "fold_0" / "checkpoint_final.pth"
+        content = torch.load(file, weights_only=False)
+        name = next(n for n, w in content["network_weights"].items() if w.shape[1:2] == (1,))
+        first = content["network_weights"][name]
+        for name, weights in content["network_weights"].items():
+            if weights.shape == first.shape and weights.shape[1] == 1:
+                content["network_weights"][name] = weights.repeat(1, channels, 1, 1)
+        torch.save(content, file)
+    return folder

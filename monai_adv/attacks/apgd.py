@@ -229,7 +229,10 @@ class APGD:
             return self.threat.random(images, radius, generator)
         # The box cuts only after scaling: cut noise would be shorter than the radius.
         noise = replace(self.threat, box=None).random(images, torch.ones_like(radius), generator)
-        return self.threat.project(noise * per_sample(radius / self.threat.size(noise), noise), images, radius)
+        noise = self.threat.only_free(noise, images)
+        return self.threat.project(
+            noise * per_sample(radius / self.threat.size(noise).clamp(min=1e-12), noise), images, radius
+        )
 
 
 @dataclass
@@ -312,7 +315,7 @@ class _Search:
 
     def move(self, threat: Threat, momentum: float) -> Tensor:
         """Lines 7 and 8: a projected step z, then its mixture with the last move. Returns who has no direction."""
-        direction = threat.direction(self.gradient)
+        direction = threat.direction(self.gradient, self.images)
         z = threat.project(self.delta + per_sample(self.step, direction) * direction, self.images, self.radius)
         mixed = self.delta + momentum * (z - self.delta) + (1 - momentum) * (self.delta - self.previous)
         self.previous, self.delta = self.delta, threat.project(mixed, self.images, self.radius)

@@ -22,7 +22,7 @@ from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen, padded
 from monai_adv.statistics import Passes
 from monai_adv.tasks.base import Points, Target, Task, take
-from monai_adv.threats import Threat, per_sample
+from monai_adv.threats import Threat, check_free, per_sample
 
 ALMOST = 1 - 1e-6
 """tanh reaches the edges of the box only at infinity, so voxels there start this far out."""
@@ -169,6 +169,7 @@ class CWL2:
         _check_kappa_and_until(0.0, self.until, ("wrong", "nearest"))
         if self.threat.norm != "l2":
             raise InputError.of("threat", self.threat.norm, "an L2 threat", "use CW for L-inf")
+        check_free(self.threat)
         for name, whole in (("steps", self.steps), ("search_steps", self.search_steps)):
             if whole < 1:
                 raise InputError.of(name, whole, "a whole number >= 1")

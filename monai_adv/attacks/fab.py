@@ -25,7 +25,7 @@ from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen, padded
 from monai_adv.statistics import Passes, wide_dtype
 from monai_adv.tasks.base import Output, Target, Task, take
-from monai_adv.threats import Norm, Threat, per_sample
+from monai_adv.threats import Norm, Threat, check_free, per_sample
 
 FINAL_SEARCH = 3
 """Steps of the final search (section 3.5)."""
@@ -84,6 +84,7 @@ class FAB:
     mode: Mode = "eval"
 
     def __post_init__(self) -> None:
+        check_free(self.threat)
         for name, whole, least in (
             ("steps", self.steps, 1),
             ("restarts", self.restarts, 1),

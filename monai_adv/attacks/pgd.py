@@ -312,7 +312,7 @@ class PGD:
         number: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """The next perturbation of the samples ``active``, and which of them did not move for want of a gradient."""
-        direction = self.threat.direction(gradient)
+        direction = self.threat.direction(gradient, images[active])
         step = radius[active] * (self.relative_step or 4 / self.steps)
         if self.decay:
             step = step * ((1 + math.cos(math.pi * number / self.steps)) / 2)

@@ -251,8 +251,7 @@ def _linf(threat: Threat, images: Tensor, current: Tensor, radius: Tensor, windo
     index = entries.flatten(1)
     clean = images.flatten(1).gather(1, index).view_as(entries)
     changed = clean + _signs(draws[:, 2 * axes + 1 :, None], images) * radius[:, None, None]
-    if threat.box is not None:
-        changed = changed.clamp(*threat.box)
+    changed = threat.clip(changed, clean)
     return current.flatten(1).scatter(1, index, changed.flatten(1)).view_as(current)
 
 

@@ -135,5 +135,5 @@ class WhiteNoise:
         if self.sided == "both":
             return self.threat.random(images, radius, generator, surface=l2)
         brighter = torch.rand(images.shape, generator=generator, dtype=images.dtype, device=images.device)
-        brighter = self.threat.direction(brighter) if l2 else brighter
+        brighter = self.threat.direction(brighter, images) if l2 else brighter
         return self.threat.project(brighter * per_sample(radius, brighter), images, radius)

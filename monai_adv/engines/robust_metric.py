@@ -136,7 +136,8 @@ class RobustMetric:
     def _record(self, engine: Any, network: nn.Module, result: AttackResult, target: Target) -> None:
         """Keep what the attack on a batch left."""
         if isinstance(self._task, SegmentationTask):
-            scores = result.margin + self._task.settings.threshold
+            # Without a voxel that counts there is nothing to score.
+            scores = (result.margin + self._task.settings.threshold)[self._task.scorable(target)]
         else:
             scores = (~result.wrong).float()
         device = result.images.device

@@ -99,7 +99,10 @@ class BundleSource:
         Raises:
             InputError: why it does not load, with the key of the config.
         """
-        return as_subject(_Bundle(self))
+        try:
+            return as_subject(_Bundle(self))
+        except InputError as error:
+            raise error.about(self.name or Path(self.folder).resolve().name) from error
 
 
 class _Bundle(OpenBundle):

@@ -75,7 +75,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )  # fmt: skip
     what.add_argument(
         "--box", nargs=2, type=float, metavar=("LOW", "HIGH"),
-        help="lowest and highest intensity of an attacked image in network units (default: none)",
+        help="lowest and highest intensity of an attacked image in network units (default: none; for nnU-Net "
+        "the range to which the plan clips CT or scales colour images)",
     )  # fmt: skip
     how = parser.add_argument_group("how it is measured")
     how.add_argument("--attacks", choices=("quick", "standard", "full"), default="standard", help="default: standard")

@@ -26,6 +26,7 @@ from monai_adv.errors import InputError, first_cause
 from monai_adv.evaluation.bundle_network import BundleNetwork, ForegroundLogits
 from monai_adv.evaluation.classification import ClassificationCase, ClassificationSubject
 from monai_adv.evaluation.fingerprint import names_and_sizes
+from monai_adv.evaluation.geometry import Geometry, compare
 from monai_adv.evaluation.plain import Box
 from monai_adv.evaluation.plain import fingerprint as fingerprint_of
 from monai_adv.evaluation.plain_segmentation import SegmentationCase, SegmentationSubject
@@ -133,6 +134,7 @@ class BundleSegmentation:
             names=[case],
         )  # fmt: skip
         loaded = subject.load(case)
+        loaded.notes = item.notes
         loaded.threat = self.bundle.threat  # type: ignore[method-assign] # it knows raw units
         return loaded
 
@@ -311,11 +313,12 @@ class OpenBundle:
 
 @dataclass(frozen=True)
 class _Item:
-    """``(C, *spatial)`` image on the CPU, its label, and the spacing in mm; no spacing where it is not known."""
+    """``(C, *spatial)`` image on the CPU, its label, the spacing in mm (None: not known), and notes on its geometry."""
 
     image: Tensor
     label: Tensor
     spacing: tuple[float, ...] | None
+    notes: tuple[str, ...] = ()
 
 
 def _item_of(found: Any, name: str) -> _Item:
@@ -332,7 +335,8 @@ def _item_of(found: Any, name: str) -> _Item:
         raise InputError.of("case", name, "finite intensities", "there is NaN or infinity in its image")
     if label.ndim == image.ndim - 1 and label.shape == image.shape[1:] and label.ndim > 1:
         label = label[None]
-    return _Item(image, label, spacing and spacing[: image.ndim - 1])
+    notes = _notes(*pair) if label.ndim == image.ndim else ()
+    return _Item(image, label, spacing and spacing[: image.ndim - 1], notes)
 
 
 def _spacing(*parts: Any) -> tuple[float, ...] | None:
@@ -348,6 +352,20 @@ def _uncached(dataset: Any) -> Any:
     if isinstance(dataset, Subset):
         return Subset(_uncached(dataset.dataset), dataset.indices)
     return Dataset(dataset.data, dataset.transform) if isinstance(dataset, PersistentDataset) else dataset
+
+
+def _notes(image: Any, label: Any) -> tuple[str, ...]:
+    """Where a label map lies, if both tensors tell; one that a transform made anew says the identity of anything."""
+    if not (isinstance(image, MetaTensor) and isinstance(label, MetaTensor)):
+        return ()
+    if any(not {"original_affine", "filename_or_obj"} & set(t.meta) for t in (image, label)):
+        return ()
+    if image.affine.shape != label.affine.shape:
+        return ()
+    pair = [
+        (str(t.meta.get("filename_or_obj", what)), t.affine.cpu()) for what, t in (("image", image), ("label", label))
+    ]
+    return compare(*(Geometry.from_affine(*each) for each in pair), refuse=False)
 
 
 def channel_names(metadata: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +36,7 @@ class SegmentationSubject:
         unit: the unit of the images, in words.
         names: of the images; default: their numbers.
 
-    An image without foreground is right when nothing is found in it; its score is NaN then, and 0 otherwise.
+    An image without foreground has no Dice; what is found in it is counted as a false positive.
 
     Raises:
         InputError: images, labels or classes that do not fit the network or each other.
@@ -110,6 +109,8 @@ class SegmentationSubject:
 class SegmentationCase:
     """See :class:`monai_adv.evaluation.subject.Case`."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, subject: SegmentationSubject, name: str, number: int) -> None:
         self.name, self.network, self.task, self.box = name, subject.network, subject.task, subject.box
         self.images = subject.images[number][None]
@@ -138,8 +139,8 @@ class SegmentationCase:
 
     def combine(self, images: Tensor, others: Tensor) -> Tensor:
         """The one with the lower score, or ``images`` if both are equal."""
-        first, second = self.scores(images)[0].score, self.scores(others)[0].score
-        return others if second < first or (math.isnan(first) and not math.isnan(second)) else images
+        first, second = (self.scores(version)[0].remaining for version in (images, others))
+        return others if second < first else images
 
     def picture(self, images: Tensor) -> list[Picture]:
         """The slice with most foreground."""

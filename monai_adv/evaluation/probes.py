@@ -25,11 +25,11 @@ from monai_adv.attacks.sea import radius_reduction
 from monai_adv.attacks.segmentation_ensemble import relay
 from monai_adv.errors import InputError
 from monai_adv.evaluation.settings import Version
-from monai_adv.evaluation.subject import Case, Kind, Level, Subject, mean_known
+from monai_adv.evaluation.subject import Case, Kind, Level, Score, Subject, mean_known
 from monai_adv.network_state import device_of, frozen
 from monai_adv.statistics import Passes
 from monai_adv.tasks import ClassificationTask, Output, Target, take, to_device
-from monai_adv.threats import Threat
+from monai_adv.threats import ROUNDING, Threat
 
 CASES = 3
 IMAGES = 64
@@ -140,11 +140,11 @@ def _probe_case(subject: Subject, case: Case, levels: Sequence[Level], seed: int
     result: dict[str, Any] = {
         "images": len(images),
         "threats": {key: threat.describe(images) for key, threat in threats.items()},
-        "box": any_threat.box,
+        "box": any_threat.box if any_threat.boxed is None else None,
         "low": low,
         "high": high,
         "sd": float(values.double().std()),
-        "outside": _outside(values, any_threat.box),
+        "outside": _outside(values, any_threat),
         "relative": {key: _relative(threat, images, low, high) for key, threat in threats.items()},
         **consistency(case, images),
     }
@@ -156,16 +156,18 @@ def _probe_case(subject: Subject, case: Case, levels: Sequence[Level], seed: int
     losses = (None, margin if classification else cross_entropy)
     result["unbounded"] = {}
     for norm in dict.fromkeys(level.norm for level in levels):
-        width = any_threat.box[1] - any_threat.box[0] if any_threat.box is not None else max(high - low, 1e-6)
-        ladder = [1.0] if any_threat.box is not None else LADDER
+        # A box that fixes voxels is no part of this: who may replace the whole image may replace those.
+        box = any_threat.box if any_threat.beyond == "refuse" else None
+        width = box[1] - box[0] if box is not None else max(high - low, 1e-6)
+        ladder = [1.0] if box is not None else LADDER
         scale = math.sqrt(values[0].numel()) if norm == "l2" else 1.0
-        wide = [Threat(norm, m * width * scale, any_threat.box, "norm", any_threat.channels) for m in ladder]
+        wide = [Threat(norm, m * width * scale, box, "norm", any_threat.channels) for m in ladder]
         plain = [
             PGD(t, UNBOUNDED_STEPS, start="ball", stop=stop, keep="strongest", loss=loss)
             for t in wide
             for loss in losses
         ]
-        result["unbounded"][norm] = list(_left_by(plain, case, chosen, generator).values())
+        result["unbounded"][norm] = [s.remaining for s in _left_by(plain, case, chosen, generator).values()]
     result["longer"] = {}
     for key, threat in threats.items():
         long: list[Attack] = (
@@ -173,7 +175,7 @@ def _probe_case(subject: Subject, case: Case, levels: Sequence[Level], seed: int
             if classification
             else [relay(threat, steps // 4, steps // 4, "surface"), Relay(threat, radius_reduction(None, steps))]
         )
-        result["longer"][key] = _left_by(long, case, chosen, generator)
+        result["longer"][key] = {name: s.score for name, s in _left_by(long, case, chosen, generator).items()}
     return result
 
 
@@ -210,7 +212,7 @@ def _gradients(
 ) -> dict[str, float]:
     """Gradients of the task's loss at the clean images and at random points of each level."""
     zero_samples = zero_voxels = total = 0.0
-    if isinstance(case.task, ClassificationTask) or any(s.score != 0 for s in case.scores(case.images)):
+    if isinstance(case.task, ClassificationTask) or any(s.remaining > 0 for s in case.scores(case.images)):
         points = [images, *(images + t.random(images, t.radius(images), generator) for t in threats)]
     else:  # nothing is left to lose, as with false positives in an empty ground truth: its loss is flat
         points = []
@@ -233,7 +235,7 @@ def _gradients(
     return {"zero_samples": zero_samples / max(total, 1), "zero_voxels": zero_voxels / max(total, 1)}
 
 
-def _left_by(attacks: Sequence[Attack], case: Case, chosen: Tensor, generator: torch.Generator) -> dict[str, float]:
+def _left_by(attacks: Sequence[Attack], case: Case, chosen: Tensor, generator: torch.Generator) -> dict[str, Score]:
     """Scores of the worst mixture that some attacks on the chosen inputs leave; ends as soon as all are zero.
 
     Inputs that share a score are attacked as the evaluation does it: each attack knows what those before it have found.
@@ -250,17 +252,17 @@ def _left_by(attacks: Sequence[Attack], case: Case, chosen: Tensor, generator: t
         worst = case.combine(worst, found)
         task = case.aim(worst)
         scores = _scores(case, worst, chosen)
-        if not any(score > 0 for score in scores.values()):
+        if not any(score.remaining > 0 for score in scores.values()):
             break
     return scores
 
 
-def _scores(case: Case, images: Tensor, chosen: Tensor) -> dict[str, float]:
+def _scores(case: Case, images: Tensor, chosen: Tensor) -> dict[str, Score]:
     """Scores by patient or image; images that were not chosen are left out."""
     scores = case.scores(images)
     if len(scores) == len(images):
         scores = [scores[i] for i in chosen.tolist()]
-    return {s.case: s.score for s in scores}
+    return {s.case: s for s in scores}
 
 
 @contextmanager
@@ -278,17 +280,20 @@ def _untouched(network: nn.Module) -> Iterator[None]:
 
 def _relative(threat: Threat, images: Tensor, low: float, high: float) -> float:
     """Radius per voxel over the width of the intensities."""
-    width = threat.box[1] - threat.box[0] if threat.box is not None else high - low
+    bounded = threat.box is not None and threat.boxed is None
+    width = threat.box[1] - threat.box[0] if threat.box is not None and bounded else high - low
     entries = images[0].numel() if threat.channels is None else images[0, 0].numel() * len(threat.channels)
     radius = float(threat.radius(images).max())
     return radius / (math.sqrt(entries) if threat.norm == "l2" else 1.0) / max(width, 1e-12)
 
 
-def _outside(values: Tensor, box: tuple[float, float] | None) -> float:
-    if box is None:
+def _outside(values: Tensor, threat: Threat) -> float:
+    """Share of the images that their box should contain and does not."""
+    if threat.box is None or threat.beyond != "refuse":
         return 0.0
+    slack = ROUNDING * (threat.box[1] - threat.box[0])
     rows = values.flatten(1)
-    return float(((rows < box[0]) | (rows > box[1])).any(1).double().mean())
+    return float(((rows < threat.box[0] - slack) | (rows > threat.box[1] + slack)).any(1).double().mean())
 
 
 def _full(output: Output) -> Tensor:

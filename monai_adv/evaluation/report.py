@@ -297,7 +297,7 @@ def _curves(results: Results) -> tuple[list[Curve], dict[str, list[Curve]]]:
         return [], {m.name: [] for m in results.models}
     unit = results.models[0].unit if len({m.unit for m in results.models}) == 1 else "units of each model's input"
     noise = _noise(results.models[0])
-    main = [worst_case_curve(records, group, kind, axis_name(group[0], unit), noise) for group in groups]
+    main = [worst_case_curve(results.joint, group, kind, axis_name(group[0], unit), noise) for group in groups]
     per_model = {
         m.name: [
             per_attack_curve(records, m.name, group, kind, axis_name(group[0], m.unit), number)

@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from monai_adv.evaluation import statistics, store
 from monai_adv.evaluation.flags import Flag, Verdict, find_flags, verdict
 from monai_adv.evaluation.statistics import CLEAN, ClassRow, Comparison, Detection, Scores, Summary
-from monai_adv.evaluation.subject import Kind, Level, Record, Score
+from monai_adv.evaluation.subject import Kind, Level, Record, Score, mean_known
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,10 @@ class ModelResults:
         name, kind, classes, space, unit: as in ``evaluation.json``.
         families: level -> attack -> family.
         stages: level -> the attacks with their settings.
-        unfinished: cases without all their records that are not among the problems.
+        unfinished: cases without all their records that are not among the problems; they are in no figure.
         flags, verdict: see :mod:`monai_adv.evaluation.flags`.
         summaries: level ("" for clean) -> worst case over the attacks.
+        foreground_mean: of nnU-Net's ``summary.json`` on clean images; NaN for classification.
         attacks: attack -> level -> what it leaves by itself.
         rows: level -> classes; Dice and HD95, or one class against the rest.
         attack_rows: attack -> level -> classes, of what the attack leaves by itself.
@@ -49,6 +51,7 @@ class ModelResults:
     flags: list[Flag]
     verdict: Verdict
     summaries: dict[str, Summary]
+    foreground_mean: float
     attacks: dict[str, dict[str, Summary]]
     rows: dict[str, list[ClassRow]]
     attack_rows: dict[str, dict[str, list[ClassRow]]]
@@ -70,7 +73,9 @@ class Results:
         levels: by norm, unit and radius.
         models: in the order of the command line.
         comparisons: of every pair of models.
-        records: all of them.
+        records: all of the finished cases.
+        notes: (model, case, what is odd about its files) of cases that were used.
+        shared: the cases that all models have, where some have others; empty if all have the same, or none in common.
     """
 
     evaluation: dict[str, Any]
@@ -80,6 +85,8 @@ class Results:
     models: list[ModelResults]
     comparisons: list[Comparison]
     records: list[Record]
+    notes: list[tuple[str, str, str]]
+    shared: tuple[str, ...]
 
     @property
     def kind(self) -> Kind:
@@ -87,9 +94,16 @@ class Results:
 
     def scores(self, model: str, level: str) -> Scores:
         """Of every case: clean, or the worst over the attacks."""
-        if level:
-            return statistics.worst_scores(self.records, model, level)
-        return statistics.own_scores(self.records, model, CLEAN)
+        return scores_at(self.records, model, level)
+
+    @property
+    def joint(self) -> list[Record]:
+        """Records for figures that show several models side by side: of the same cases, if they have any in common."""
+        return [r for r in self.records if r.case in self.shared] if self.shared else self.records
+
+    def joint_mean(self, model: str, level: str) -> float:
+        """Mean score over the cases of :attr:`joint`; NaN where nothing is measured."""
+        return mean_known(s.score for s in scores_at(self.joint, model, level).values())
 
 
 def gather(folder: str | Path) -> Results:
@@ -102,18 +116,58 @@ def gather(folder: str | Path) -> Results:
     problems, probes = store.read_problems(folder), store.read_probes(folder)
     seed = int(evaluation["settings"]["seed"])
     lost = {(model, case) for model, case, _ in problems}
+    unfinished = {entry["name"]: _unfinished(entry, records) for entry in evaluation["models"]}
+    records = finished_records(evaluation, records)
     models = [
-        _model(entry, [r for r in records if r.model == entry["name"]], lost, probes.get(entry["name"], {}), seed)
+        _model(
+            entry,
+            [r for r in records if r.model == entry["name"]],
+            tuple(case for case in unfinished[entry["name"]] if (entry["name"], case) not in lost),
+            probes.get(entry["name"], {}),
+            seed,
+        )
         for entry in evaluation["models"]
     ]
     comparisons = statistics.compare_all(records, models[0].kind, seed=seed)
+    notes = [(r.model, r.case, note) for r in records for note in r.settings.get("notes", ()) if r.attack == CLEAN]
     return Results(
-        evaluation, store.read_cost(folder), problems, statistics.levels(records), models, comparisons, records
+        evaluation, store.read_cost(folder), problems, statistics.levels(records), models, comparisons, records, notes,
+        _shared(records),
+    )  # fmt: skip
+
+
+def _shared(records: Sequence[Record]) -> tuple[str, ...]:
+    cases = {name: dict.fromkeys(r.case for r in records if r.model == name) for name in statistics.models(records)}
+    first, *others = cases.values() or [{}]
+    if all(first.keys() == other.keys() for other in others):
+        return ()
+    return tuple(case for case in first if all(case in other for other in others))
+
+
+def scores_at(records: Iterable[Record], model: str, level: str) -> Scores:
+    """Of every case of a model: clean (level ""), or the worst over the attacks."""
+    if level:
+        return statistics.worst_scores(records, model, level)
+    return statistics.own_scores(records, model, CLEAN)
+
+
+def finished_records(evaluation: Mapping[str, Any], records: Sequence[Record]) -> list[Record]:
+    """Records of the cases that have all of theirs: another one would be in some means and not in others."""
+    unfinished = {entry["name"]: set(_unfinished(entry, records)) for entry in evaluation["models"]}
+    return [r for r in records if r.case not in unfinished.get(r.model, ())]
+
+
+def _unfinished(entry: Mapping[str, Any], records: Iterable[Record]) -> tuple[str, ...]:
+    """Cases of a model that do not have all their records of attacks."""
+    expected = 1 + sum(map(len, entry["stages"].values()))
+    done = Counter(
+        r.case for r in records if r.model == entry["name"] and not r.attack.startswith(statistics.CORRUPTION)
     )
+    return tuple(case for case in entry["cases"] if done[case] < expected)
 
 
 def _model(
-    entry: Mapping[str, Any], records: list[Record], lost: set[tuple[str, str]], probes: dict[str, Any], seed: int
+    entry: Mapping[str, Any], records: list[Record], unfinished: tuple[str, ...], probes: dict[str, Any], seed: int
 ) -> ModelResults:
     name, kind, classes = entry["name"], entry["kind"], tuple(entry["classes"])
     keys = [level.key for level in statistics.levels(records)]
@@ -121,14 +175,10 @@ def _model(
     scores |= {key: statistics.worst_scores(records, name, key) for key in keys}
     families = {level: {s["name"]: s["family"] for s in stages} for level, stages in entry["stages"].items()}
     flags = find_flags(records, kind, families, probes)
-    expected = 1 + sum(map(len, entry["stages"].values()))
-    done = {case: 0 for case in entry["cases"]}
     meanings: dict[str, str] = {}
     for record in records:
         if record.attack.startswith(statistics.CORRUPTION):
             meanings.setdefault(_corruption(record.attack), str(record.settings.get("meaning", "")))
-        else:
-            done[record.case] += 1
     corruptions: dict[str, dict[str, Summary]] = {}
     for attack, severity in statistics.corruptions(records):
         found = statistics.own_scores(records, name, attack, severity)
@@ -151,10 +201,11 @@ def _model(
         unit=entry["unit"],
         families=families,
         stages=entry["stages"],
-        unfinished=tuple(case for case, count in done.items() if count < expected and (name, case) not in lost),
+        unfinished=unfinished,
         flags=flags,
         verdict=verdict(flags),
         summaries={key: statistics.summarise(s, kind, seed=seed) for key, s in scores.items()},
+        foreground_mean=statistics.mean_over_classes(scores[""], false_positives=True),
         attacks={a: {k: statistics.summarise(s, kind, seed=seed) for k, s in v.items()} for a, v in own.items()},
         rows={key: per_class(s) for key, s in scores.items()},
         attack_rows={a: {k: per_class(s) for k, s in v.items()} for a, v in own.items()},
@@ -172,6 +223,7 @@ def as_json(results: Results) -> str:
         "evaluation": results.evaluation,
         "cost": results.cost,
         "problems": [dict(zip(("model", "case", "reason"), p, strict=True)) for p in results.problems],
+        "notes": [dict(zip(("model", "case", "note"), n, strict=True)) for n in results.notes],
         "models": [plain_values(m) for m in results.models],
         "comparisons": [plain_values(c) for c in results.comparisons],
         "records": [plain_values(r) for r in results.records],
@@ -182,12 +234,17 @@ def as_json(results: Results) -> str:
 def as_csv(results: Results) -> str:
     """One row for every patient or image, level and attack, and one ("worst case") over the attacks of a level.
 
-    Columns: model, case, patient, level, norm, eps, unit, attack, family, score, label, then Dice and HD95 per class,
-    or probabilities. Scores lie between 0 and 1; what is not defined is empty.
+    Columns: model, case, patient, level, norm, eps, unit, attack, family, score, label, then per class Dice, HD95 and
+    whether it was found where the ground truth lacks it (1 or 0), or probabilities. Scores lie between 0 and 1; what is
+    not defined is empty.
     """
     classes = list(dict.fromkeys(c for m in results.models for c in m.classes))
     segmentation = results.kind == "segmentation"
-    names = [f"{kind} {c}" for kind in (("dice", "hd95_mm") if segmentation else ("probability",)) for c in classes]
+    names = [
+        f"{kind} {c}"
+        for kind in (("dice", "hd95_mm", "false_positive") if segmentation else ("probability",))
+        for c in classes
+    ]
     head = ["model", "case", "patient", "level", "norm", "eps", "unit", "attack", "family", "score", "label", *names]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, head, restval="", lineterminator="\n")
@@ -204,6 +261,7 @@ def as_csv(results: Results) -> str:
                 values |= asdict(levels[key])
             values |= {f"dice {c}": v for c, v in score.dice.items()}
             values |= {f"hd95_mm {c}": v for c, v in score.hd95.items()}
+            values |= {f"false_positive {c}": int(c in score.false_positives) for c in score.absent}
             values |= {f"probability {c}": p for c, p in zip(model.classes, score.probabilities, strict=False)}
             return {n: _cell(v) for n, v in values.items()}
 
@@ -223,14 +281,16 @@ def as_table(results: Results) -> str:
 
     Columns: model, level, norm, eps, unit, attack ("clean", a name, or "worst case"), class ("all": the score that the
     attacks push down), measure, value, low and high of its 95 % interval, lowest, lowest_patient, count. Shares lie
-    between 0 and 1, HD95 is in mm; what is not defined is empty.
+    between 0 and 1, HD95 is in mm; what is not defined is empty. "mean Dice" of "all" is the mean over the patients,
+    "mean over classes" that over the classes; "false positives" are a share of the patients (of "all": of the pairs of
+    patient and class) whose ground truth lacks the class.
     """
     head = ["model", "level", "norm", "eps", "unit", "attack", "class", "measure"]
     head += ["value", "low", "high", "lowest", "lowest_patient", "count"]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, head, restval="", lineterminator="\n")
     writer.writeheader()
-    measures = {"dice": "mean Dice", "hd95": "median HD95 in mm"}
+    measures = {"dice": "mean Dice", "hd95": "median HD95 in mm", "false_positives": "false positives"}
     levels = {level.key: asdict(level) for level in results.levels}
     for model in results.models:
         tables = [("", "clean", model.summaries[""], model.rows[""])]
@@ -251,6 +311,13 @@ def as_table(results: Results) -> str:
             if model.kind == "classification":
                 del whole["lowest"], whole["lowest_patient"]
             writer.writerow({n: _cell(v) for n, v in (place | whole).items()})
+            if model.kind == "segmentation":
+                extra = {"measure": "mean over classes", "value": summary.class_mean, "count": len(rows)}
+                writer.writerow({n: _cell(v) for n, v in (place | {"class": "all"} | extra).items()})
+            if summary.absent:
+                share = summary.false_positives / summary.absent
+                extra = {"measure": "false positives", "value": share, "count": summary.absent}
+                writer.writerow({n: _cell(v) for n, v in (place | {"class": "all"} | extra).items()})
             for row in rows:
                 for measure in [m for m in row.values if m != "lowest"]:
                     interval = row.intervals.get(measure)

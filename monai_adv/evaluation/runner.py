@@ -75,7 +75,7 @@ def check_threat(threat: Threat, images: Tensor) -> None:
     """
     threat.check(images)
     radius = float(threat.radius(images).max())
-    if threat.box is not None:
+    if threat.box is not None and threat.boxed is None:
         widest = threat.box[1] - threat.box[0]
         if threat.norm == "l2":
             widest *= math.sqrt(_entries(threat, images))
@@ -164,11 +164,11 @@ class _Run:
                 finished.append((done | ~case.task.scorable(target)).cpu())
                 broken.append(bad.cpu())
         scores = tuple(case.scores(case.images))
-        done = torch.cat(finished)
+        done, notes = torch.cat(finished), getattr(case, "notes", ())
         record = Record(
             self.subject.name, self.name, "", "clean", scores, scores,
             forward=len(case.images), seconds=time.perf_counter() - start + self._load_seconds,
-            broken=int(torch.cat(broken).sum()),
+            broken=int(torch.cat(broken).sum()), settings={"notes": list(notes)} if notes else {},
         )  # fmt: skip
         return self.store.commit_record(record, done)
 
@@ -179,9 +179,14 @@ class _Run:
             case, start = self.case, time.perf_counter()
             if case.images.ndim - 2 not in CORRUPTIONS[corruption.name].axes:
                 return
-            channels = case.threat(self.settings.levels[0]).channels
+            threat = case.threat(self.settings.levels[0])
             seeds = [_hash(self.settings.seed, self.name, i) >> 33 for i in range(len(case.images))]
-            scores = tuple(case.scores(replace(corruption, channels=channels)(case.images, seeds)))
+            corrupted = replace(corruption, channels=threat.channels)(case.images, seeds)
+            if threat.beyond != "refuse":  # what scanners do is clipped like any other file
+                corrupted = case.images + threat.only_free(
+                    threat.clip(corrupted, case.images) - case.images, case.images
+                )
+            scores = tuple(case.scores(corrupted))
             record = Record(
                 self.subject.name, self.name, severity, name, scores, scores,
                 forward=len(case.images), seconds=time.perf_counter() - start,
@@ -277,7 +282,7 @@ class _Run:
             images = case.combine(state.images, attacked)
             worst = self._lowest(stage, images, tuple(case.scores(images)), own, state.scores)
             if len(own) == len(finished):  # an attack's success counts only where the score confirms it
-                finished &= state.finished | torch.tensor([s.score == 0 for s in own])
+                finished &= state.finished | torch.tensor([s.remaining == 0 for s in own])
             finished |= _at_bottom(worst, len(finished))
         else:
             images, own, worst = state.images, state.scores, state.scores
@@ -311,8 +316,9 @@ class _Run:
             faults.append(f"the perturbation is {share:.8g} times the radius")
         if threat.box is not None:
             margin = TOLERANCE * (threat.box[1] - threat.box[0])
-            inside = images if threat.channels is None else images[:, list(threat.channels)]
-            if float(inside.min()) < threat.box[0] - margin or float(inside.max()) > threat.box[1] + margin:
+            channels = slice(None) if threat.channels is None else list(threat.channels)
+            attacked, before = images[:, channels], clean[:, channels]
+            if float((threat.clip(attacked, before) - attacked).abs().max()) > margin:
                 faults.append(f"the image leaves the box {threat.box}")
         if threat.channels is not None:
             others = [c for c in range(clean.shape[1]) if c not in threat.channels]
@@ -334,18 +340,18 @@ class _Run:
             RuntimeError: an error of ours.
         """
         seen = list(zip(worst, own, before, strict=True))
-        broken = next((low for low, *others in seen if any(low.score > o.score + 1e-6 for o in others)), None)
+        broken = next((low for low, *others in seen if any(low.remaining > o.remaining + 1e-6 for o in others)), None)
         if broken is None:
             return worst
         found = consistency(self.case, images.to(device_of(self.case.network)))
         if found["repeat"] <= INCONSISTENT and found["batch"] <= INCONSISTENT:
             raise RuntimeError(f"{stage.name} on {broken.case}: the worst score {broken.score} is not the worst.")
-        return tuple(min(scores, key=lambda s: s.score) for scores in seen)
+        return tuple(min(scores, key=lambda s: s.remaining) for scores in seen)
 
 
 def _at_bottom(worst: Sequence[Score], count: int) -> Tensor:
     """``(count,)`` bool: the inputs share one score, and it is 0 already."""
-    return torch.full((count,), len(worst) == 1 and worst[0].score == 0)
+    return torch.full((count,), len(worst) == 1 and worst[0].remaining == 0)
 
 
 def _rounding(threat: Threat, images: Tensor) -> Tensor:

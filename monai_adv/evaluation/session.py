@@ -99,6 +99,9 @@ class Session:
         self.say(self._table())
         for model, case, reason in problems:
             self.say(f"not used: {model}{', ' + case if case else ''}: {reason}")
+        for record in self._finished():
+            for note in record.settings.get("notes", ()):
+                self.say(f"to be looked at: {record.model}, {record.case}: {note}")
         for name, word, reasons in verdicts:
             self.say(f"{name}: {word}" + (f" ({'; '.join(reasons)})" if reasons else ""))
         self.say(f"Report: {page if isinstance(page, Path) else self.folder / 'report.html'}")
@@ -258,7 +261,7 @@ class Session:
     def _verdicts(self) -> list[tuple[str, str, tuple[str, ...]]]:
         """(model, verdict, reasons) by the red flags."""
         flags = import_module("monai_adv.evaluation.flags")
-        records, probes = read_records(self.folder), read_probes(self.folder)
+        records, probes = self._finished(), read_probes(self.folder)
         result = []
         for model in read_evaluation(self.folder)["models"]:
             families = {level: {s["name"]: s["family"] for s in stages} for level, stages in model["stages"].items()}
@@ -267,15 +270,20 @@ class Session:
             result.append((model["name"], verdict.word, verdict.reasons))
         return result
 
+    def _finished(self) -> list[Record]:
+        """Records of the cases that the report is about."""
+        results = import_module("monai_adv.evaluation.results")
+        return list(results.finished_records(read_evaluation(self.folder), read_records(self.folder)))
+
     def _table(self) -> str:
         """Mean score per model and level; one decimal, in percent."""
-        records = read_records(self.folder)
+        results, records = import_module("monai_adv.evaluation.results"), self._finished()
         word = "accuracy" if self.models[0]["kind"] == "classification" else "Dice"
         rows = [("model", "level", f"worst-case {word} (%)", "cases")]
         for model in self.models:
             for level in ("", *(v.key for v in self.settings.levels)):
-                last = {r.case: r for r in records if r.model == model["name"] and r.level == level}
-                scores = [s.score for r in last.values() for s in r.worst if not math.isnan(s.score)]
+                found = results.scores_at(records, model["name"], level).values()
+                scores = [s.score for s in found if not math.isnan(s.score)]
                 mean = f"{100 * sum(scores) / len(scores):.1f}" if scores else "-"
                 rows.append((model["name"], level or "clean", mean, str(len(scores))))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.subject import Kind, Level, LevelUnit, Record, Score
+from monai_adv.evaluation.subject import Kind, Level, LevelUnit, Record, Score, mean_known
 from monai_adv.threats import Norm
 
 CLEAN = "clean"
@@ -101,7 +101,7 @@ def worst_scores(records: Iterable[Record], model: str, level: str) -> Scores:
         if record.model == model and record.level == level and not record.attack.startswith(CORRUPTION):
             for score in record.worst:
                 key = (record.case, score.case)
-                if key not in result or not score.score > result[key].score:
+                if key not in result or not score.remaining > result[key].remaining:
                     result[key] = score
     return result
 
@@ -134,7 +134,10 @@ class Summary:
         interval: of the mean.
         lowest, lowest_case: the worst patient.
         count: cases with a defined value.
-        undefined: cases without one (no class there and none found); never in the mean, always counted.
+        undefined: cases without one (their ground truth has no class); never in the mean, always counted.
+        false_positives: in how many pairs of a case and a class the class was found though the case does not have it.
+        absent: how many such pairs there are.
+        class_mean: mean over the classes of their mean Dice; NaN for classification.
     """
 
     mean: float
@@ -143,20 +146,47 @@ class Summary:
     lowest_case: str
     count: int
     undefined: int
+    false_positives: int = 0
+    absent: int = 0
+    class_mean: float = math.nan
 
 
 def summarise(scores: Scores, kind: Kind, *, seed: int = 0) -> Summary:
     """Mean score with its interval (Wilson for classification, BCa bootstrap for Dice) and the worst case."""
     defined = {key: s.score for key, s in scores.items() if not math.isnan(s.score)}
     undefined = len(scores) - len(defined)
+    false = sum(len(s.false_positives) for s in scores.values()), sum(len(s.absent) for s in scores.values())
     if not defined:
         return Summary(
-            math.nan, Interval(math.nan, math.nan, "no case has a defined score"), math.nan, "", 0, undefined
+            math.nan, Interval(math.nan, math.nan, "no case has a defined score"), math.nan, "", 0, undefined, *false
         )
     values = list(defined.values())
     lowest = min(defined, key=defined.__getitem__)
     interval = wilson(round(sum(values)), len(values)) if kind == "classification" else bootstrap(values, seed=seed)
-    return Summary(float(np.mean(values)), interval, defined[lowest], lowest[1], len(defined), undefined)
+    mean = float(np.mean(values))
+    class_mean = mean_over_classes(scores)
+    return Summary(mean, interval, defined[lowest], lowest[1], len(defined), undefined, *false, class_mean)
+
+
+def mean_over_classes(scores: Scores, *, false_positives: bool = False) -> float:
+    """Mean over the classes of their mean Dice over the cases that have them; NaN without any.
+
+    Args:
+        scores: of the cases.
+        false_positives: those count, as Dice 0, as in the ``foreground_mean`` of nnU-Net's summary.json.
+
+    Example:
+        >>> scores = {("a", "a"): Score("a", 0.4, {"organ": 0.8, "tumour": 0.0}, absent=("tumour",)),
+        ...           ("b", "b"): Score("b", 0.5, {"organ": 0.6, "tumour": 0.4})}
+        >>> round(mean_over_classes(scores), 3), round(mean_over_classes(scores, false_positives=True), 3)
+        (0.55, 0.45)
+    """
+    per_class: dict[str, list[float]] = {}
+    for score in scores.values():
+        for name, dice in score.dice.items():
+            if false_positives or name not in score.absent:
+                per_class.setdefault(name, []).append(dice)
+    return mean_known(mean_known(values) for values in per_class.values())
 
 
 def wilson(successes: int, count: int) -> Interval:
@@ -222,14 +252,16 @@ class ClassRow:
 
 
 def per_class_dice(scores: Scores, classes: Sequence[str], *, seed: int = 0) -> list[ClassRow]:
-    """Per class: mean and lowest Dice, and the median HD95 in mm of the cases where it is defined.
+    """Per class, of the cases that have it: mean and lowest Dice, and the median HD95 in mm where it is defined.
+
+    Also the share of the cases without the class in which it was found.
 
     HD95 is not defined where the ground truth or the segmentation lacks the class. Under attack these are often the
     worst cases, so the count belongs beside the number.
     """
     rows = []
     for name in classes:
-        dice = _defined(s.dice.get(name, math.nan) for s in scores.values())
+        dice = _defined(s.dice.get(name, math.nan) for s in scores.values() if name not in s.absent)
         distance = _defined(s.hd95.get(name, math.nan) for s in scores.values())
         values = {
             "dice": float(np.mean(dice)) if dice else math.nan,
@@ -237,6 +269,9 @@ def per_class_dice(scores: Scores, classes: Sequence[str], *, seed: int = 0) -> 
             "hd95": float(np.median(distance)) if distance else math.nan,
         }
         counts = {"dice": len(dice), "lowest": len(dice), "hd95": len(distance)}
+        if absent := sum(name in s.absent for s in scores.values()):
+            values["false_positives"] = sum(name in s.false_positives for s in scores.values()) / absent
+            counts["false_positives"] = absent
         rows.append(ClassRow(name, values, counts, {"dice": bootstrap(dice, seed=seed)}))
     return rows
 

@@ -377,7 +377,8 @@ _ARRAYS = ("clean", "attacked", "truth", "on_clean", "on_attacked")
 
 
 def _score(content: dict[str, Any]) -> Score:
-    return Score(**{**content, "probabilities": tuple(content["probabilities"])})
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+    return Score(**values)
 
 
 def _differences(here: Any, new: Any, name: str = "") -> Iterator[tuple[str, str]]:

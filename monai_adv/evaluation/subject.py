@@ -41,12 +41,14 @@ class Score:
 
     Attributes:
         case: its name.
-        score: in [0, 1], larger is better, the number that attacks push down and whose worst case is kept: mean Dice
-            over the classes, or 1 for a right label and 0 for a wrong one. NaN if it is not defined (no class there
-            and none found).
-        dice, hd95: per class (HD95 in mm); NaN where not defined. Empty for classification.
+        score: in [0, 1], larger is better: mean Dice over the classes that are there or found, or 1 for a right label
+            and 0 for a wrong one. NaN where the ground truth has no class. So it is defined or not whatever a model
+            finds: means before and after an attack are over the same patients.
+        dice, hd95: per class (HD95 in mm); NaN where not defined, see volume_scores.py. Empty for classification.
         label: true class index; None for segmentation.
         probabilities: per class; empty for segmentation.
+        absent: classes that the ground truth does not have.
+        false_positives: those of them that were found all the same.
     """
 
     case: str
@@ -55,6 +57,18 @@ class Score:
     hd95: dict[str, float] = field(default_factory=dict)
     label: int | None = None
     probabilities: tuple[float, ...] = ()
+    absent: tuple[str, ...] = ()
+    false_positives: tuple[str, ...] = ()
+
+    @property
+    def remaining(self) -> float:
+        """What attacks push down and whose worst case is kept: the score.
+
+        Without a class in the ground truth it is 1 while nothing is found and 0 then (0 where no voxel counts).
+        """
+        if math.isnan(self.score):
+            return float(bool(self.absent) and not self.false_positives)
+        return self.score
 
 
 def mean_known(values: Iterable[float]) -> float:
@@ -64,7 +78,10 @@ def mean_known(values: Iterable[float]) -> float:
 
 
 class Case(Protocol):
-    """What is attacked together and stored together: one patient's volume, or a fixed group of images."""
+    """What is attacked together and stored together: one patient's volume, or a fixed group of images.
+
+    It may have ``notes``, sentences about what is odd in its files and yet used; the report lists them.
+    """
 
     @property
     def name(self) -> str:

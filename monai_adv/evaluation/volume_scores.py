@@ -1,7 +1,8 @@
 """Scores of one segmented volume: Dice and HD95 per class.
 
 What is empty is scored by :mod:`monai_adv.tasks.dice_score`, as attacks aim at it; an HD95 needs both masks. A NaN is
-left out of means over classes and cases.
+left out of means over classes. A volume whose ground truth has no class has no score, whatever is found in it: else it
+would enter the mean under attack and not the one before it. What is found where it is not is counted by itself.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -70,14 +71,26 @@ def check_spacing(spacing: Sequence[float], axes: int) -> tuple[float, ...]:
     return given
 
 
-def volume_score(case: str, masks: Mapping[str, tuple[Mask, Mask]], spacing: Sequence[float]) -> Score:
+def volume_score(
+    case: str, masks: Mapping[str, tuple[Mask, Mask]], spacing: Sequence[float], *, counted: bool = True
+) -> Score:
     """The score of one volume.
 
     Args:
         case: its name.
         masks: per class what was found and what is there.
         spacing: in mm.
+        counted: whether any voxel counts; where all are ignored, no class is missing either.
     """
-    per_class: dict[str, Any] = {name: dice(*pair) for name, pair in masks.items()}
     distances = {name: hausdorff95(*pair, spacing) for name, pair in masks.items()}
-    return Score(case, mean_known(per_class.values()), per_class, distances)
+    return replace(overlap_score(case, masks, counted=counted), hd95=distances)
+
+
+def overlap_score(case: str, masks: Mapping[str, tuple[Mask, Mask]], *, counted: bool = True) -> Score:
+    """As :func:`volume_score`, without distances, which take long."""
+    present = {name: bool(there.any()) for name, (_, there) in masks.items()}
+    per_class = {name: dice(*pair) for name, pair in masks.items()}
+    absent = tuple(name for name in masks if counted and not present[name])
+    found = tuple(name for name in absent if masks[name][0].any())
+    score = mean_known(per_class.values()) if any(present.values()) else math.nan
+    return Score(case, score, per_class, absent=absent, false_positives=found)

@@ -206,10 +206,10 @@ class SegmentationTask:
 
     @torch.no_grad()
     def scorable(self, target: Target) -> Tensor:
-        """``(B,)`` bool: false for a sample without foreground under ``empty_target="skip"``."""
+        """``(B,)`` bool: false without a voxel that counts, and without foreground under ``empty_target="skip"``."""
         full = _full_resolution(target)
         if self.settings.empty_target != "skip":
-            return torch.ones(len(full), dtype=torch.bool, device=full.device)
+            return self._valid(full).flatten(1).any(1)
         if self.regions:
             labels, valid = self._foreground(full, full.shape[1])
             return (labels & valid).flatten(1).any(1)

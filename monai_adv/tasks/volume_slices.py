@@ -106,9 +106,8 @@ class VolumeSlicesTask(SegmentationTask):
         return self.margin(output, target) > self.lowest_margin
 
     def scorable(self, target: Target) -> Tensor:
-        """``(B,)`` bool, all true: a slice without foreground matters to its volume."""
-        full = _full(target)
-        return torch.ones(len(full), dtype=torch.bool, device=full.device)
+        """``(B,)`` bool: a slice without foreground matters to its volume, one without a voxel that counts does not."""
+        return self._valid(_full(target)).flatten(1).any(1)
 
     def _absent(self, labels: Tensor) -> Tensor:
         """``(B, K)`` bool: the same classes for all slices, those that the whole volume has not."""

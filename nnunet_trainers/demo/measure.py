@@ -16,6 +16,7 @@ from monai_adv.evaluation.session import Session
 from monai_adv.evaluation.statistics import CLEAN
 from monai_adv.evaluation.store import read_problems, read_records
 from monai_adv.evaluation.subject import Level, Picture, Record, Score
+from monai_adv.evaluation.volume_scores import overlap_score
 from monai_adv.evaluation.workers import ThisProcess
 from monai_adv.tasks import take
 from nnunet_trainers.demo.phantom import LABELS
@@ -24,7 +25,7 @@ from nnunet_trainers.demo.recipe import ATTACKS, DATASET, FOLD, TRAINERS, Recipe
 from nnunet_trainers.demo.workplace import Workplace
 from nnunet_trainers.evaluation.case import NNUNetCase
 from nnunet_trainers.evaluation.source import NNUNetSource
-from nnunet_trainers.volume_dice import dice_per_class, mean_dice
+from nnunet_trainers.volume_dice import class_masks
 
 
 def measure(stages: Stages, recipe: Recipe) -> None:
@@ -67,8 +68,8 @@ def predicted(place: Workplace, trainer: str) -> list[Score]:
     """Dice of the files that nnU-Net's own command wrote."""
     scores = []
     for file in sorted(place.raw(DATASET, "labelsTs").iterdir()):
-        dice = dice_per_class(_read(place.predictions(trainer, file.name)), _read(file), LABELS)
-        scores.append(Score(file.name.removesuffix(".nii.gz"), mean_dice(dice), dice))
+        masks = class_masks(_read(place.predictions(trainer, file.name)), _read(file), LABELS)
+        scores.append(overlap_score(file.name.removesuffix(".nii.gz"), masks))
     return scores
 
 

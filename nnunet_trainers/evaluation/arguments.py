@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from monai_adv.errors import InputError, did_you_mean
 from monai_adv.evaluation.bundle import unique_names
@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-m", metavar="FOLDER", nargs="+", help="trained nnU-Net folders, TRAINER__PLANS__CONFIGURATION, compared")
     add("-i", metavar="IMAGES", help="folder of images, CASE_0000.nii.gz (default with -d: imagesTr)")
     add("-gt", metavar="LABELS", help="folder of their ground truth, CASE.nii.gz (default with -d: labelsTr)")
-    add("-f", metavar="FOLD", nargs="+", help="folds; of several the mean (default: 0)")
+    add("-f", metavar="FOLD", nargs="+", help="folds (default: 0); several: with -d each on its own validation cases, "
+        "as in cross-validation, and with -i their mean")  # fmt: skip
     add("-chk", metavar="CHECKPOINT", help=f"file in the fold's folder (default: {CHECKPOINT})")
     add("--mirroring", action="store_true", help="average over mirrored images (nnUNetv2_predict's default)")
     add("--patches", action="store_true", help="one patch per volume, faster, not what is deployed")
@@ -59,27 +60,24 @@ def sources(args: argparse.Namespace) -> list[NNUNetSource]:
     folds = tuple(_fold(word) for word in args.f or ["0"])
     folders, names = _by_dataset(args) if args.d is not None else _by_folder(args)
     if args.i is not None:
-        images, labels, cases, note = args.i, args.gt, None, f"all cases of {args.i}"
+        data: dict[str, Any] = {"images_folder": args.i, "labels_folder": args.gt, "note": f"all cases of {args.i}"}
     else:
-        images, labels, cases, note = _validation_cases(folders[0].parent.name, folds)
-        print(f"nnU-Net: {note}", file=sys.stderr)
+        data = _validation_data(folders[0].parent.name, folds)
+        print(f"nnU-Net: {data['note']}", file=sys.stderr)
 
     from nnunet_trainers.evaluation.source import NNUNetSource
 
     return [
         NNUNetSource(
             model_folder=str(folder),
-            images_folder=str(images),
-            labels_folder=str(labels),
             folds=folds,
             checkpoint=args.chk or CHECKPOINT,
-            cases=cases,
             mirroring=args.mirroring,
             mode="patch" if args.patches else "whole",
             device=getattr(args, "device", None) or "cpu",
             name=name,
             box=_pair(getattr(args, "box", None)),
-            note=note,
+            **data,
         )
         for folder, name in zip(folders, names, strict=True)
     ]
@@ -124,26 +122,85 @@ def _dataset(word: str) -> Path:
     raise InputError.of("-d", word, allowed, f"there are {', '.join(known)}" if known else "nothing is trained there")
 
 
-def _validation_cases(dataset: str, folds: Sequence[int | str]) -> tuple[Path, Path, tuple[str, ...], str]:
-    """What no fold of the model was trained on: images, labels, cases, and in words which those are."""
-    todo = "give held-out cases with -i IMAGES -gt LABELS"
+def _validation_data(dataset: str, folds: Sequence[int | str]) -> dict[str, Any]:
+    """What each fold of the model was not trained on, as arguments of the source."""
+    raw = _folder("nnUNet_raw") / dataset
+    listed = _listed(raw / "dataset.json")
+    data: dict[str, Any] = {"images_folder": str(raw / "imagesTr"), "labels_folder": str(raw / "labelsTr")}
+    if listed is not None:
+        data["listed"] = str(raw / "dataset.json")
     if "all" in folds:
-        raise InputError.of("-f", " ".join(map(str, folds)), "a numbered fold: 'all' has seen every case", todo)
-    if len(folds) > 1:
-        allowed = "one fold: several have no validation case in common"
-        raise InputError.of("-f", " ".join(map(str, folds)), allowed, todo)
-    raw, splits = _folder("nnUNet_raw") / dataset, _folder("nnUNet_preprocessed") / dataset / "splits_final.json"
+        if len(folds) > 1:
+            allowed = "folds, or all: it has seen the validation cases of the others"
+            raise InputError.of("-f", " ".join(map(str, folds)), allowed)
+        note = f"all cases of {dataset}, on which fold all was trained: the figures flatter it"
+        return {**data, "cases": None, "note": note}
+    known = _splits(dataset, folds)
+    held_out = tuple(
+        known[fold] if fold < len(known) else _random_split(_identifiers(raw, listed), fold) for fold in map(int, folds)
+    )
+    _check_overlap(folds, held_out)
+    count = sum(map(len, held_out))
+    random = ", by nnU-Net's random 80:20 split" if any(int(fold) >= len(known) for fold in folds) else ""
+    if len(folds) == 1:
+        note = f"{count} validation cases of fold {folds[0]} of {dataset}{random}"
+        return {**data, "cases": held_out[0], "note": note}
+    note = f"{count} validation cases of the folds {', '.join(map(str, folds))} of {dataset}{random}"
+    return {**data, "held_out": held_out, "note": note}
+
+
+def _splits(dataset: str, folds: Sequence[int | str]) -> list[tuple[str, ...]]:
+    """The validation cases of each fold in splits_final.json."""
+    path = _folder("nnUNet_preprocessed") / dataset / "splits_final.json"
     try:
-        known = [tuple(map(str, fold["val"])) for fold in json.loads(splits.read_text(encoding="utf-8"))]
+        return [tuple(map(str, fold["val"])) for fold in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, LookupError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise InputError.of("-f", folds[0], f"a fold of {splits}, which cannot be read", f"{reason}; {todo}") from error
-    number = int(folds[0])
-    if number >= len(known):
-        raise InputError.of("-f", number, f"a fold from 0 to {len(known) - 1} of {splits}", todo)
-    cases = known[number]
-    note = f"{len(cases)} validation cases of fold {folds[0]} of {dataset}"
-    return raw / "imagesTr", raw / "labelsTr", cases, note
+        todo = f"{reason}; give held-out cases with -i IMAGES -gt LABELS"
+        found = " ".join(map(str, folds))
+        raise InputError.of("-f", found, f"a fold of {path}, which cannot be read", todo) from error
+
+
+def _listed(dataset_json: Path) -> list[str] | None:
+    from nnunet_trainers.evaluation.case_files import listed_files
+
+    if not dataset_json.is_file():
+        return None
+    files = listed_files(dataset_json)
+    return None if files is None else list(files)
+
+
+def _identifiers(raw: Path, listed: list[str] | None) -> list[str]:
+    """All cases of a data set."""
+    if listed is not None:
+        return listed
+    try:
+        ending = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
+        files = [file.name for file in (raw / "imagesTr").iterdir() if file.name.endswith(ending)]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError.of("nnUNet_raw", str(raw), "the folder of a data set", reason) from error
+    return list({name[: -len(ending) - len("_0000")] for name in files})
+
+
+def _random_split(cases: Sequence[str], fold: int) -> tuple[str, ...]:
+    """Validation cases of a fold that splits_final.json does not have, as nnUNetTrainer.do_split draws them."""
+    import numpy as np
+
+    names = sorted(cases)
+    trained = np.random.RandomState(seed=12345 + fold).choice(len(names), int(len(names) * 0.8), replace=False)
+    return tuple(name for i, name in enumerate(names) if i not in set(trained.tolist()))
+
+
+def _check_overlap(folds: Sequence[int | str], held_out: Sequence[Sequence[str]]) -> None:
+    """A case counts once; random splits overlap."""
+    fold_of: dict[str, int | str] = {}
+    for fold, cases in zip(folds, held_out, strict=True):
+        for case in cases:
+            if case in fold_of:
+                found = f"{fold_of[case]} and {fold}, which both hold {case} out"
+                raise InputError.of("-f", found, "folds whose validation cases differ", "measure them one by one")
+            fold_of[case] = fold
 
 
 def _folder(variable: str) -> Path:

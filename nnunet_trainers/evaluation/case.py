@@ -12,10 +12,10 @@ from torch import Tensor
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.subject import Level, Picture, Score
-from monai_adv.evaluation.volume_scores import volume_score
+from monai_adv.evaluation.volume_scores import overlap_score, volume_score
 from monai_adv.tasks import SegmentationTask, Target
 from monai_adv.tasks.volume_slices import VolumeSlicesTask, counts
-from monai_adv.threats import Threat
+from monai_adv.threats import Beyond, Threat
 from nnunet_trainers.deployed import DeployedModel
 from nnunet_trainers.evaluation.case_files import CaseFiles
 from nnunet_trainers.evaluation.slice_choice import worst_slices
@@ -38,7 +38,8 @@ class NNUNetCase:
         model: what is deployed.
         files: the patient.
         network: the model's sliding window.
-        box: lowest and highest intensity that an attacked image may have, in network units.
+        box: lowest and highest intensity that an attacked image may have, in network units; default: the range to which
+            the plan clips or scales the files, if there is one. A patch outside of it is no image that a file can hold.
 
     Raises:
         InputError: files that cannot be used.
@@ -47,15 +48,11 @@ class NNUNetCase:
     part = ""
 
     def __init__(self, model: DeployedModel, files: CaseFiles, network: SlidingWindow, box: Box | None = None) -> None:
-        self.name, self.model, self.network, self.box = files.name, model, network, box
-        self.truth, self.spacing = model.read_labels(files.ground_truth_file)
+        self.name, self.model, self.network = files.name, model, network
+        self.bounds = bounds_of(model, box)
         volume, labels, self.properties = model.preprocess_labelled(files.image_files, files.ground_truth_file)
-        spacing = tuple(float(s) for s in self.properties["spacing"])
-        if not np.allclose(spacing, self.spacing, rtol=1e-3):
-            raise InputError.of(
-                "ground_truth_file", f"{files.ground_truth_file} with voxels of {_millimetres(self.spacing)}",
-                f"the spacing of its image, {_millimetres(spacing)}", "resample it to its image",
-            )  # fmt: skip
+        self.truth, self.spacing = self.properties.pop("truth"), self.properties.pop("truth_spacing")
+        self.notes: tuple[str, ...] = self.properties.pop("notes")
         volume, labels = self._attacked_part(volume, labels)
         self.images = model.to_inputs(volume).contiguous()
         self.labels = model.to_inputs(labels).contiguous()
@@ -72,7 +69,8 @@ class NNUNetCase:
             InputError: a raw radius where the channels differ in scale or the normalisation is unknown.
         """
         eps = level.eps / self.raw_unit() if level.unit == "raw" else level.eps
-        return Threat(level.norm, eps, self.box, "rms" if level.unit == "rms" else "norm")
+        box, beyond, boxed = self.bounds
+        return Threat(level.norm, eps, box, "rms" if level.unit == "rms" else "norm", beyond=beyond, boxed=boxed)
 
     def raw_unit(self) -> float:
         """Intensity in the files (HU for CT) of one network unit.
@@ -100,7 +98,7 @@ class NNUNetCase:
     def scores(self, images: Tensor) -> list[Score]:
         """The score of the volume; ``images`` in the layout of ``self.images``."""
         masks = class_masks(self.segment(self.logits(images)), self.truth, self.model.dataset_json["labels"])
-        return [volume_score(self.name, masks, self.spacing)]
+        return [volume_score(self.name, masks, self.spacing, counted=self._counted)]
 
     def combine(self, images: Tensor, others: Tensor) -> Tensor:
         """Slice by slice (2D) or as a whole (3D) what makes the volume's Dice small, never above either version's."""
@@ -115,7 +113,7 @@ class NNUNetCase:
                 return torch.where(taken.view(-1, *[1] * (one.ndim - 1)), other, one)
 
             versions.insert(0, (mixed(images, others), mixed(*logits)))
-        return min(versions, key=lambda version: self._dice(version[1]))[0]
+        return min(versions, key=lambda version: self._remaining(version[1]))[0]
 
     def picture(self, images: Tensor) -> list[Picture]:
         """Of a volume the slice with most foreground; of single slices the worst among those with much foreground."""
@@ -161,10 +159,15 @@ class NNUNetCase:
         """``(X, Y, Z)`` label map in network space, by the host's rule (regions included)."""
         return _numbers(self.model.label_manager.convert_logits_to_segmentation(self.model.to_volume(logits)))
 
-    def _dice(self, logits: Tensor) -> float:
-        """Of the volume; infinite if it is not defined, which no attack wants."""
-        per_class = dice_per_class(self.segment(logits), self.truth, self.model.dataset_json["labels"])
-        return _or_infinity(mean_dice(per_class))
+    def _remaining(self, logits: Tensor) -> float:
+        """Of the volume's score, see :class:`Score`."""
+        masks = class_masks(self.segment(logits), self.truth, self.model.dataset_json["labels"])
+        return overlap_score(self.name, masks, counted=self._counted).remaining
+
+    @property
+    def _counted(self) -> bool:
+        """Whether any voxel of the truth counts."""
+        return bool((self.truth != self.model.label_manager.ignore_label).any())
 
     def _attacked_part(self, volume: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Of ``(C, X, Y, Z)`` image and labels in network space; scores belong to it."""
@@ -201,6 +204,20 @@ class NNUNetPatch(NNUNetCase):
         return self.slice_labels(logits)
 
 
+def bounds_of(model: DeployedModel, given: Box | None) -> tuple[Box | None, Beyond, tuple[int, ...] | None]:
+    """The box of attacked images, what becomes of voxels beyond it, and its channels, see :class:`Threat`.
+
+    The plan's own range, written with fewer digits, is taken for the plan's.
+    """
+    if (known := model.plan_range) is None:
+        return given, "refuse", None
+    low, high, beyond, channels = known
+    boxed = channels if len(channels) < len(model.channel_names) else None
+    if given is None or all(abs(a - b) < 1e-4 * (high - low) for a, b in zip(given, (low, high), strict=True)):
+        return (low, high), beyond, boxed
+    return given, "refuse", None
+
+
 def _target(model: DeployedModel, labels: Tensor) -> Tensor:
     """Ground truth in the task's layout: labels, or 0/1 maps ``(B, R, *spatial)`` of the regions (and ignore)."""
     manager = model.label_manager
@@ -231,10 +248,6 @@ def _per_slice(mask: LabelMap) -> LabelMap:
 def _numbers(values: Tensor | LabelMap) -> LabelMap:
     numbers: LabelMap = np.asarray(values)
     return numbers
-
-
-def _millimetres(spacing: tuple[float, ...]) -> str:
-    return " × ".join(f"{s:.4g}" for s in spacing) + " mm"
 
 
 def _or_infinity(value: float) -> float:

@@ -1,7 +1,8 @@
-"""Cases of two folders in nnU-Net's raw layout (imagesTr, labelsTr)."""
+"""Cases of two folders in nnU-Net's raw layout (imagesTr, labelsTr), or of the paths in a dataset.json."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,14 +26,14 @@ def find_cases(
     file_ending: str,
     names: Sequence[str] | None = None,
     *,
-    channels: int = 1,
+    files: int = 1,
 ) -> tuple[list[CaseFiles], list[str]]:
     """The cases that have all their files, and what is wrong with the others.
 
     Args:
         file_ending: as in dataset.json, such as ".nii.gz".
         names: which cases; default: all.
-        channels: image files per case.
+        files: image files per case.
 
     Raises:
         InputError: no such folder, or no case at all.
@@ -55,16 +56,74 @@ def find_cases(
             )
         # Other files may lie there, but what looks like an image was meant to be one.
         problems += [f"{n}: not called CASE_0000{file_ending}" for n in misnamed if n.endswith(file_ending)]
-    too_many = {match[1]: name for name, match in split.items() if match and int(match[2]) >= channels}
+    too_many = {match[1]: name for name, match in split.items() if match and int(match[2]) >= files}
     for name in names:
-        files = tuple(images / f"{name}_{channel:04d}{file_ending}" for channel in range(channels))
-        truth = labels / f"{name}{file_ending}"
-        wrong = [f"there is no {f}" for f in (*files, truth) if not f.is_file()]
+        paths = tuple(images / f"{name}_{number:04d}{file_ending}" for number in range(files))
+        case = CaseFiles(name, paths, labels / f"{name}{file_ending}")
+        wrong = _wrong(case)
         if name in too_many:
-            wrong.append(f"{images / too_many[name]} is one channel more than the {channels} of the model")
-        wrong += [f"{f} is empty" for f in (*files, truth) if f.is_file() and f.stat().st_size == 0]
+            wrong.insert(0, f"{images / too_many[name]} is one channel more than the {files} of the model")
         if wrong:
             problems.append(f"{name}: {', '.join(wrong)}")
         else:
-            cases.append(CaseFiles(name, files, truth))
+            cases.append(case)
     return cases, problems
+
+
+def listed_cases(
+    dataset_json: str | Path, names: Sequence[str] | None = None, *, files: int = 1
+) -> tuple[list[CaseFiles], list[str]]:
+    """As :func:`find_cases`, from the paths under ``dataset`` in a dataset.json, by nnU-Net's own rules for them.
+
+    Raises:
+        InputError: no such file, or no such list in it.
+    """
+    listed = listed_files(dataset_json)
+    if listed is None:
+        raise InputError.of("dataset.json", str(dataset_json), 'one with "dataset": {case: {"images", "label"}}')
+    cases: list[CaseFiles] = []
+    problems: list[str] = []
+    for name in sorted(listed) if names is None else names:
+        if name not in listed:
+            problems.append(f"{name}: not listed in {dataset_json}")
+            continue
+        case = listed[name]
+        wrong = _wrong(case)
+        if len(case.image_files) != files:
+            wrong.insert(0, f"{len(case.image_files)} image files in {dataset_json}, not {files}")
+        if wrong:
+            problems.append(f"{name}: {', '.join(wrong)}")
+        else:
+            cases.append(case)
+    return cases, problems
+
+
+def listed_files(dataset_json: str | Path) -> dict[str, CaseFiles] | None:
+    """What a dataset.json lists under ``dataset``; None if it has no such list.
+
+    Raises:
+        InputError: it cannot be read, or an entry without ``images`` or ``label``.
+    """
+    path = Path(dataset_json)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "dataset" not in content:
+            return None
+        from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+        found = get_filenames_of_train_images_and_targets(str(path.parent), content)
+        return {
+            str(name): CaseFiles(str(name), tuple(map(Path, entry["images"])), Path(entry["label"]))
+            for name, entry in found.items()
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        allowed = 'a data set description, where "dataset" has "images" and "label" for each case'
+        raise InputError.of("dataset.json", str(path), allowed, reason) from error
+
+
+def _wrong(case: CaseFiles) -> list[str]:
+    """Files that are missing or empty."""
+    files = (*case.image_files, case.ground_truth_file)
+    wrong = [f"there is no {f}" for f in files if not f.is_file()]
+    return wrong + [f"{f} is empty" for f in files if f.is_file() and f.stat().st_size == 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,8 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation.fingerprint import fingerprint, names_and_sizes
 from monai_adv.evaluation.subject import Kind
 from nnunet_trainers.deployed import DeployedModel
-from nnunet_trainers.evaluation.case import Box, NNUNetCase, NNUNetPatch
-from nnunet_trainers.evaluation.case_files import find_cases
+from nnunet_trainers.evaluation.case import Box, NNUNetCase, NNUNetPatch, bounds_of
+from nnunet_trainers.evaluation.case_files import find_cases, listed_cases, listed_files
 from nnunet_trainers.trained_folder import checkpoint_path
 from nnunet_trainers.volume_dice import class_names
 
@@ -27,13 +28,17 @@ class NNUNetSource:
         model_folder: ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION``, of any trainer that nnU-Net finds.
         images_folder, labels_folder: in nnU-Net's raw layout.
         folds: one, or several whose mean is deployed.
+        held_out: the cases of each fold, on which that fold alone is measured: cross-validation. None: the mean of the
+            folds is measured on ``cases``.
         checkpoint: file in the folds' folders.
-        cases: names; None: all of ``images_folder``.
+        cases: names; None: all there are.
+        listed: a dataset.json whose ``dataset`` lists the files of the cases; the two folders are not looked at then.
         mirroring: average over mirrored images, as ``nnUNetv2_predict`` does unless given ``--disable_tta``.
         mode: ``"whole"`` volumes through the sliding window, or one ``"patch"`` of each: faster, not what is deployed.
         device: "cpu", "cuda", ...
         name: how tables call the model; default: the folder's name.
-        box: lowest and highest intensity that an attacked image may have, in network units.
+        box: lowest and highest intensity that an attacked image may have, in network units; None: the range to which
+            the plan clips CT or scales colour images, otherwise none.
         patches_per_pass: see :class:`SlidingWindow`; None: by the size of a patch.
         note: which data these are, for the report.
 
@@ -54,12 +59,19 @@ class NNUNetSource:
     box: Box | None = None
     patches_per_pass: int | None = None
     note: str = ""
+    held_out: tuple[tuple[str, ...], ...] | None = None
+    listed: str | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("whole", "patch"):
             raise InputError.of("mode", self.mode, "'whole' or 'patch'")
         if not self.folds or len(set(self.folds)) < len(self.folds):
             raise InputError.of("folds", self.folds, "at least one fold, each once")
+        if self.held_out is not None:
+            every = [case for cases in self.held_out for case in cases]
+            if len(self.held_out) != len(self.folds) or len(set(every)) < len(every):
+                found = f"{len(self.held_out)} lists of {len(set(every))} different cases among {len(every)}"
+                raise InputError.of("held_out", found, "one list for each fold, each case in one of them")
         if self.patches_per_pass is not None and self.patches_per_pass < 1:
             raise InputError.of("patches_per_pass", self.patches_per_pass, "a whole number >= 1")
         if self.box is not None and not (self.box[0] < self.box[1] and all(map(math.isfinite, self.box))):
@@ -71,7 +83,10 @@ class NNUNetSource:
         Raises:
             InputError: why it does not load, or that there is no case.
         """
-        return NNUNetSubject(self)
+        try:
+            return NNUNetSubject(self)
+        except InputError as error:
+            raise error.about(self.name or Path(self.model_folder).resolve().name) from error
 
 
 class NNUNetSubject:
@@ -85,9 +100,12 @@ class NNUNetSubject:
 
     def __init__(self, source: NNUNetSource) -> None:
         self.source = source
-        self.model = model = DeployedModel.from_folder(
-            source.model_folder, source.folds, source.checkpoint, source.device, source.mirroring, name=source.name
-        )
+        self._fold_of: dict[str, int | str] = {}
+        if source.held_out is not None:
+            for fold, cases in zip(source.folds, source.held_out, strict=True):
+                self._fold_of |= dict.fromkeys(cases, fold)
+        self._folds = source.folds if source.held_out is None else source.folds[:1]
+        self.model = model = self._open(self._folds)
         if model.configuration_manager.previous_stage_name is not None:
             raise InputError.of(
                 "model", model.name, "a model that needs images only, not the second stage of a cascade",
@@ -95,9 +113,14 @@ class NNUNetSubject:
             )  # fmt: skip
         self.network = model.as_network(source.patches_per_pass)
         ending = model.dataset_json["file_ending"]
-        files, problems = find_cases(
-            source.images_folder, source.labels_folder, ending, source.cases, channels=len(model.channel_names)
-        )
+        wanted = tuple(self._fold_of) if source.held_out is not None else source.cases
+        if source.listed is not None:
+            listed = listed_files(source.listed) or {}
+            count = _files_per_case(model, [case.image_files[0] for case in listed.values() if case.image_files])
+            files, problems = listed_cases(source.listed, wanted, files=count)
+        else:
+            count = _files_per_case(model, sorted(Path(source.images_folder).glob(f"*{ending}")))
+            files, problems = find_cases(source.images_folder, source.labels_folder, ending, wanted, files=count)
         if not files:
             raise InputError.of(
                 "cases", "; ".join(problems[:3]), "at least one case with all its files",
@@ -128,7 +151,33 @@ class NNUNetSubject:
                 f"{mirroring}), Dice and HD95 in the original geometry; {inputs} has a radius of its own"
             )
         folds = f"mean of the folds {', '.join(map(str, source.folds))}" if len(source.folds) > 1 else ""
-        return "; ".join(filter(None, [what, folds, source.note]))
+        if source.held_out is not None:
+            folds = f"cross-validation: folds {', '.join(map(str, source.folds))}, each on its own validation cases"
+        differs = ""
+        if source.mode == "whole" and not model.mirror_axes and model.predictor.allowed_mirroring_axes:
+            differs = (
+                "nnU-Net's own validation (summary.json) averages over mirrored images, which is why its clean figures "
+                "differ; --mirroring measures that"
+            )
+        return "; ".join(filter(None, [what, folds, source.note, self._range(), differs]))
+
+    def _range(self) -> str:
+        """What bounds an attacked image, in words."""
+        model = self.model
+        box, beyond, boxed = bounds_of(model, self.source.box)
+        if box is None or beyond == "refuse":
+            if "CTNormalization" not in model.configuration_manager.normalization_schemes:
+                return ""
+            return "attacked images may leave the range to which nnU-Net clips CT: no file could hold those"
+        of = f" (of {', '.join(model.channel_names[c] for c in boxed)} only)" if boxed is not None else ""
+        if beyond == "keep":
+            return f"attacked images keep to the range of the files, 0 to 255{of}"
+        intensities = model.plans_manager.foreground_intensity_properties_per_channel[str((boxed or (0,))[0])]
+        low, high = (intensities[f"percentile_{p}"] for p in ("00_5", "99_5"))
+        return (
+            f"attacked images keep to the range to which nnU-Net clips CT, {low:.6g} to {high:.6g} in the files{of}, "
+            "and voxels that are beyond it in the file stay as they are: no small change of the file would show there"
+        )
 
     @property
     def unit(self) -> str:
@@ -148,8 +197,18 @@ class NNUNetSubject:
         """
         if case not in self._files:
             raise InputError.of("case", case, f"one of {', '.join(self.cases)}")
+        if self._fold_of and self._folds != (self._fold_of[case],):  # one model at a time is in memory
+            self._folds = (self._fold_of[case],)
+            self.model = self._open(self._folds)
+            self.network = self.model.as_network(self.source.patches_per_pass)
         kind = NNUNetPatch if self.source.mode == "patch" else NNUNetCase
         return kind(self.model, self._files[case], self.network, self.source.box)
+
+    def _open(self, folds: tuple[int | str, ...]) -> DeployedModel:
+        source = self.source
+        return DeployedModel.from_folder(
+            source.model_folder, folds, source.checkpoint, source.device, source.mirroring, name=source.name
+        )
 
     def _fingerprint(self) -> str:
         source, folder = self.source, Path(self.source.model_folder)
@@ -157,5 +216,13 @@ class NNUNetSubject:
         data = [
             (case.name, names_and_sizes([*case.image_files, case.ground_truth_file])) for case in self._files.values()
         ]
-        deployed = (source.folds, source.mirroring, source.mode, source.box)
+        deployed = (source.folds, source.held_out, source.mirroring, source.mode, source.box)
         return fingerprint([*weights, folder / "plans.json", folder / "dataset.json"], deployed, data)
+
+
+def _files_per_case(model: DeployedModel, files: Sequence[Path]) -> int:
+    """See :meth:`DeployedModel.files_per_case`, by the first file that can be read."""
+    for file in files[:3]:
+        if (count := model.files_per_case(file)) is not None:
+            return count
+    return len(model.channel_names)
