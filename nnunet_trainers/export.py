@@ -7,9 +7,11 @@ outputs, bit for bit.
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,8 @@ def export(
     predictor = load_predictor(source, folds, checkpoint, "cpu", mirroring=False)
     contents = {fold: read_any(source / f"fold_{fold}" / checkpoint) for fold in folds}
     configuration = contents[folds[0]]["init_args"]["configuration"]
-    trainer = _host_trainer(predictor, source, configuration, str(contents[folds[0]]["trainer_name"]))
+    with redirect_stdout(io.StringIO()):  # the host tells about each folder in which it looks for a trainer
+        trainer = _host_trainer(predictor, source, configuration, str(contents[folds[0]]["trainer_name"]))
     plans = predictor.plans_manager
     inside = Path(plans.dataset_name) / f"{trainer}__{plans.plans_name}__{configuration}"
     is_zip = output.suffix == ".zip"
