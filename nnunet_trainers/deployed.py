@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.geometry import Geometry, compare
+from monai_adv.tasks.base import whole_labels
 from monai_adv.threats import Beyond
 from nnunet_trainers.raw_units import note_raw_units, plan_range, plan_raw_unit
 from nnunet_trainers.sliding_window import SlidingWindow
@@ -203,6 +204,7 @@ class DeployedModel:
             raise InputError.of("image_files", files, f"one file per channel, here {self.channel_names}")
         preprocessor = self.configuration_manager.preprocessor_class(verbose=False)
         raw_units = note_raw_units(preprocessor)
+        _round_labels(preprocessor)
         try:
             data, ground_truth, properties = preprocessor.run_case(
                 files, labels, self.plans_manager, self.configuration_manager, self.dataset_json
@@ -230,13 +232,14 @@ class DeployedModel:
             labels, properties = self.plans_manager.image_reader_writer_class().read_seg(str(file))
         except Exception as error:  # every reader raises kinds of its own
             raise InputError.of("ground_truth_file", str(file), "a readable label map", _told(error)) from error
+        labels = whole_labels(f"ground truth {file}", _tensor(labels)).numpy()
         ignored = [self.label_manager.ignore_label] if self.label_manager.has_ignore_label else []
         known = {int(v) for v in [*self.label_manager.all_labels, *ignored]}
-        unknown = [f"{value:g}" for value in sorted(set(np.unique(labels).tolist()) - known)]
+        unknown = sorted(set(np.unique(labels).tolist()) - known)
         if unknown:
             raise InputError.of(
                 "ground_truth_file",
-                f"{file} with the values {', '.join(unknown[:10])}",
+                f"{file} with the values {', '.join(map(str, unknown[:10]))}",
                 f"the model's labels {sorted(known)}",
             )
         return labels[0], properties
@@ -337,6 +340,16 @@ def _check_complete(name: str, file: str | Path) -> None:
         except (OSError, EOFError, zlib.error) as error:
             reason = str(error).rstrip(".")
             raise InputError.of(name, str(file), "a whole gzip file", f"{reason}; copy it again") from error
+
+
+def _round_labels(preprocessor: Any) -> None:
+    """The preprocessor cuts 0.9999, which :meth:`DeployedModel.read_labels` takes for 1, off to 0."""
+    run = preprocessor.run_case_npy
+
+    def rounded(data: Any, seg: npt.NDArray[Any] | None, *more: Any) -> Any:
+        return run(data, None if seg is None else np.rint(seg), *more)
+
+    preprocessor.run_case_npy = rounded
 
 
 def _told(error: Exception) -> str:

@@ -112,7 +112,7 @@ def test_a_model_that_does_not_load_is_2_with_the_reason(tmp_path: Path, capsys:
 
 def test_models_that_cannot_be_compared_are_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(tmp_path, models=["classifier", "classifier"]) == 2
-    assert "names that differ" in capsys.readouterr().err
+    assert "a name of its own for each; the host says how to name a model" in capsys.readouterr().err
     assert evaluate(tmp_path, models=["classifier", "segmenter"]) == 2
     assert "only classifiers or only segmentation models" in capsys.readouterr().err
 

@@ -43,7 +43,8 @@ def small(**changes: Any) -> ClassificationSubject:
         ({"classes": ("a", "b")}, "classes: received '2 names', allowed is one per class of the network, here 3"),
         ({"box": (1.0, 1.0)}, "box: received"),
         ({"group": 0}, "group: received 0"),
-        ({"names": ["x"] * 5}, "repeated names"),
+        ({"names": ["x"] * 5}, "names: received 'x twice'"),
+        ({"classes": ("a", "b", "b ")}, "classes: received 'b twice'"),
         ({"labels": None}, "class indices, or a data set"),
     ],
 )
@@ -109,6 +110,8 @@ def test_two_classes_from_one_logit() -> None:
         ({"labels": [torch.zeros(3, 4)]}, r"labels of 0: received \(3, 4\), allowed is \(4, 4\)"),
         ({"labels": [torch.full((4, 4), 2)]}, r"labels of 0: received \[2\], allowed is whole numbers from 0 to 1"),
         ({"labels": []}, "1 images, 0 label maps, 1 names"),
+        ({"labels": [torch.full((4, 4), 0.9)]}, r"labels of 0: received \[0.9\], allowed is whole numbers from 0 to 1"),
+        ({"network": nn.Conv2d(1, 3, 1), "classes": ("tumour", "tumour")}, "classes: received 'tumour twice'"),
         ({"images": [torch.zeros(1, 4, 4, dtype=torch.int)]}, r"images\[0\]: received 'torch.int32'"),
     ],
 )

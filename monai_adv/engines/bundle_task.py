@@ -22,7 +22,7 @@ from monai_adv.defenses.base import on_any_rank
 from monai_adv.engines.bundle_rule import Rule
 from monai_adv.errors import InputError
 from monai_adv.tasks import Output, Target
-from monai_adv.tasks.base import check_labels
+from monai_adv.tasks.base import check_labels, is_one_hot
 
 Kind = Literal["classification", "segmentation"]
 KINDS: tuple[Kind, ...] = ("classification", "segmentation")
@@ -168,7 +168,7 @@ def layout_of(
     if heads == 1:
         regions = True  # a single logit is a sigmoid
     if channels == heads:
-        one_hot = heads > 1 and regions is not True and _is_one_hot(label)
+        one_hot = heads > 1 and regions is not True and bool(is_one_hot(label).all())
         if regions is False and not one_hot:
             raise InputError.of("regions", False, "true for labels that overlap or leave voxels out", "or leave it out")
         if regions is None:
@@ -202,10 +202,6 @@ def loss_of_each_sample(loss: Callable[..., Tensor]) -> Callable[[Output, Target
         return values.reshape(len(values), -1).mean(1)
 
     return sample_loss
-
-
-def _is_one_hot(label: Tensor) -> bool:
-    return bool((((label == 0) | (label == 1)).all(1) & (label.sum(1) == 1)).all())
 
 
 def _check_values(label: Tensor, layout: Layout, heads: int, ignore_label: int | None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from monai_adv.attacks.base import Strongest
 from monai_adv.errors import InputError
 from monai_adv.evaluation.plain import Box, check_box, fingerprint, forward, images_of, plain_threat, slice_2d
-from monai_adv.evaluation.subject import Kind, Level, Picture, Score
+from monai_adv.evaluation.subject import Kind, Level, Picture, Score, check_distinct
 from monai_adv.tasks import ClassificationTask
 from monai_adv.threats import Threat
 
@@ -99,8 +99,8 @@ class ClassificationSubject:
         for name, values in (("labels", self.labels), ("names", self.names)):
             if len(values) != len(self.images):
                 raise InputError.of(name, f"{len(values)} {name}", f"one per image, here {len(self.images)}")
-        if len(set(self.names)) < len(self.names):
-            raise InputError.of("names", "repeated names", "a name of its own for each image")
+        check_distinct("names", self.names)
+        check_distinct("classes", self.classes)
         output = forward(self.network, self.images[:1])
         heads = self.task.logits(output).shape[1]
         if len(self.classes) != heads:

@@ -386,9 +386,11 @@ def _files(row: Any, key: str) -> list[Path]:
 
 
 def _item_names(rows: Sequence[Any]) -> list[str]:
-    """The names of the image files, or numbers; a name that comes twice gets its number in front."""
+    """The names of the image files, or numbers; if a name comes twice, each with its number in front."""
     names = [files[0].name if (files := _files(row, "image")) else str(i) for i, row in enumerate(rows)]
-    return [name if names.count(name) == 1 else f"{i} {name}" for i, name in enumerate(names)]
+    if len({name.strip() for name in names}) == len(names):
+        return names
+    return [f"{i} {name}" for i, name in enumerate(names)]
 
 
 def _raw_unit(transform: Any) -> float | None:

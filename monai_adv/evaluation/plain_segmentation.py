@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.plain import Box, check_box, fingerprint, forward, images_of, plain_threat, slice_2d
-from monai_adv.evaluation.subject import Kind, Level, Picture, Score
+from monai_adv.evaluation.subject import Kind, Level, Picture, Score, check_distinct
 from monai_adv.evaluation.volume_scores import check_spacing, volume_score
 from monai_adv.tasks import SegmentationTask, Target
+from monai_adv.tasks.base import check_labels
 from monai_adv.threats import Threat
 
 Mask = npt.NDArray[np.bool_]
@@ -67,13 +68,13 @@ class SegmentationSubject:
         if not len(images) or not len(images) == len(labels) == len(set(self.cases)):
             found = f"{len(images)} images, {len(labels)} label maps, {len(set(self.cases))} names"
             raise InputError.of("images", found, "the same number of each, at least one")
+        check_distinct("classes", self.classes)
         self.images = [images_of(image, f"images[{i}]") for i, image in enumerate(images)]
-        self.labels = [torch.as_tensor(values).detach().cpu().long() for values in labels]
+        self.labels = [torch.as_tensor(values).detach().cpu() for values in labels]
         axes = self.images[0].ndim - 1
         self.spacing = (1.0,) * axes if spacing is None else check_spacing(spacing, axes)
         self.task = SegmentationTask.for_evaluation(regions=regions)
-        for case, image, values in zip(self.cases, self.images, self.labels, strict=True):
-            self._check(case, image, values)
+        self.labels = [self._checked(*each) for each in zip(self.cases, self.images, self.labels, strict=True)]
 
     @property
     def fingerprint(self) -> str:
@@ -96,14 +97,12 @@ class SegmentationSubject:
             raise InputError.of("case", case, f"one of {', '.join(self.cases)}")
         return SegmentationCase(self, case, self.cases.index(case))
 
-    def _check(self, case: str, image: Tensor, labels: Tensor) -> None:
+    def _checked(self, case: str, image: Tensor, labels: Tensor) -> Tensor:
         shape = ((len(self.classes),) if self.regions else ()) + tuple(image.shape[1:])
         if tuple(labels.shape) != shape:
             raise InputError.of(f"labels of {case}", tuple(labels.shape), f"{shape}, the shape of its image")
         largest = 1 if self.regions else len(self.classes)
-        if int(labels.min()) < 0 or int(labels.max()) > largest:
-            found = sorted(set(labels.flatten().tolist()))[:10]
-            raise InputError.of(f"labels of {case}", found, f"whole numbers from 0 to {largest}")
+        return check_labels(f"labels of {case}", labels, largest, "see the label, and the classes of the network")
 
 
 class SegmentationCase:

@@ -19,7 +19,7 @@ from monai_adv.evaluation.cost import Cost, Size, Timing, duration
 from monai_adv.evaluation.probes import CASES, most_passes, spread
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store, read_cost, read_evaluation, read_probes, read_problems, read_records
-from monai_adv.evaluation.subject import Record, Source
+from monai_adv.evaluation.subject import Record, Source, check_distinct
 from monai_adv.evaluation.workers import Job, Pool, ThisProcess, plan_of
 
 
@@ -115,8 +115,10 @@ class Session:
 
     def _check_models(self) -> None:
         names = [m["name"] for m in self.models]
-        if len(set(names)) < len(names):
-            raise InputError.of("models", names, "names that differ", "the host says how to name a model")
+        check_distinct("models", names, "the host says how to name a model")
+        for model in self.models:
+            check_distinct(f"classes of {model['name']}", model["classes"], "rename one where the model describes them")
+            check_distinct(f"cases of {model['name']}", model["cases"], "rename one of the files")
         if len({m["kind"] for m in self.models}) > 1:
             kinds = {m["name"]: m["kind"] for m in self.models}
             raise InputError.of("models", kinds, "only classifiers or only segmentation models in one comparison")

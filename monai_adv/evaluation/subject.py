@@ -7,12 +7,14 @@ these classes, and never learns which host it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
+from monai_adv.errors import InputError
 from monai_adv.tasks import Target, Task
 from monai_adv.threats import Norm, Threat
 
@@ -69,6 +71,22 @@ class Score:
         if math.isnan(self.score):
             return float(bool(self.absent) and not self.false_positives)
         return self.score
+
+
+def check_distinct(name: str, values: Sequence[str], todo: str = "") -> None:
+    """Refuse names that cannot be told apart, such as two classes called "tumour": whatever is shown would be mixed up.
+
+    Raises:
+        InputError: says which come twice; spaces at the ends do not tell names apart.
+
+    Example:
+        >>> check_distinct("classes", ["kidney", "tumour", "tumour "])
+        Traceback (most recent call last):
+        monai_adv.errors.InputError: classes: received 'tumour twice', allowed is a name of its own for each.
+    """
+    counts = Counter(value.strip() for value in values)
+    if twice := [value for value, count in counts.items() if count > 1]:
+        raise InputError.of(name, f"{', '.join(twice[:3])} twice", "a name of its own for each", todo)
 
 
 def mean_known(values: Iterable[float]) -> float:

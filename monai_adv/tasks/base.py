@@ -80,8 +80,67 @@ class TrainingTask(Task, Protocol):
         """The points of every resolution with its weight; the weights add up to 1."""
 
 
-def check_labels(name: str, labels: Tensor, largest: int, todo: str, ignore_label: int | None = None) -> None:
-    """Refuse labels that are not whole numbers from 0 to ``largest``. Costs a host sync.
+WHOLE = 1e-3
+"""How far a label may lie from a whole number: files with a scale factor hold 1.0000001, interpolation leaves 0.9."""
+
+
+def whole_labels(name: str, labels: Tensor, allowed: str = "whole numbers", todo: str = "") -> Tensor:
+    """Labels as int64, if they are whole numbers to within :data:`WHOLE`. Costs a host sync.
+
+    Nothing is cut off or filled in: a label map that was resampled like an image would otherwise lose its borders, and
+    NaN would become background, without a word.
+
+    Args:
+        name: of the labels, for the message.
+        labels: any shape and dtype.
+        allowed: what they have to be, for the message.
+        todo: what the user can do, for the message.
+
+    Raises:
+        InputError: NaN, infinity or fractions; says which, how many, and where they probably come from.
+
+    Example:
+        >>> whole_labels("label", torch.tensor([0.9999, 2.0000001])).tolist()
+        [1, 2]
+        >>> whole_labels("label", torch.tensor([0.9, 2.0]))
+        Traceback (most recent call last):
+        monai_adv.errors.InputError: label: received [0.9], allowed is whole numbers; 1 of 2 values lies between them: \
+a label that was interpolated or scaled like an image; resample it with nearest neighbours.
+    """
+    if labels.is_complex():
+        raise InputError.of(name, str(labels.dtype), allowed, todo)
+    if not labels.is_floating_point():
+        return labels.long()
+    nearest = labels.round()
+    off = ~((labels - nearest).abs() <= WHOLE)  # also true for NaN and infinity
+    if bool(off.any()):
+        found, total = labels[off], labels.numel()
+        count = f"{len(found)} of {total} values {'lies' if len(found) == 1 else 'lie'}"
+        cause = (
+            f"{count} between them: a label that was interpolated or scaled like an image; "
+            "resample it with nearest neighbours"
+            if bool(found.isfinite().all())
+            else f"{int((~found.isfinite()).sum())} of {total} values are NaN or infinite: see how the label was written"
+        )
+        values = [round(v, 4) for v in torch.unique(found).tolist()[:5]]
+        raise InputError.of(name, values, allowed, "; ".join(filter(None, [todo, cause])))
+    return nearest.long()
+
+
+def is_one_hot(maps: Tensor) -> Tensor:
+    """``(B, *spatial)`` bool of ``(B, K, *spatial)``: one channel is 1 and all others are 0, to within :data:`WHOLE`.
+
+    Example:
+        >>> is_one_hot(torch.tensor([[0.0, 1.0], [0.5, 0.5], [1.0, 1.0]])).tolist()
+        [True, False, False]
+    """
+    values = maps if maps.is_floating_point() else maps.float()
+    near = (values.abs() <= WHOLE) | ((values - 1).abs() <= WHOLE)
+    return near.all(1) & (values.round().sum(1) == 1)
+
+
+def check_labels(name: str, labels: Tensor, largest: int, todo: str, ignore_label: int | None = None) -> Tensor:
+    """Labels as int64, if they are whole numbers from 0 to ``largest``; see :func:`whole_labels`. Costs a host sync.
 
     Args:
         name: of the labels, for the message.
@@ -93,14 +152,14 @@ def check_labels(name: str, labels: Tensor, largest: int, todo: str, ignore_labe
     Raises:
         InputError: says which values came.
     """
-    whole = torch.ones_like(labels, dtype=torch.bool) if labels.dtype == torch.bool else labels == labels.round()
-    known = whole & (labels >= 0) & (labels <= largest)
+    allowed = f"whole numbers from 0 to {largest}"
+    whole = whole_labels(name, labels, allowed, todo)
+    known = (whole >= 0) & (whole <= largest)
     if ignore_label is not None:
-        known |= labels == ignore_label
+        known |= whole == ignore_label
     if not bool(known.all()):
-        found = [round(v, 4) for v in torch.unique(labels[~known]).tolist()[:5]]
-        allowed = f"whole numbers from 0 to {largest}"
-        raise InputError.of(name, found, allowed, todo)
+        raise InputError.of(name, torch.unique(whole[~known]).tolist()[:5], allowed, todo)
+    return whole
 
 
 def plain(values: Any) -> Any:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_adv.errors import InputError
-from monai_adv.tasks.base import Output, Points, Target, check_labels
+from monai_adv.tasks.base import Output, Points, Target, check_labels, is_one_hot
 
 
 class ClassificationTask:
@@ -126,7 +126,7 @@ class ClassificationTask:
         if values.ndim != 1:
             allowed = f"class indices (B,) or (B, 1), or one-hot rows (B, {classes})"
             raise InputError.of("target", tuple(values.shape), allowed)
-        return values.long()
+        return values.round().long() if values.is_floating_point() else values.long()
 
     def check(self, output: Output, target: Target) -> None:
         """Refuse labels that no class has, soft labels, several labels per sample. Costs a host sync: not in a loop.
@@ -137,7 +137,7 @@ class ClassificationTask:
         classes = self.logits(output).shape[1]
         values = _rows(target)
         if values.ndim == 2 and values.shape[1] == classes and classes > 1:
-            if not bool(((values == 0) | (values == 1)).all() & (values.sum(1) == 1).all()):
+            if not bool(is_one_hot(values).all()):
                 raise InputError.of(
                     "target", "soft labels, or several labels per sample", "class indices or one-hot rows",
                     "a defence must know which class is right: give the label, or the argmax of soft labels",

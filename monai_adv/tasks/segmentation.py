@@ -137,10 +137,10 @@ class SegmentationTask:
         """``(B,)``; soft Dice enters as ``-Dice``, so the loss of a perfect prediction is -1 (Dice) or about 0 (CE)."""
         self._look(output, target)
         if isinstance(output, Tensor) or isinstance(target, Tensor) or not self.settings.attack_deep_supervision:
-            return self._loss(_full_resolution(output), _full_resolution(target))
+            return self._loss(_full_resolution(output), _whole(target))
         weights = self.deep_supervision_weights or [2.0**-i for i in range(len(output))]
         return torch.stack(
-            [w * self._loss(o, t) for w, o, t in zip(weights, output, target, strict=True) if w > 0]
+            [w * self._loss(o, _whole(t)) for w, o, t in zip(weights, output, target, strict=True) if w > 0]
         ).sum(0) / sum(weights)
 
     def sample_training_loss(self, output: Output, target: Target) -> Tensor:
@@ -157,7 +157,7 @@ class SegmentationTask:
         self._look(output, target)
         logits = _full_resolution(output)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        return self._soft_dice(logits, _full_resolution(target)) - self.settings.threshold
+        return self._soft_dice(logits, _whole(target)) - self.settings.threshold
 
     @torch.no_grad()
     def dice(self, output: Output, target: Target) -> Tensor:
@@ -179,7 +179,7 @@ class SegmentationTask:
         """
         self._look(output, target)
         logits = _full_resolution(output)
-        there, valid = self._foreground(_full_resolution(target), logits.shape[1])
+        there, valid = self._foreground(_whole(target), logits.shape[1])
         if self._alone:
             found = self._foreground_logits(logits) > 0  # sigmoid > 0.5
         else:
@@ -207,7 +207,7 @@ class SegmentationTask:
     @torch.no_grad()
     def scorable(self, target: Target) -> Tensor:
         """``(B,)`` bool: false without a voxel that counts, and without foreground under ``empty_target="skip"``."""
-        full = _full_resolution(target)
+        full = _whole(target)
         if self.settings.empty_target != "skip":
             return self._valid(full).flatten(1).any(1)
         if self.regions:
@@ -226,7 +226,7 @@ class SegmentationTask:
     def points(self, output: Output, target: Target) -> Points:
         """A point per voxel; with sigmoids one per voxel and region or class, between the logits 0 and z."""
         self._look(output, target)
-        logits, labels = _full_resolution(output), _full_resolution(target)
+        logits, labels = _full_resolution(output), _whole(target)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         valid = self._valid(labels)
         if self._alone:
@@ -243,7 +243,7 @@ class SegmentationTask:
         """
         logits = _full_resolution(output)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        labels, valid = self._foreground(_full_resolution(target), logits.shape[1])
+        labels, valid = self._foreground(_whole(target), logits.shape[1])
         return dice_score.nearest(self._leads(logits, valid), self._absent(labels & valid))
 
     def _leads(self, logits: Tensor, valid: Tensor) -> Tensor:
@@ -268,7 +268,7 @@ class SegmentationTask:
         logits = _full_resolution(output)
         if self.settings.empty_target == "wrong":
             return torch.zeros(len(logits), device=logits.device)
-        valid = self._valid(_full_resolution(target))
+        valid = self._valid(_whole(target))
         found = self._foreground_logits(logits) > 0 if self._alone else logits.argmax(1, keepdim=True) > 0
         return (~(found & valid).flatten(1).any(1)).float()
 
@@ -346,6 +346,12 @@ class SegmentationTask:
 
 def _full_resolution(values: Output) -> Tensor:
     return values if isinstance(values, Tensor) else values[0]
+
+
+def _whole(target: Target) -> Tensor:
+    """Labels at full resolution; those that :func:`whole_labels` lets pass may be a little off."""
+    labels = _whole(target)
+    return labels.round() if labels.is_floating_point() else labels
 
 
 def _foreground_classes(logits: Tensor) -> Tensor:
