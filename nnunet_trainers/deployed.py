@@ -14,6 +14,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -232,7 +233,9 @@ class DeployedModel:
             labels, properties = self.plans_manager.image_reader_writer_class().read_seg(str(file))
         except Exception as error:  # every reader raises kinds of its own
             raise InputError.of("ground_truth_file", str(file), "a readable label map", _told(error)) from error
-        labels = whole_labels(f"ground truth {file}", _tensor(labels)).numpy()
+        name = f"ground truth {file}"
+        _check_no_nan(name, file)
+        labels = whole_labels(name, _tensor(labels)).numpy()
         ignored = [self.label_manager.ignore_label] if self.label_manager.has_ignore_label else []
         known = {int(v) for v in [*self.label_manager.all_labels, *ignored]}
         unknown = sorted(set(np.unique(labels).tolist()) - known)
@@ -340,6 +343,14 @@ def _check_complete(name: str, file: str | Path) -> None:
         except (OSError, EOFError, zlib.error) as error:
             reason = str(error).rstrip(".")
             raise InputError.of(name, str(file), "a whole gzip file", f"{reason}; copy it again") from error
+
+
+def _check_no_nan(name: str, file: str | Path) -> None:
+    """ITK reads NaN in a NIfTI file as 0, so that it would become background without a word."""
+    if str(file).endswith((".nii", ".nii.gz")):
+        image: Any = nibabel.load(file)
+        if image.get_data_dtype().kind == "f":
+            whole_labels(name, _tensor(image.get_fdata(dtype=np.float32)))
 
 
 def _round_labels(preprocessor: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from monai_adv.evaluation.statistics import parse_level
 from monai_adv.evaluation.store import Store
@@ -114,10 +115,7 @@ def folder_of(
     }
     store = Store.open(path, json.loads(json.dumps(evaluation)))
     for record in records:
-        place = store._record_path(record.model, record.case, record.level, record.attack)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        content = {"record": record.as_dict(), "finished": [], "carried": [], "images": None}
-        place.write_text(json.dumps(content), encoding="utf-8")
+        store.commit_record(record, torch.zeros(0))
         if pictures and record.level and not record.attack.startswith("corruption"):
             store.add_pictures(record.model, record.case, record.level, [picture(s) for s in record.worst])
     for name, found in (probes or {}).items():

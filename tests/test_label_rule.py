@@ -80,6 +80,7 @@ def test_what_is_nearly_whole_is_what_was_meant(read: Callable[[float, Path], Te
     labels = read(value, tmp_path)
     assert labels.dtype == torch.int64
     assert 1 in labels
+    (tmp_path / "whole").mkdir()
     assert torch.equal(labels, read(1.0, tmp_path / "whole"))
 
 

@@ -142,7 +142,7 @@ class _Run:
             lower: Saved | None = None
             for level in chain:
                 lower = self._level(level, clean, lower)
-            self.store.drop_images(lower.images if lower else None)
+            self.store.drop_images(lower)
 
     def _saved(self, level: str, stage: str) -> Saved | None:
         return self.store.saved(self.subject.name, self.name, level, stage)
@@ -218,7 +218,7 @@ class _Run:
             record, state, changed = self._stage(level, threat, stage, state, known)
             done = self.store.commit(record, state, None if changed or done is None else done.images)
             if before is not None and before.images != done.images:
-                self.store.drop_images(before.images)
+                self.store.drop_images(before)
             before = done
             self.tell()
         assert done is not None

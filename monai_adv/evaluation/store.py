@@ -11,6 +11,10 @@ Layout; every file is written beside its place and then moved into it, so a file
     problems/MODEL/CASE.json               a case that could not be used, with the reason
     probes/MODEL.json                      what the probes for the red flags found
 
+Every file carries a checksum over its content and its place (see seal.py), also over the evaluation that it belongs to:
+what was edited, copied or shortened is refused, with its name. Nothing outside the folder is read or deleted, whatever
+the files say.
+
 MODEL, CASE, LEVEL and STAGE are :func:`safe_name` of the names; the true names are inside the files. Numbers are
 written so that reading gives the same bits; NaN is written as ``NaN``, as Python's json does.
 
@@ -26,8 +30,9 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +40,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_adv.errors import InputError
+from monai_adv.errors import InputError, first_cause
+from monai_adv.evaluation import seal
 from monai_adv.evaluation.subject import Picture, Record, Score
 from monai_adv.files import whole_file
 
-FORMAT = 1
+FORMAT = 2
 PARTIAL = ".partial"
+EVALUATION = "evaluation"
+AGAIN = "delete it and give the same command again"
 NOT_COMPARED = ("started", "machine")
 """Entries of ``evaluation.json`` that may differ when an evaluation goes on."""
 
@@ -51,7 +59,7 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
     Returns:
         a dict with the keys
 
-        - ``format``: 1.
+        - ``format``: 2.
         - ``started``: date and time, ISO 8601.
         - ``machine``: in words: processor or GPU, cores.
         - ``versions``: of Python and the packages, ``{"monai-adv": ..., "torch": ..., ...}``.
@@ -75,7 +83,8 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"{folder}: not the folder of an evaluation, its evaluation.json gives {error!r}.") from error
     if known != FORMAT:
         raise InputError.of(str(path), f"format {known}", f"format {FORMAT}", "use the monai-adv that wrote it")
-    return content
+    with _reading(path, "bring back the file as it was, or give a new folder"):
+        return seal.opened(content, EVALUATION)
 
 
 def read_records(folder: str | Path) -> list[Record]:
@@ -100,14 +109,13 @@ def read_records(folder: str | Path) -> list[Record]:
 
 def read_pictures(folder: str | Path, model: str, case: str, level: str) -> list[Picture]:
     """The worst images of one case at one level as pictures; empty while its level is not finished."""
-    path = Store(folder).path("pictures", model, case, level, suffix=".npz")
+    store = Store(folder)
+    path = store.path("pictures", model, case, level, suffix=".npz")
     if not path.exists():
         return []
-    with np.load(path) as file:
-        heads = json.loads(str(file["heads"]))
-        arrays = {name: file[name] for name in file.files if name != "heads"}
+    arrays = store._read_arrays(path, model, case)
     pictures = []
-    for i, head in enumerate(heads):
+    for i, head in enumerate(json.loads(str(arrays["heads"]))):
         parts: dict[str, Any] = {name: arrays.get(f"{i}.{name}") for name in _ARRAYS}
         pictures.append(Picture(**head, **parts))
     return pictures
@@ -115,11 +123,11 @@ def read_pictures(folder: str | Path, model: str, case: str, level: str) -> list
 
 def read_problems(folder: str | Path) -> list[tuple[str, str, str]]:
     """``(model, case, reason)`` of all files that could not be used; the case is "" where it has no name."""
-    problems = []
+    problems, store = [], Store(folder)
     for model in read_evaluation(folder)["models"]:
         problems += [(model["name"], "", reason) for reason in model["problems"]]
-        for path in sorted((Path(folder) / "problems" / safe_name(model["name"])).glob("*.json")):
-            content = json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(store.path("problems", model["name"], suffix="").glob("*.json")):
+            content = store._read(path)
             problems.append((model["name"], content["case"], content["reason"]))
     return problems
 
@@ -145,7 +153,7 @@ def read_cost(folder: str | Path) -> dict[str, Any]:
         Passes are counted in inputs. Seconds are those of all workers together, probes included.
     """
     path = Path(folder) / "cost.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    return Store(folder)._read(path) if path.exists() else {}
 
 
 def safe_name(name: str) -> str:
@@ -205,6 +213,12 @@ class Store:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
+    @cached_property
+    def _identity(self) -> str:
+        """Of the evaluation: what belongs to another one does not belong here."""
+        content = read_evaluation(self.folder)
+        return seal.checksum({name: value for name, value in content.items() if name not in NOT_COMPARED})
+
     @classmethod
     def open(cls, folder: str | Path, evaluation: dict[str, Any]) -> Store:
         """Start a folder, or go on with one of the same evaluation.
@@ -234,7 +248,7 @@ class Store:
                     "Give its own settings to go on with it, or a new folder."
                 )
         else:
-            _write(path, _json(content))
+            _write(path, _json(seal.sealed(content, EVALUATION)))
         return store
 
     def check_place(self) -> None:
@@ -263,36 +277,48 @@ class Store:
             )  # fmt: skip
 
     def path(self, kind: str, *names: str, suffix: str = ".json") -> Path:
-        """Where a file of these names lies."""
-        *above, last = (safe_name(n) if n else "clean" for n in names)
-        return self.folder.joinpath(kind, *above, last + suffix)
+        """Where a file of these names lies.
+
+        Raises:
+            InputError: a link leads out of the folder: what is not ours is neither read nor deleted.
+        """
+        *above, last = map(safe_name, names)
+        path = self.folder.joinpath(kind, *above, last + suffix)
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise InputError(f"{path}: leads out of the folder, to {path.resolve()}; remove this link.")
+        return path
 
     def saved(self, model: str, case: str, level: str, stage: str) -> Saved | None:
         """One record with what belongs to it, or None if it is not finished."""
-        try:
-            content = json.loads(self._record_path(model, case, level, stage).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        path = self._record_path(model, case, level, stage)
+        if not path.exists():
             return None
-        record = content["record"]
-        known = {f.name for f in fields(Record)} - {"own", "worst"}
-        return Saved(
-            Record(
-                own=tuple(_score(s) for s in record["own"]),
-                worst=tuple(_score(s) for s in record["worst"]),
-                **{name: record[name] for name in known},
-            ),
-            tuple(content["finished"]),
-            tuple(content["carried"]),
-            content["images"],
-        )
+        todo = self._again(model, case)
+        content = self._read(path, todo)
+        with _reading(path, todo):
+            record = content["record"]
+            known = {f.name for f in fields(Record)} - {"own", "worst"}
+            saved = Saved(
+                Record(
+                    own=tuple(_score(s) for s in record["own"]),
+                    worst=tuple(_score(s) for s in record["worst"]),
+                    **{name: record[name] for name in known},
+                ),
+                tuple(content["finished"]),
+                tuple(content["carried"]),
+                content["images"],
+            )
+            if saved.images is not None:
+                self._images_path(saved.images, model, case)
+        return saved
 
     def state(self, saved: Saved) -> State:
         """The state after a saved stage."""
         record = saved.record
         if saved.images is None:
             raise RuntimeError(f"{record.attack} of {record.case} at {record.level} has no images in the store")
-        with np.load(self.folder / saved.images) as file:
-            images = torch.from_numpy(file["images"])
+        path = self._images_path(saved.images, record.model, record.case)
+        images = torch.from_numpy(self._read_arrays(path, record.model, record.case)["images"])
         return State(images, torch.tensor(saved.finished), torch.tensor(saved.carried), record.worst)
 
     def commit(self, record: Record, state: State, images: str | None = None) -> Saved:
@@ -305,7 +331,7 @@ class Store:
         """
         if images is None:
             path = self.path("images", record.model, record.case, f"{record.level}.{record.attack}", suffix=".npz")
-            _write(path, _npz(images=state.images.numpy()))
+            self._write_arrays(path, images=state.images.numpy())
             images = path.relative_to(self.folder).as_posix()
         return self.commit_record(record, state.finished, state.carried, images)
 
@@ -316,14 +342,14 @@ class Store:
         carried = torch.zeros_like(finished) if carried is None else carried
         saved = Saved(record, tuple(finished.tolist()), tuple(carried.tolist()), images)
         content = {"record": record.as_dict(), "finished": saved.finished, "carried": saved.carried, "images": images}
-        _write(self._record_path(record.model, record.case, record.level, record.attack), _json(content))
+        self._write(self._record_path(record.model, record.case, record.level, record.attack), content)
         return saved
 
-    def drop_images(self, name: str | None) -> None:
+    def drop_images(self, saved: Saved | None) -> None:
         """Delete images that no later stage needs."""
-        if name is not None:
+        if saved is not None and saved.images is not None:
             with suppress(FileNotFoundError):
-                (self.folder / name).unlink()
+                self._images_path(saved.images, saved.record.model, saved.record.case).unlink()
 
     def add_pictures(self, model: str, case: str, level: str, pictures: list[Picture]) -> None:
         """Keep what a page can draw of a finished level."""
@@ -334,7 +360,7 @@ class Store:
                     arrays[f"{i}.{name}"] = np.asarray(values)
         heads = json.dumps([{"case": p.case, "caption": p.caption} for p in pictures])
         path = self.path("pictures", model, case, level, suffix=".npz")
-        _write(path, _npz(compressed=True, heads=np.array(heads), **arrays))
+        self._write_arrays(path, compressed=True, heads=np.array(heads), **arrays)
 
     def has_pictures(self, model: str, case: str, level: str) -> bool:
         """Whether :meth:`add_pictures` was called."""
@@ -342,7 +368,7 @@ class Store:
 
     def add_problem(self, model: str, case: str, reason: str) -> None:
         """Note that a case could not be used."""
-        _write(self.path("problems", model, case), _json({"case": case, "reason": reason}))
+        self._write(self.path("problems", model, case), {"case": case, "reason": reason})
 
     def clear_problem(self, model: str, case: str) -> None:
         """The case can be used now."""
@@ -351,16 +377,16 @@ class Store:
 
     def add_probe(self, model: str, result: dict[str, Any]) -> None:
         """Keep what the probes of a model found."""
-        _write(self.path("probes", model), _json(result))
+        self._write(self.path("probes", model), result)
 
     def probe(self, model: str) -> dict[str, Any] | None:
         """What the probes of a model found, or None if they have not run."""
         path = self.path("probes", model)
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        return self._read(path) if path.exists() else None
 
     def add_cost(self, **parts: dict[str, Any]) -> None:
         """Add to ``cost.json``; see :func:`read_cost`."""
-        _write(self.folder / "cost.json", _json({**read_cost(self.folder), **parts}))
+        self._write(self.folder / "cost.json", {**read_cost(self.folder), **parts})
 
     def _drop_partials(self) -> None:
         """Delete what killed processes had not finished writing; recent files may belong to a living one."""
@@ -368,6 +394,39 @@ class Store:
             with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > 3600:
                     path.unlink()
+
+    def _place(self, path: Path) -> tuple[str, str]:
+        return self._identity, path.relative_to(self.folder).as_posix()
+
+    def _write(self, path: Path, content: dict[str, Any]) -> None:
+        _write(path, _json(seal.sealed(content, *self._place(path))))
+
+    def _read(self, path: Path, todo: str = AGAIN) -> dict[str, Any]:
+        """What :meth:`_write` wrote there.
+
+        Raises:
+            InputError: something else lies there; says what to do.
+        """
+        with _reading(path, todo):
+            return seal.opened(json.loads(path.read_text(encoding="utf-8")), *self._place(path))
+
+    def _write_arrays(self, path: Path, compressed: bool = False, **arrays: np.ndarray[Any, Any]) -> None:
+        _write(path, _npz(compressed, **seal.sealed_arrays(arrays, *self._place(path))))
+
+    def _read_arrays(self, path: Path, model: str, case: str) -> dict[str, np.ndarray[Any, Any]]:
+        with _reading(path, self._again(model, case)), np.load(path) as file:
+            return seal.opened_arrays(dict(file), *self._place(path))
+
+    def _again(self, model: str, case: str) -> str:
+        """What to do about a file of a case: later records follow from earlier ones."""
+        return f"delete the folder {self.path('records', model, case, suffix='')} and give the same command again"
+
+    def _images_path(self, name: str, model: str, case: str) -> Path:
+        """Where the images of a record lie: in the folder of its case, whatever it says."""
+        path = self.folder / name
+        if path.parent != self.path("images", model, case, suffix="") or path.is_symlink() or path.suffix != ".npz":
+            raise ValueError(f"it names the images {name!r}, which are not of its case")
+        return path
 
     def _record_path(self, model: str, case: str, level: str, stage: str) -> Path:
         return self.path("records", model, case, f"{level}.{stage}" if level else "clean")
@@ -413,6 +472,18 @@ def _short(value: Any) -> str:
         value = list(map(_label, value))
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+@contextmanager
+def _reading(path: Path, todo: str) -> Iterator[None]:
+    """Name the file that is not as it was written, and what to do."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # zip, numpy and json raise kinds of their own
+        reason = str(error) if type(error) is ValueError else first_cause(error)
+        raise InputError(f"{path}: is not as it was written ({reason.rstrip('.')}); {todo}.") from error
 
 
 def _json(content: Any) -> bytes:
