@@ -87,7 +87,7 @@ def test_what_is_nearly_whole_is_what_was_meant(read: Callable[[float, Path], Te
 @pytest.mark.parametrize("read", READERS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("value", [0.9, math.nan])
 def test_what_is_not_is_refused_with_its_cause(read: Callable[[float, Path], Tensor], value: float, tmp_path: Path):
-    with pytest.raises(InputError, match="nearest neighbours" if value == 0.9 else "NaN or infinite"):
+    with pytest.raises(InputError, match="nearest neighbours" if value == 0.9 else "NaN or inf"):
         read(value, tmp_path)
 
 

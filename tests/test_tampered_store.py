@@ -1,4 +1,4 @@
-"""A store believes only what it wrote itself: whatever else lies there is named, with what to do, and nothing is lost."""
+"""A store believes only what it wrote itself: whatever else lies there is named, with what to do."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from monai_adv.bundles.weights import load_weights, names_in
 from monai_adv.engines.bundle_rule import Rule, check_rule, leaves_background_out, rule_of
 from monai_adv.errors import InputError, did_you_mean, first_cause
 from monai_adv.evaluation.bundle import WEIGHTS
-from monai_adv.evaluation.fingerprint import fingerprint, names_and_sizes
+from monai_adv.evaluation.fingerprint import fingerprint
 from monai_adv.evaluation.open_bundle import (
     BundleClassification,
     BundleSegmentation,
@@ -149,12 +149,16 @@ class _Bundle(OpenBundle):
         )  # fmt: skip
 
     @property
+    def files(self) -> list[Path]:
+        """Weights, configs, all Python files of the bundle, and the data."""
+        code = [file.relative_to(self.folder) for file in sorted(self.folder.rglob("*.py"))]
+        own = [self.folder / file for file in code if not any(part.startswith(".") for part in file.parts)]
+        return [self.weights, *self.configs, *own, *super().files]
+
+    @property
     def fingerprint(self) -> str:
-        """Of weights, configs, data files, and what bounds an attack."""
-        files = names_and_sizes(self.files)
-        return fingerprint(
-            [self.weights, *self.configs], self.source.overrides, files, self.names, self.box, self.decides
-        )
+        """Of overrides, and what else is in no file."""
+        return fingerprint(super().fingerprint, self.source.overrides)
 
 
 def _config_files(folder: Path, given: Sequence[str] | None) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.base import Strongest
 from monai_adv.errors import InputError
-from monai_adv.evaluation.plain import Box, check_box, fingerprint, forward, images_of, plain_threat, slice_2d
+from monai_adv.evaluation.plain import Box, check_box, code_of, fingerprint, forward, images_of, plain_threat, slice_2d
 from monai_adv.evaluation.subject import Kind, Level, Picture, Score, check_distinct
 from monai_adv.tasks import ClassificationTask
 from monai_adv.threats import Threat
@@ -58,6 +59,7 @@ class ClassificationSubject:
         names: Sequence[str] | None = None,
     ) -> None:
         check_box(box)
+        self.files: Sequence[Path] = code_of(network)
         if group < 1:
             raise InputError.of("group", group, "a whole number >= 1")
         if labels is None:

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,11 +41,13 @@ class FactorySource:
         Raises:
             InputError: it is not found, fails, or returns something else.
         """
+        from monai_adv.evaluation.fingerprint import code_files
         from monai_adv.evaluation.plain import usable_device
 
         usable_device(self.device)
         try:
-            subject: Any = self._find()()
+            function = self._find()
+            subject: Any = function()
         except InputError:
             raise
         except Exception as error:
@@ -63,6 +66,8 @@ class FactorySource:
             if own is not None and tuple(own) != self.box:
                 raise InputError.of("box", self.box, f"the box {own} of {subject.name}, or none")
             subject.box = self.box
+        with suppress(AttributeError):  # a subject of the user's own may know better
+            subject.files = [*getattr(subject, "files", ()), *code_files([function.__module__])]
         found: Subject = subject
         return found
 

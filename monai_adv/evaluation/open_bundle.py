@@ -15,6 +15,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.inferers.inferer import SlidingWindowInferer
 from monai.transforms.compose import Compose
 from monai.transforms.intensity.array import ScaleIntensityRange
+from monai.transforms.transform import RandomizableTransform
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -25,14 +26,13 @@ from monai_adv.engines.supported import mask_channels
 from monai_adv.errors import InputError, first_cause
 from monai_adv.evaluation.bundle_network import BundleNetwork, ForegroundLogits
 from monai_adv.evaluation.classification import ClassificationCase, ClassificationSubject
-from monai_adv.evaluation.fingerprint import names_and_sizes
 from monai_adv.evaluation.geometry import Geometry, compare
-from monai_adv.evaluation.plain import Box
+from monai_adv.evaluation.plain import Box, code_of, digest_of
 from monai_adv.evaluation.plain import fingerprint as fingerprint_of
 from monai_adv.evaluation.plain_segmentation import SegmentationCase, SegmentationSubject
 from monai_adv.evaluation.subject import Kind, Level
 from monai_adv.network_state import device_of, frozen
-from monai_adv.tasks.base import check_labels
+from monai_adv.tasks.base import check_labels, is_one_hot, whole_labels
 from monai_adv.threats import Threat
 
 NEUTRAL = tuple(f"monai.transforms.{part}." for part in ("io", "spatial", "croppad", "utility"))
@@ -61,6 +61,10 @@ class BundleClassification(ClassificationSubject):
                 continue
             for i, (image, label) in enumerate((item.image, item.label) for item in items):
                 own = name if len(items) == 1 else f"{name} part {i + 1}"
+                if label.shape != bundle.first.label.shape:
+                    allowed = f"{tuple(bundle.first.label.shape)}, as of the first"
+                    problems.append(str(InputError.of(f"label of {own}", tuple(label.shape), allowed)))
+                    continue
                 if images and image.shape != images[0].shape:
                     found = f"{tuple(images[0].shape)} and, of {own}, {tuple(image.shape)}"
                     raise InputError.of("images", found, "images of one size", "add a Resized to the bundle's config")
@@ -75,13 +79,14 @@ class BundleClassification(ClassificationSubject):
             bundle.name, bundle.network, torch.stack(images), torch.stack(labels), classes,
             box=bundle.box, unit=bundle.unit, names=names,
         )  # fmt: skip
+        self.files = bundle.files
         self.problems = tuple(problems)
         self.space = f"the bundle's preprocessed images{bundle.attacked}; each image has a radius of its own"
 
     @property
     def fingerprint(self) -> str:
-        """Of the bundle's files and its data."""
-        return self.bundle.fingerprint
+        """Of what is in no file of the bundle."""
+        return digest_of(self.bundle.fingerprint, self.images, self.labels)
 
     def load(self, case: str) -> ClassificationCase:
         """A group of images."""
@@ -97,7 +102,7 @@ class BundleSegmentation:
 
     def __init__(self, bundle: OpenBundle) -> None:
         self.bundle, self.name, self.unit, self.problems = bundle, bundle.name, bundle.unit, tuple(bundle.problems)
-        self.cases, self.fingerprint = tuple(bundle.names), bundle.fingerprint
+        self.cases, self.files = tuple(bundle.names), bundle.files
         image, heads = bundle.first.image, bundle.heads
         logits = torch.empty(1, heads, *image.shape[1:], device="meta")
         self.layout = layout_of(logits, bundle.first.label[None], None, None, bundle.rule, bundle.background)
@@ -117,13 +122,20 @@ class BundleSegmentation:
             "each image has a radius of its own"
         )
 
+    @property
+    def fingerprint(self) -> str:
+        """Of what is in no file of the bundle."""
+        return self.bundle.fingerprint
+
     def load(self, case: str) -> SegmentationCase:
         """One image.
 
         Raises:
-            InputError: an unknown name, an unreadable file, or label values that the network does not have.
+            InputError: an unknown name, an unreadable file, or a label that the network does not have, or of another
+                layout than that of the first case.
         """
         item = self.bundle.item(case)
+        self._check_layout(case, item)
         label = self.layout.to_task(item.label[None])[0]
         if self.layout.sigmoid:
             check_labels(f"labels of {case}", label, len(self.classes), "see the label, and the classes of the network")
@@ -137,6 +149,18 @@ class BundleSegmentation:
         loaded.notes = item.notes
         loaded.threat = self.bundle.threat  # type: ignore[method-assign] # it knows raw units
         return loaded
+
+    def _check_layout(self, case: str, item: _Item) -> None:
+        """Refuse a label that is not laid out as the first one: what a channel means is not judged anew."""
+        label, todo = item.label, "give all labels of the data set one layout"
+        expected = (self.bundle.first.label.shape[0], *item.image.shape[1:])
+        if tuple(label.shape) != expected:
+            raise InputError.of(f"label of {case}", tuple(label.shape), f"{expected}, as of the first case", todo)
+        known = bool(self.layout.classes) or (self.layout.regions and self.bundle.rule != "sigmoid")
+        if len(label) > 1 and known and bool(is_one_hot(label[None]).all()) != bool(self.layout.classes):
+            layouts = "regions, which overlap or leave voxels out", "one class in every voxel"
+            found, first = layouts[not self.layout.classes], layouts[bool(self.layout.classes)]
+            raise InputError.of(f"label of {case}", found, f"{first}, as in the first case", todo)
 
 
 class OpenBundle:
@@ -183,8 +207,10 @@ class OpenBundle:
         count = len(self.dataset)
         rows = items_of(self.dataset) or [{}] * count
         self.problems: list[str] = []
-        self.files: list[Path] = []
+        self._files: dict[str, list[Path]] = {}
         self._place: dict[str, int] = {}
+        self._seen: dict[str, list[str]] = {}
+        _refuse_random(self.dataset)
         for i, name in enumerate(_item_names(rows)):
             files = [file for key in ("image", "label") for file in _files(rows[i], key)]
             missing = [str(file) for file in files if not file.exists()]
@@ -194,13 +220,10 @@ class OpenBundle:
                 self.problems.append(f"{name}: there is no {', '.join(missing)}")
             else:
                 self._place[name] = i
-                self.files += [file for file in files if file.is_file()]
+                self._files[name] = files
         self.names = tuple(self._place)
-        name, self.first = self._first()
-        again = self.items(name)[0]
+        self.first = self._first()
         image, label = self.first.image, self.first.label
-        if not torch.equal(image, again.image) or not torch.equal(label, again.label):
-            raise InputError.of("bundle", "preprocessing that is random", "the same image at every call")
         is_map = label.ndim == image.ndim and label.shape[1:] == image.shape[1:]
         if not is_map and label.shape[1:].numel() > 1:
             found = f"label {tuple(label.shape)} for image {tuple(image.shape)}"
@@ -211,9 +234,16 @@ class OpenBundle:
         self.raw_unit = _raw_unit(getattr(self.dataset, "transform", None))
 
     @property
+    def files(self) -> list[Path]:
+        """Of the data, and of the network's code."""
+        return [*code_of(self.network), *(file for files in self._files.values() for file in files if file.exists())]
+
+    @property
     def fingerprint(self) -> str:
-        """Of the network, the data files, and what bounds an attack."""
-        return fingerprint_of(self.network, names_and_sizes(self.files), self.names, self.box, self.decides)
+        """Of the network, its inferer, what bounds an attack and judges it, and of data that come from no file."""
+        in_memory = [[item.digest() for item in self.items(name)] for name in self.names if not self._files[name]]
+        settings = _settings(self.network.inferer)
+        return fingerprint_of(self.network, settings, self.names, in_memory, self.box, self.decides)
 
     @property
     def decides(self) -> tuple[object, ...]:
@@ -262,11 +292,19 @@ class OpenBundle:
         return items[0]
 
     def items(self, name: str) -> list[_Item]:
-        """The images of an item, of which a transform that splits makes several.
+        """The images of an item, of which a transform that splits makes several: the same at every call.
 
         Raises:
-            InputError: an unknown name, or why it cannot be had.
+            InputError: an unknown name, why it cannot be had, or that it is another one the next time.
         """
+        items = self._read(name)
+        if name not in self._seen:  # only once: it takes as long as the preprocessing
+            self._seen[name] = [item.digest() for item in self._read(name)]
+        if [item.digest() for item in items] != self._seen[name]:
+            raise InputError.of("bundle", "preprocessing that is random", "the same image at every call", f"see {name}")
+        return items
+
+    def _read(self, name: str) -> list[_Item]:
         if name not in self._place:
             raise InputError.of("case", name, f"one of {', '.join(self.names)}")
         try:
@@ -276,12 +314,12 @@ class OpenBundle:
         several = isinstance(found, list) and len(found) > 0 and all(isinstance(part, dict) for part in found)
         return [_item_of(part, name) for part in (found if several else [found])]
 
-    def _first(self) -> tuple[str, _Item]:
+    def _first(self) -> _Item:
         """The first item that can be read."""
         reasons = list(self.problems)
         for name in self.names:
             try:
-                return name, self.items(name)[0]
+                return self.items(name)[0]
             except InputError as error:
                 reasons.append(str(error))
         if not reasons:
@@ -320,6 +358,10 @@ class _Item:
     spacing: tuple[float, ...] | None
     notes: tuple[str, ...] = ()
 
+    def digest(self) -> str:
+        """Changes with any of the three."""
+        return digest_of(self.image, self.label, self.spacing)
+
 
 def _item_of(found: Any, name: str) -> _Item:
     pair = [found.get("image"), found.get("label")] if isinstance(found, dict) else found
@@ -330,7 +372,7 @@ def _item_of(found: Any, name: str) -> _Item:
     image, label = (torch.as_tensor(part) for part in pair)
     spacing = _spacing(label, image)
     image = (image.as_tensor() if isinstance(image, MetaTensor) else image).float()
-    label = label.as_tensor() if isinstance(label, MetaTensor) else label
+    label = whole_labels(f"label of {name}", label.as_tensor() if isinstance(label, MetaTensor) else label)
     if not bool(image.isfinite().all()):
         raise InputError.of("case", name, "finite intensities", "there is NaN or infinity in its image")
     if label.ndim == image.ndim - 1 and label.shape == image.shape[1:] and label.ndim > 1:
@@ -393,12 +435,35 @@ def _item_names(rows: Sequence[Any]) -> list[str]:
     return [f"{i} {name}" for i, name in enumerate(names)]
 
 
+def _settings(inferer: Any) -> list[tuple[str, Any]]:
+    """What an inferer was made with, such as the overlap of its windows."""
+    plain = (bool, int, float, str, list, tuple, type(None))
+    return sorted((k, v) for k, v in getattr(inferer, "__dict__", {}).items() if isinstance(v, plain))
+
+
+def _refuse_random(dataset: Any) -> None:
+    """Two calls may be alike by chance: what is meant to be random is refused by its kind."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    parts = _flat(getattr(dataset, "transform", None))
+    found = [type(p).__name__ for p in parts if isinstance(p, RandomizableTransform) and p.prob > 0]
+    if found:
+        raise InputError.of(
+            "bundle", f"preprocessing that is random ({', '.join(found)})", "the same image at every call",
+            "name the data of its validation",
+        )  # fmt: skip
+
+
+def _flat(transform: Any) -> Sequence[Any]:
+    """The transforms one after the other."""
+    flat: Any = transform.flatten() if isinstance(transform, Compose) else None  # type: ignore[no-untyped-call]
+    return [transform] if flat is None else flat.transforms
+
+
 def _raw_unit(transform: Any) -> float | None:
     """Raw intensity of one network unit, if one linear scaling is all that changes intensities."""
-    flat: Any = transform.flatten() if isinstance(transform, Compose) else None  # type: ignore[no-untyped-call]
-    parts = [transform] if flat is None else flat.transforms
     units = []
-    for part in parts:
+    for part in _flat(transform):
         module, kind = type(part).__module__, type(part).__name__
         scaler = getattr(part, "scaler", part)
         if isinstance(scaler, ScaleIntensityRange):

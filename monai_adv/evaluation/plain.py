@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.errors import InputError
+from monai_adv.evaluation.fingerprint import code_files
 from monai_adv.evaluation.subject import Level
 from monai_adv.network_state import device_of, frozen
 from monai_adv.threats import Threat
@@ -82,6 +84,19 @@ def fingerprint(network: nn.Module, *values: object) -> str:
     for name, tensor in network.state_dict().items():
         _update(digest, name)
         _update(digest, tensor)
+    for value in values:
+        _update(digest, value)
+    return digest.hexdigest()
+
+
+def code_of(network: nn.Module) -> list[Path]:
+    """The user's own Python files that a network's modules come from."""
+    return code_files({type(module).__module__ for module in network.modules()})
+
+
+def digest_of(*values: object) -> str:
+    """SHA-256 of tensors and plain values."""
+    digest = hashlib.sha256()
     for value in values:
         _update(digest, value)
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.plain import Box, check_box, fingerprint, forward, images_of, plain_threat, slice_2d
+from monai_adv.evaluation.plain import Box, check_box, code_of, fingerprint, forward, images_of, plain_threat, slice_2d
 from monai_adv.evaluation.subject import Kind, Level, Picture, Score, check_distinct
 from monai_adv.evaluation.volume_scores import check_spacing, volume_score
 from monai_adv.tasks import SegmentationTask, Target
@@ -62,6 +63,7 @@ class SegmentationSubject:
         names: Sequence[str] | None = None,
     ) -> None:
         check_box(box)
+        self.files: Sequence[Path] = code_of(network)
         self.name, self.network, self.box, self.unit = name, network.eval(), box, unit
         self.classes, self.regions = tuple(classes), regions
         self.cases = tuple(names) if names is not None else tuple(map(str, range(len(images))))

@@ -1,8 +1,8 @@
 """Checksums of what lies in a store, over its content and its place.
 
-They tell a file that was edited, shortened, damaged or copied from another case, level, model or evaluation from the one
-that was written there: what a report says about a case must have been measured on it. They are no signature: who wants
-to deceive can compute them anew.
+They tell a file that was edited, shortened, damaged or copied from another case, level, model or evaluation from the
+one that was written there: what a report says about a case must have been measured on it. They are no signature: who
+wants to deceive can compute them anew.
 """
 
 from __future__ import annotations

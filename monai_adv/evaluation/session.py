@@ -16,6 +16,7 @@ from tqdm import tqdm
 from monai_adv.errors import InputError
 from monai_adv.evaluation import cost
 from monai_adv.evaluation.cost import Cost, Size, Timing, duration
+from monai_adv.evaluation.fingerprint import Marks
 from monai_adv.evaluation.probes import CASES, most_passes, spread
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store, read_cost, read_evaluation, read_probes, read_problems, read_records
@@ -67,6 +68,13 @@ class Session:
         told = self._all([(job.describe,) for job in self.jobs])
         self.models = [t["model"] for t in told]
         self._check_models()
+        marks: dict[str, Marks] = {}
+        if write:
+            for model, (found, of_files) in zip(
+                self.models, self._all([(j.identify,) for j in self.jobs]), strict=True
+            ):
+                model.update(found)
+                marks[model["name"]] = of_files
         evaluation = {
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "machine": told[0]["machine"],
@@ -77,10 +85,10 @@ class Session:
         }
         goes_on = write and (self.folder / "evaluation.json").exists()
         if goes_on:
-            self.store = Store.open(self.folder, evaluation)
+            self.store = Store.open(self.folder, evaluation, marks)
         self._survey(goes_on)
         if write:  # only now: input that is refused leaves no folder that the corrected command would have to fit
-            self.store = Store.open(self.folder, evaluation)
+            self.store = Store.open(self.folder, evaluation, marks)
             self.store.add_cost(sizes=self._plain_sizes())
             self.resumed = bool(read_records(self.folder))
         self._bound(write)

@@ -10,6 +10,7 @@ Layout; every file is written beside its place and then moved into it, so a file
     pictures/MODEL/CASE/LEVEL.npz          worst images as pictures, written after the last stage of a level
     problems/MODEL/CASE.json               a case that could not be used, with the reason
     probes/MODEL.json                      what the probes for the red flags found
+    files.json                             content hashes of the files that an evaluation depends on
 
 Every file carries a checksum over its content and its place (see seal.py), also over the evaluation that it belongs to:
 what was edited, copied or shortened is refused, with its name. Nothing outside the folder is read or deleted, whatever
@@ -29,7 +30,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -42,6 +43,7 @@ from torch import Tensor
 
 from monai_adv.errors import InputError, first_cause
 from monai_adv.evaluation import seal
+from monai_adv.evaluation.fingerprint import Marks, changed, same_computed
 from monai_adv.evaluation.subject import Picture, Record, Score
 from monai_adv.files import whole_file
 
@@ -67,10 +69,12 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
           names), ``box`` (None or [low, high]), ``device`` (type), ``threads``.
         - ``levels``: ``[{"key", "norm", "eps", "unit"}, ...]``, ascending within a norm.
         - ``models``: one dict per model, in the order of the command line: ``name``, ``kind``, ``classes``,
-          ``fingerprint``, ``space``, ``unit`` (in words, of network inputs), ``cases`` (names of those selected),
-          ``problems`` (files left out, with reasons), ``stages`` (``{level key: [{"name", "family", "settings"},
-          ...]}`` in the order they run; family is random, white-box, black-box or transfer), ``corruptions``
-          (``[{"name", "severity"}, ...]``: of their records these are the attack and the level).
+          ``fingerprint`` (of what is in memory), ``files`` (of the contents of all files), ``computes`` (see
+          :func:`monai_adv.evaluation.fingerprint.computed`), ``space``, ``unit`` (in words, of network inputs),
+          ``cases`` (names of those selected), ``problems`` (files left out, with reasons), ``stages`` (``{level key:
+          [{"name", "family", "settings"}, ...]}`` in the order they run; family is random, white-box, black-box or
+          transfer), ``corruptions`` (``[{"name", "severity"}, ...]``: of their records these are the attack and the
+          level).
 
     Raises:
         InputError: no such file, or not ours.
@@ -220,12 +224,13 @@ class Store:
         return seal.checksum({name: value for name, value in content.items() if name not in NOT_COMPARED})
 
     @classmethod
-    def open(cls, folder: str | Path, evaluation: dict[str, Any]) -> Store:
+    def open(cls, folder: str | Path, evaluation: dict[str, Any], marks: Mapping[str, Marks] | None = None) -> Store:
         """Start a folder, or go on with one of the same evaluation.
 
         Args:
             folder: new, empty, or of an evaluation that did not finish.
             evaluation: what :func:`read_evaluation` documents, without ``format``.
+            marks: of the files that each model depends on.
 
         Raises:
             InputError: the folder cannot be written, holds something else, or belongs to another evaluation; says
@@ -241,6 +246,11 @@ class Store:
             found = dict(_differences(here, content))
             # Plans follow from settings, levels and kinds: they are news only if nothing else differs.
             told = {k: v for k, v in found.items() if ".stages" not in k and ".corruptions" not in k} or found
+            for model, of_files in (marks or {}).items():
+                files = changed(store.marks(model), of_files)
+                if (name := f"models[{model}].files") in told and files:
+                    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+                    told[name] = f"the contents of {', '.join(files[:3])}{more}"
             if found:
                 differs = "; ".join(f"{name}: {how}" for name, how in told.items())
                 raise InputError(
@@ -249,7 +259,17 @@ class Store:
                 )
         else:
             _write(path, _json(seal.sealed(content, EVALUATION)))
+        if marks:
+            store._write(store.folder / "files.json", dict(marks))
         return store
+
+    def marks(self, model: str) -> Marks:
+        """Content hashes of the files that a model depends on, as :meth:`open` got them; empty where none are known."""
+        path = self.folder / "files.json"
+        if path.exists() and (self.folder / "evaluation.json").exists():
+            with suppress(InputError):  # without them every file is read again, which is never wrong
+                return dict(self._read(path).get(model, {}))
+        return {}
 
     def check_place(self) -> None:
         """Refuse, before anything is computed, a folder that cannot be written or is somebody else's.
@@ -442,7 +462,11 @@ def _score(content: dict[str, Any]) -> Score:
 
 def _differences(here: Any, new: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """Where two contents of ``evaluation.json`` differ, and how."""
-    if isinstance(here, dict) and isinstance(new, dict):
+    if name.endswith(".computes") and isinstance(here, dict) and isinstance(new, dict):
+        if not same_computed(here, new):
+            parts = [part for part in here if part in new and not same_computed({part: here[part]}, new)]
+            yield name, f"another {' and '.join(parts)} for the same case: the code, its settings or its data changed"
+    elif isinstance(here, dict) and isinstance(new, dict):
         for key in [*here, *(k for k in new if k not in here)]:
             if name or key not in NOT_COMPARED:
                 yield from _differences(here.get(key), new.get(key), f"{name}.{key}" if name else key)
@@ -456,6 +480,9 @@ def _differences(here: Any, new: Any, name: str = "") -> Iterator[tuple[str, str
     elif name.endswith(".fingerprint"):
         if here != new:
             yield name, "other weights, other data, or deployed in another way"
+    elif name.endswith(".files"):
+        if here != new:
+            yield name, "the contents of files"
     elif here != new:
         yield name, f"{_short(here)} there, {_short(new)} now"
 

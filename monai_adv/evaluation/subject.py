@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
@@ -184,7 +185,11 @@ class Subject(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the weights, the data or the deployed function change."""
+        """Changes with whatever decides the scores and is in no file: weights in memory, settings, names."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that decide the scores: weights, configs, code, images and labels; their contents are compared."""
 
     @property
     def space(self) -> str:

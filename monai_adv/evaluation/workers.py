@@ -23,6 +23,7 @@ import torch
 from monai_adv import openmp
 from monai_adv.errors import InputError
 from monai_adv.evaluation import cost
+from monai_adv.evaluation.fingerprint import Marks, computed, contents, marks_of
 from monai_adv.evaluation.plans import Stage, corruption_key, corruptions, stages
 from monai_adv.evaluation.runner import check_threat, reproducible, run_case
 from monai_adv.evaluation.settings import EvaluationSettings
@@ -62,7 +63,6 @@ class Job:
             "name": subject.name,
             "kind": subject.kind,
             "classes": list(classes),
-            "fingerprint": subject.fingerprint,
             "space": subject.space,
             "unit": subject.unit,
             "cases": list(self.settings.select(subject.cases)),
@@ -76,6 +76,14 @@ class Job:
             ],
         }
         return {"model": model, "versions": versions(), "machine": machine()}
+
+    def identify(self) -> tuple[dict[str, Any], Marks]:
+        """What tells the model, its data and its code from others: for ``evaluation.json``, and file by file."""
+        subject = self._subject()
+        marks = marks_of(getattr(subject, "files", ()), Store(self.folder).marks(subject.name))
+        with reproducible(self.settings):
+            found = {"fingerprint": subject.fingerprint, "files": contents(marks), "computes": computed(subject)}
+        return found, marks
 
     def survey(self, case: str) -> cost.Size | str:
         """The size of a case, or why it cannot be used."""

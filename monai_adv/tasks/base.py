@@ -104,7 +104,7 @@ def whole_labels(name: str, labels: Tensor, allowed: str = "whole numbers", todo
         [1, 2]
         >>> whole_labels("label", torch.tensor([0.9, 2.0]))
         Traceback (most recent call last):
-        monai_adv.errors.InputError: label: received [0.9], allowed is whole numbers; 1 of 2 values lies between them: \
+        monai_adv.errors.InputError: label: received [0.9], allowed is whole numbers; 1 of 2 values between them: \
 a label that was interpolated or scaled like an image; resample it with nearest neighbours.
     """
     if labels.is_complex():
@@ -115,12 +115,12 @@ a label that was interpolated or scaled like an image; resample it with nearest 
     off = ~((labels - nearest).abs() <= WHOLE)  # also true for NaN and infinity
     if bool(off.any()):
         found, total = labels[off], labels.numel()
-        count = f"{len(found)} of {total} values {'lies' if len(found) == 1 else 'lie'}"
+        broken = int((~found.isfinite()).sum())
         cause = (
-            f"{count} between them: a label that was interpolated or scaled like an image; "
+            f"{broken} of {total} values NaN or infinite: see how the label was written"
+            if broken
+            else f"{len(found)} of {total} values between them: a label that was interpolated or scaled like an image; "
             "resample it with nearest neighbours"
-            if bool(found.isfinite().all())
-            else f"{int((~found.isfinite()).sum())} of {total} values are NaN or infinite: see how the label was written"
         )
         values = [round(v, 4) for v in torch.unique(found).tolist()[:5]]
         raise InputError.of(name, values, allowed, "; ".join(filter(None, [todo, cause])))

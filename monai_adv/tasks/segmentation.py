@@ -350,7 +350,7 @@ def _full_resolution(values: Output) -> Tensor:
 
 def _whole(target: Target) -> Tensor:
     """Labels at full resolution; those that :func:`whole_labels` lets pass may be a little off."""
-    labels = _whole(target)
+    labels = _full_resolution(target)
     return labels.round() if labels.is_floating_point() else labels
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.fingerprint import fingerprint, names_and_sizes
+from monai_adv.evaluation.fingerprint import fingerprint
 from monai_adv.evaluation.subject import Kind
 from nnunet_trainers.deployed import DeployedModel
 from nnunet_trainers.evaluation.case import Box, NNUNetCase, NNUNetPatch, bounds_of
@@ -131,7 +131,24 @@ class NNUNetSubject:
         self._files = {case.name: case for case in files}
         self.cases = tuple(self._files)
         self.problems = tuple(problems)
-        self.fingerprint = self._fingerprint()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what is in no file: how the model is deployed."""
+        source = self.source
+        return fingerprint(source.folds, source.held_out, source.mirroring, source.mode, source.box, self.cases)
+
+    @property
+    def files(self) -> list[Path]:
+        """Weights, plans, images and labels, with the json files that give the spacing of some formats."""
+        source, folder = self.source, Path(self.source.model_folder)
+        weights = [checkpoint_path(folder, fold, source.checkpoint) for fold in source.folds]
+        data = [file for case in self._files.values() for file in (*case.image_files, case.ground_truth_file)]
+        ending = self.model.dataset_json["file_ending"]
+        beside = {file.with_name(file.name.removesuffix(ending) + ".json") for file in data}
+        beside |= {file.with_name(f"{case.name}.json") for case in self._files.values() for file in case.image_files}
+        known = [file for file in sorted(beside) if file.is_file()]
+        return [*weights, folder / "plans.json", folder / "dataset.json", *data, *known]
 
     @property
     def space(self) -> str:
@@ -209,15 +226,6 @@ class NNUNetSubject:
         return DeployedModel.from_folder(
             source.model_folder, folds, source.checkpoint, source.device, source.mirroring, name=source.name
         )
-
-    def _fingerprint(self) -> str:
-        source, folder = self.source, Path(self.source.model_folder)
-        weights = [checkpoint_path(folder, fold, source.checkpoint) for fold in source.folds]
-        data = [
-            (case.name, names_and_sizes([*case.image_files, case.ground_truth_file])) for case in self._files.values()
-        ]
-        deployed = (source.folds, source.held_out, source.mirroring, source.mode, source.box)
-        return fingerprint([*weights, folder / "plans.json", folder / "dataset.json"], deployed, data)
 
 
 def _files_per_case(model: DeployedModel, files: Sequence[Path]) -> int:
