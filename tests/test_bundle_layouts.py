@@ -59,7 +59,7 @@ def test_a_classifiers_labels_have_one_layout() -> None:
     assert isinstance(subject, BundleClassification)
     assert subject.names == ("0", "4")
     assert [problem.split(",")[0] for problem in subject.problems] == [
-        "label of 1: received 'the shape (2", "label of 2: received 'the shape (1", "label of 3: received [0.5]",
+        "label of 1: received (2", "label of 2: received (1", "label of 3: received [0.5]",
     ]  # fmt: skip
 
 
