@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Literal, cast
+from functools import cache
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_adv.errors import InputError
@@ -42,6 +46,42 @@ def is_compiled(network: nn.Module) -> bool:
     # Only what compiled it has imported torch._dynamo; doing so here would cost seconds.
     dynamo = sys.modules.get("torch._dynamo")
     return dynamo is not None and isinstance(unwrap_ddp(network), dynamo.OptimizedModule)
+
+
+def computes_as_in(network: nn.Module, mode: Mode) -> bool:
+    """Whether the network, as it stands, computes what it does in ``mode``: then one pass serves for both.
+
+    A layer that cannot be looked into counts as one that depends on its mode.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4), nn.Dropout(0.0)).train()
+        >>> computes_as_in(network, "eval")
+        True
+        >>> network.append(nn.BatchNorm2d(4).train())[-1].training, computes_as_in(network, "eval")
+        (True, False)
+    """
+    train = mode == "train"
+    return all(layer.training == train for layer in bare(network).modules() if _depends_on_mode(layer))
+
+
+def _depends_on_mode(layer: nn.Module) -> bool:
+    if isinstance(layer, _NormBase):
+        return layer.running_mean is not None  # otherwise batch or instance statistics in both modes
+    if isinstance(layer, _DropoutNd):
+        return layer.p > 0
+    if isinstance(layer, nn.MultiheadAttention | nn.RNNBase):
+        return layer.dropout > 0
+    kind: Any = type(layer)
+    return isinstance(layer, nn.RReLU | torch.jit.ScriptModule) or _reads_its_mode(kind)
+
+
+@cache
+def _reads_its_mode(kind: Any) -> bool:
+    """Whether the forward of a layer that is not PyTorch's own asks for ``self.training`` (stochastic depth)."""
+    if kind.__module__.startswith("torch.nn."):
+        return False
+    code = getattr(inspect.unwrap(kind.forward), "__code__", None)
+    return code is None or "training" in code.co_names
 
 
 @contextmanager

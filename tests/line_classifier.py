@@ -58,3 +58,13 @@ def inputs_of(network: nn.Module, defense: Defense, batch: Batch) -> list[Tensor
 def trained_on(defense: Defense, batch: Batch, network: nn.Module | None = None) -> list[float]:
     """The numbers that the last forward of a step trains on."""
     return inputs_of(network or Line(), defense, batch)[-1][:, 0].tolist()
+
+
+def two_faced() -> nn.Module:
+    """A line behind BatchNorm that has seen other data, as a young network in training: its modes disagree.
+
+    In eval mode an image x has the logits ``[0, x + 2]``, in train mode ``[0, x minus the batch's mean]`` up to scale.
+    """
+    norm = nn.BatchNorm1d(1, eps=1e-12, momentum=0.0, affine=False, dtype=torch.float64)
+    norm.running_mean.fill_(-2.0)  # type: ignore[union-attr]
+    return nn.Sequential(norm, Line()).train()

@@ -16,7 +16,7 @@ from monai_adv.defenses.sat import SAT, SATSettings
 from monai_adv.sample_state import SampleIds
 from monai_adv.tasks import ClassificationTask
 from tests.defense_toys import toy
-from tests.line_classifier import Line, inputs_of, ones, trained_on
+from tests.line_classifier import Line, inputs_of, ones, trained_on, two_faced
 from tests.linear_classifier import problem
 
 TASK = ClassificationTask()
@@ -58,6 +58,22 @@ def test_a_full_radius_stays_when_it_becomes_too_much() -> None:
     method = make(1, smoothing=0.0, eps_first=1.0)
     assert trained_on(method, ones(0.5)) == [-0.5]
     assert method.radii.values.tolist() == [1.0]
+
+
+def test_radii_are_judged_in_the_mode_of_the_attack() -> None:
+    """Both samples stay right in the training forward, where BatchNorm sets their mean to 0; in eval mode one is wrong.
+
+    The extra look at the attacked image is booked.
+    """
+    network = two_faced()
+    images = torch.tensor([[-1.0], [3.0]], dtype=torch.float64)
+    batch = Batch(images, torch.tensor([0, 1]), torch.arange(2))
+    assert TASK.correct(network(images), batch.target).tolist() == [True, True]
+    method = make(2, smoothing=0.0)
+    (part,) = method.losses(network, batch)
+    assert TASK.correct(part.noisy_output, batch.target).tolist() == [True, True]
+    assert method.radii.values.tolist() == [0.0, 0.25]
+    assert method.statistics.passes.forward == 2 * 4 + 2 + 2
 
 
 def test_radii_belong_to_samples_not_to_places() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from monai_adv import InputError
-from monai_adv.defenses.gairat import GAIRAT, GAIRATSettings, geometry_weights
+from monai_adv.defenses.gairat import GAIRAT, PRESETS, GAIRATSettings, geometry_weights
 from monai_adv.defenses.sat import SAT, SATSettings
 from monai_adv.tasks import ClassificationTask, SegmentationSettings
 from tests.defense_toys import toy
@@ -116,6 +116,18 @@ def test_infinite_lambda_and_burn_in_are_standard_adversarial_training_bit_for_b
         losses.append(gairat(network, images, labels).item())
     assert losses[:2] == [expected, expected]
     assert losses[2] != pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("burn_in", [{}, {"burn_in": PRESETS["gairat_cifar"]["burn_in"]}])
+def test_the_weights_begin_where_those_of_the_authors_do(burn_in: dict[str, Any]) -> None:
+    """With epoch 60 of 120, counted from 1: two samples of which one is far away no longer weigh alike."""
+    weighs = []
+    for epoch in (58, 59):
+        gairat = GAIRAT(ClassificationTask(), GAIRATSettings(eps=1.0, eps_unit="norm", start="clean", **burn_in))
+        gairat.on_epoch_start(epoch, epochs=120)
+        inputs_of(Line(), gairat, ones(0.375, 4.0))
+        weighs.append("kappa" in gairat.on_epoch_end())
+    assert weighs == [False, True]
 
 
 def test_radius_zero_is_standard_training_bit_for_bit() -> None:

@@ -88,11 +88,40 @@ def test_no_radius_falls_below_0() -> None:
 
 
 def test_warm_up() -> None:
-    """Radius eps for samples that are right, none for the others; the memory follows."""
+    """Radius eps for samples that are right, none for the others, in the memory too: nothing is averaged yet."""
     iaat = make(epoch=9)
     assert trained_on(iaat, BATCH) == [0.375 - 1, 0.375 - 1, 0.375 - 1, -1.0]
-    assert iaat.radii.values.tolist() == [(1 + 0.0625) / 2, (1 + 0.25) / 2, (1 + 0.5) / 2, 0.25]
+    assert iaat.radii.values.tolist() == [1.0, 1.0, 1.0, 0.0]
     assert iaat.on_epoch_end()["passes_per_sample"] == pytest.approx(1 + 3 / 4 * 20 + 3)
+
+
+def test_the_moving_average_begins_after_the_warm_up() -> None:
+    """The numbers of epsilon_select in the authors' code, for a sample that withstands everything."""
+    settings = IAATSettings(norm="linf", eps=0.1, warmup_epochs=5, capped=False, start="clean")
+    iaat = IAAT(TASK, settings)
+    iaat.bind(SampleIds({"train": 1}), "cpu")
+    found = []
+    for epoch in range(7):
+        iaat.on_epoch_start(epoch)
+        run(iaat, Line(), ones(9.0))
+        found.append(float(iaat.radii.values))
+    assert found == pytest.approx([0.1] * 5 + [0.102375, 0.10475])
+
+
+@pytest.mark.parametrize(("epoch", "warm"), [(9, True), (10, False)])
+def test_the_warm_up_is_ten_of_110_epochs(epoch: int, warm: bool) -> None:
+    iaat = IAAT(TASK, IAATSettings(norm="linf", eps=0.1, start="clean"))
+    iaat.bind(SampleIds({"train": 1}), "cpu")
+    iaat.on_epoch_start(epoch, epochs=110)
+    run(iaat, Line(), ones(9.0))
+    assert float(iaat.radii.values) == pytest.approx(0.1 if warm else 0.1 * 0.02375)
+
+
+def test_without_the_gate_wrong_samples_vote_as_the_others_do() -> None:
+    """As IAAT_loss of the IMA authors: a wrong sample loses gamma, not its radius, and is trained on as it is."""
+    iaat = make(clean_gate=False, clean_wrong="clean", warmup_epochs=0, epoch=0)
+    assert trained_on(iaat, BATCH)[3] == -1.0
+    assert iaat.radii.values.tolist() == [0.0625 + 0.125, 0.25, 0.5 - 0.125, 0.5 - 0.125]
 
 
 @pytest.mark.parametrize("seed", range(5))

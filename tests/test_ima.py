@@ -15,8 +15,9 @@ from monai_adv import InputError
 from monai_adv.defenses import Batch
 from monai_adv.defenses.ima import IMA, PRESETS, IMASettings
 from monai_adv.sample_state import SampleIds
-from monai_adv.tasks import SegmentationSettings, SegmentationTask
+from monai_adv.tasks import ClassificationTask, SegmentationSettings, SegmentationTask
 from tests.conftest import LinearNetwork, LinearTask
+from tests.line_classifier import two_faced
 
 # One dimension, f(x) = x, right while x > 0. Radius E = 0.5 and K = 8 give steps of 4 E / K = 0.25: exact in binary.
 X = torch.tensor([[0.375], [2.0], [-1.0]], dtype=torch.float64)
@@ -55,12 +56,13 @@ def noisy_images(ima: IMA, batch: Batch) -> list[float]:
 
 
 def test_algorithm_2_by_hand() -> None:
-    """x0: 0.375, 0.125, -0.125 (wrong); halving [0.125, -0.125]: 0 wrong, 0.0625 right, 0.03125 right: the midpoint.
+    """x0: 0.375, 0.125, -0.125 (wrong); halving [0.125, -0.125]: 0 wrong, 0.0625 right, 0.03125 right; [0.03125, 0] is
+    left, and its midpoint trained on.
 
     x1 stays right and ends at 2 - E; x2 is wrong without an attack and stays.
     """
     ima, batch = make()
-    assert noisy_images(ima, batch) == [0.03125, 1.5, -1.0]
+    assert noisy_images(ima, batch) == [0.015625, 1.5, -1.0]
     # x0 crossed but its midpoint is right: unchanged. x1 grows by delta. x2 was not attacked: unchanged.
     assert ima.margins.values.tolist() == [0.5, 1.0, 0.5]
 
@@ -68,10 +70,10 @@ def test_algorithm_2_by_hand() -> None:
 @pytest.mark.parametrize(
     ("searches", "rule", "noisy", "margin"),
     [
-        (0, "paper", -0.125, (0.5 + 0.5) / 2),  # no search: the first wrong image, at distance 0.5
-        (1, "paper", 0.0, (0.375 + 0.5) / 2),  # midpoint 0 is not above 0: wrong, so the margin shrinks
-        (2, "paper", 0.0625, 0.5),  # midpoint right: unchanged
-        (2, "always_shrink", 0.0625, (0.3125 + 0.5) / 2),
+        (0, "paper", 0.0, (0.375 + 0.5) / 2),  # midpoint 0 is not above 0: wrong, so the margin shrinks
+        (1, "paper", 0.0625, 0.5),  # 0 is wrong, [0.125, 0] is left; midpoint right: unchanged
+        (2, "paper", 0.03125, 0.5),
+        (2, "always_shrink", 0.03125, (0.34375 + 0.5) / 2),
     ],
 )
 def test_margin_rules_by_hand(searches: int, rule: str, noisy: float, margin: float) -> None:
@@ -88,7 +90,7 @@ def test_last_right_end_of_the_search() -> None:
 def test_algorithm_3_by_hand() -> None:
     """All steps first: x_K = 0.375 - 0.5; halving [0.375, -0.125]: 0.125 right, 0 wrong, 0.0625 right."""
     ima, batch = make(algorithm=3)
-    assert noisy_images(ima, batch) == [0.0625, 1.5, -1.0]
+    assert noisy_images(ima, batch) == [0.03125, 1.5, -1.0]
     assert ima.margins.values.tolist() == [0.5, 1.0, 0.5]
 
 
@@ -96,7 +98,7 @@ def test_loss_and_gradient_by_hand() -> None:
     """L = (L0 + L1) / 2 with L = -mean f(x): values and weight gradient are means of the images."""
     ima, batch = make()
     losses, network = run(ima, batch)
-    clean, noisy = (0.375 + 2.0 - 1.0) / 3, (0.03125 + 1.5 - 1.0) / 3
+    clean, noisy = (0.375 + 2.0 - 1.0) / 3, (0.015625 + 1.5 - 1.0) / 3
     assert losses == pytest.approx([-clean / 2, -noisy / 2])
     assert float(network.weight.grad) == pytest.approx(-(clean + noisy) / 2)  # type: ignore[arg-type]
 
@@ -104,7 +106,7 @@ def test_loss_and_gradient_by_hand() -> None:
 def test_weight_of_the_noisy_loss() -> None:
     ima, batch = make(weight_noisy=0.25)
     losses, _ = run(ima, batch)
-    clean, noisy = (0.375 + 2.0 - 1.0) / 3, (0.03125 + 1.5 - 1.0) / 3
+    clean, noisy = (0.375 + 2.0 - 1.0) / 3, (0.015625 + 1.5 - 1.0) / 3
     assert losses == pytest.approx([-0.75 * clean, -0.25 * noisy])
 
 
@@ -127,14 +129,14 @@ def test_once_per_epoch_rule_by_hand() -> None:
     images = torch.tensor([[0.375], [0.375], [2.0], [9.0]], dtype=torch.float64)
     ima, _ = make(images, **settings)
     draw = lambda x, i: run(ima, Batch(torch.tensor([[x]], dtype=torch.float64), torch.ones(1), torch.tensor([i])))  # noqa: E731
-    draw(0.375, 0), draw(0.375, 0)  # crossed twice at distance 0.3125
+    draw(0.375, 0), draw(0.375, 0)  # crossed twice at distance 0.34375
     draw(0.375, 1), draw(2.0, 1)  # crossed once, right once
     draw(2.0, 2)
     assert ima.margins.values.tolist() == [0.5] * 4  # nothing before the end of the epoch
     ima.on_epoch_end()
-    assert ima.margins.values.tolist() == [((0.5 + 0.3125) / 2 + 0.3125) / 2, 1.0, 1.0, 0.5]
+    assert ima.margins.values.tolist() == [((0.5 + 0.34375) / 2 + 0.34375) / 2, 1.0, 1.0, 0.5]
     ima.on_epoch_end()  # an epoch without draws changes nothing
-    assert ima.margins.values.tolist() == [((0.5 + 0.3125) / 2 + 0.3125) / 2, 1.0, 1.0, 0.5]
+    assert ima.margins.values.tolist() == [((0.5 + 0.34375) / 2 + 0.34375) / 2, 1.0, 1.0, 0.5]
 
 
 @pytest.mark.parametrize("algorithm", [2, 3])
@@ -258,6 +260,44 @@ def test_no_option_leaves_the_margin(
             assert (size <= 0.2 * (1 + 1e-5)).all()
             assert (delta[:, 1] == 0).all()
     assert (seen[-1] != images).any()
+
+
+@pytest.mark.parametrize(("algorithm", "random_start"), [(2, False), (3, False), (2, True)])
+def test_a_sample_that_is_wrong_where_the_attack_looks_is_wrong_and_did_not_cross(
+    algorithm: int, random_start: bool
+) -> None:
+    """Young networks with BatchNorm: in train mode both samples are right, in eval mode, where IMA attacks, one is.
+
+    Its margin stays (it used to be halved at every visit); the look at the clean images in eval mode is booked.
+    """
+    network = two_faced()
+    batch = Batch(torch.tensor([[-1.0], [3.0]], dtype=torch.float64), torch.tensor([0, 1]), torch.arange(2))
+    settings = {"eps": 2.0, "delta": 0.5, "eps_unit": "norm", "steps": 4, "algorithm": algorithm}
+    ima = IMA(ClassificationTask(), IMASettings(**settings, random_start=random_start))  # type: ignore[arg-type]
+    ima.bind(SampleIds({"train": 2}), "cpu")
+    run(ima, batch, network)
+    assert ima.margins.values.tolist() == [0.5, 1.0]
+    assert ima.statistics.passes.forward == 2 + 2 + 5 + 2
+    figures = ima.on_epoch_end()
+    assert (figures["clean_right"], figures["attacked"], figures["crossed"]) == (1.0, 0.5, 0.0)
+
+
+def test_the_side_of_the_midpoint_is_that_of_the_mode_of_the_attack() -> None:
+    """In eval mode the boundary is at -2, and both midpoints are right; in the training forward neither is.
+
+    Both midpoints are -1.875, and so is the mean of that batch.
+    """
+    network = two_faced()
+    images = torch.tensor([[-1.75], [-1.5]], dtype=torch.float64)
+    batch = Batch(images, torch.tensor([1, 1]), torch.arange(2))
+    settings = {"eps": 2.0, "delta": 0.5, "eps_unit": "norm", "steps": 8, "searches": 0, "algorithm": 2}
+    ima = IMA(ClassificationTask(), IMASettings(**settings))  # type: ignore[arg-type]
+    ima.bind(SampleIds({"train": 2}), "cpu")
+    run(ima, batch, network)
+    # Steps of 0.25. x0: -2 is not above 0, hence wrong at the first step; the midpoint -1.875 is right: unchanged.
+    # x1: -1.75, then -2: the midpoint -1.875 is right as well.
+    assert ima.margins.values.tolist() == [0.5, 0.5]
+    assert ima.statistics.passes.forward == 2 + 2 + (2 + 3) + 2 + 2  # the last but one: the look at the midpoints
 
 
 def test_points_are_not_searched() -> None:

@@ -16,7 +16,7 @@ from monai_adv.defenses.mma import MMA, MMASettings
 from monai_adv.sample_state import SampleIds
 from monai_adv.tasks import ClassificationTask, SegmentationSettings, SegmentationTask
 from tests.defense_toys import toy
-from tests.line_classifier import Line, inputs_of, ones, trained_on
+from tests.line_classifier import Line, inputs_of, ones, trained_on, two_faced
 from tests.linear_classifier import LinearClassifier, problem
 
 TASK = ClassificationTask()
@@ -85,6 +85,24 @@ def test_the_memory_is_the_next_radius_and_wrong_samples_lose_it() -> None:
     assert (starts[0] - 0.5).abs()[:, 0].tolist() == pytest.approx([0.25, 0.5, 0.75])  # at least mineps
     run(mma, network, Batch(-batch.images[:1], batch.target[:1], torch.tensor([2])))
     assert mma.margins.values.tolist() == pytest.approx([0.5, 0.5, 0.0], abs=0.01)
+
+
+def test_a_sample_that_is_wrong_where_the_boundary_is_searched_is_wrong() -> None:
+    """In the training forward both are right; in eval mode, in which MMA searches, the first is wrong.
+
+    It is neither attacked nor moved, and the look at the clean images in eval mode is booked.
+    """
+    network = two_faced()
+    batch = Batch(torch.tensor([[-1.0], [3.0]], dtype=torch.float64), torch.tensor([0, 1]), torch.arange(2))
+    mma = make(batch, steps=4, searches=5)
+    mma.margins.update(torch.arange(2), torch.full((2,), 0.5))
+    noisy = inputs_of(network, mma, batch)[-1]
+    assert noisy.tolist() == batch.images.tolist()
+    assert float(mma.margins.values[0]) == 0.0
+    assert float(mma.margins.values[1]) > 1.0
+    assert mma.statistics.passes.forward == 2 + 2 + 4 + 5 + 2
+    figures = mma.on_epoch_end()
+    assert (figures["clean_right"], figures["attacked"]) == (1.0, 0.5)
 
 
 def test_right_by_argmax_is_not_enough() -> None:

@@ -228,9 +228,26 @@ def test_bisection_finds_the_boundary(keep: str) -> None:
     found = (result.images - images).flatten(1).norm(dim=1)
     torch.testing.assert_close(found, distance, atol=0, rtol=2.5 * 2**-11)
     assert torch.equal(result.wrong, ~LinearTask().correct(network(result.images), target))
-    assert result.passes.forward == 12 * 5
+    assert result.passes.forward == (13 if keep == "midpoint" else 12) * 5  # the midpoint is looked at
     if keep == "last_right":
         assert not result.wrong.any()
+    unseen = bisect(network, images, far, target, LinearTask(), halvings=12, keep=keep, judge=False)
+    assert torch.equal(unseen.images, result.images)
+    assert unseen.passes.forward == 12 * 5
+    assert (unseen.wrong is None) == (keep == "midpoint")
+
+
+@pytest.mark.parametrize(("halvings", "midpoint"), [(0, 0.5), (1, 0.75), (2, 0.625), (10, 0.60009765625)])
+def test_the_midpoint_is_that_of_the_segment_which_is_left(halvings: int, midpoint: float) -> None:
+    """A boundary at 0.6 between 0 (right) and 1: the numbers of refine_onto_boundary in the IMA authors' code."""
+    network = LinearNetwork((1,), bias=0.6)
+    with torch.no_grad():
+        network.weight.fill_(-1.0)
+    ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    label = torch.ones(1, dtype=torch.float64)
+    found = bisect(network, ends[:1], ends[1:], label, LinearTask(), halvings=halvings)
+    assert found.images.item() == midpoint
+    assert found.wrong.item() == (midpoint >= 0.6)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 from monai_adv import InputError
 from monai_adv.defenses import Batch
 from monai_adv.defenses.sat import SAT, SATSettings
-from monai_adv.defenses.te import TE, TESettings
+from monai_adv.defenses.te import PRESETS, TE, TESettings
 from monai_adv.sample_state import SampleIds
 from monai_adv.tasks import ClassificationTask, SegmentationTask
 from tests.defense_toys import toy
@@ -131,10 +132,15 @@ def test_the_ramp() -> None:
         return found
 
     assert weights(0.45, 0.75) == pytest.approx(weights(90.0, 150.0))
+    # The authors: sigmoid_rampup(epoch, 90, 150) * 300 with epochs counted from 1, on the mean over ten classes.
+    authors = [0.0 if e < 90 else 30 * math.exp(-5 * max(1 - (e - 90) / 60, 0) ** 2) for e in range(1, 201)]
+    for preset in ({}, PRESETS["te_cifar"]):
+        settings = TESettings(**preset)
+        assert weights(settings.ramp_start, settings.ramp_end) == pytest.approx(authors)
     assert weights(0.5, 0.5, 10) == [0.0] * 5 + [30.0] * 5
     with pytest.raises(InputError, match="both shares below 1, or both epochs"):
         TESettings(ramp_end=150.0)
-    with pytest.raises(InputError, match="ramp_start: received 0.45, allowed is a number of epochs .*on_epoch_start"):
+    with pytest.raises(InputError, match="ramp_start: received 0.445, allowed is a number of epochs .*on_epoch_start"):
         TE(TASK).weight  # noqa: B018  (nobody has said how long the training is)
     with pytest.raises(InputError, match="ramp_end: received 0.2, allowed is at least ramp_start"):
         TESettings(ramp_end=0.2)

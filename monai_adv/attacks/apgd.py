@@ -214,7 +214,7 @@ class APGD:
             again: list[Output] = [g[0] if isinstance(draws[0], Tensor) else g for g in groups]
             return self._losses(task, again, target, rivals, progress)
 
-        return input_gradient([o for output in each for o in output], x, losses)[1]
+        return input_gradient([o for output in each for o in output], x, losses, self.mode)[1]
 
     def _start(self, images: Tensor, radius: Tensor, generator: torch.Generator | None, start: Tensor | None) -> Tensor:
         if start is not None:

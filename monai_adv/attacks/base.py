@@ -184,27 +184,33 @@ def sample_loss(task: Task, loss: Loss | None, output: Output, target: Target, p
     return task.sample_loss(output, target) if loss is None else loss(task.points(output, target), progress)
 
 
-def input_gradient(output: Output, x: Tensor, loss: Callable[[Output], Tensor]) -> tuple[Tensor, Tensor]:
+def input_gradient(output: Output, x: Tensor, loss: Callable[[Output], Tensor], mode: Mode) -> tuple[Tensor, Tensor]:
     """``(B,)`` per-sample losses, and their gradient for the images ``x``.
 
     The gradient's length is arbitrary for each sample, its direction exact; see :func:`scaled_input_gradient`.
     """
-    losses, gradient, _ = scaled_input_gradient(output, x, loss)
+    losses, gradient, _ = scaled_input_gradient(output, x, loss, mode)
     return losses, gradient
 
 
-def scaled_input_gradient(output: Output, x: Tensor, loss: Callable[[Output], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """``(B,)`` per-sample losses, their gradient for the images ``x`` times a scale, and that ``(B,)`` scale.
+def scaled_input_gradient(
+    output: Output, x: Tensor, loss: Callable[[Output], Tensor], mode: Mode
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(B,)`` per-sample losses, the gradient of their sum for the images ``x`` times a scale, and the ``(B,)`` scale.
 
     The loss is differentiated in single precision down to the logits and scaled there, each sample by a power of two,
     so that the largest entry is about 1. Under autocast the gradient of a mean over N voxels would otherwise underflow
     in the half-precision layers, and that of a small lesion's Dice, scaled by a common factor, overflow: gradient
     masking of our own making.
 
+    In train mode BatchNorm makes every loss a function of all images. Scales of their own would then weigh the losses
+    against each other and turn the direction, so all samples get the same one.
+
     Args:
         output: of the network on ``x``, with its graph.
         x: the images, requiring a gradient.
         loss: of the output.
+        mode: in which the network made the output.
     """
     outputs = [output] if isinstance(output, Tensor) else list(output)
     leaves = [(o.detach() if o.dtype == torch.float64 else o.detach().float()).requires_grad_() for o in outputs]
@@ -213,6 +219,9 @@ def scaled_input_gradient(output: Output, x: Tensor, loss: Callable[[Output], Te
     used = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]
     largest = torch.stack([g.abs().reshape(len(g), -1).amax(1) for _, g in used]).amax(0)  # an output may be (B,)
     usable = (largest > 0) & largest.isfinite()
+    if mode == "train":
+        largest = torch.where(usable, largest, 0).amax().expand(len(largest))
+        usable = largest > 0
     scale = torch.where(usable, torch.exp2(-largest.log2().ceil()), torch.ones_like(largest))
     (gradient,) = torch.autograd.grad(
         [o for o, _ in used], x, [(g * per_sample(scale, g)).to(o.dtype) for o, g in used]

@@ -216,12 +216,12 @@ class CWL2:
                 for k in range(self.steps):
                     x, derivative = self._image(variables[active], images[active])
                     labels = take(target, active)
-                    wrong, gradient = self._look(model, x, labels, task)
+                    wrong, gradient = self._look(model, x, labels, task, c[active])
                     passes += Passes(forward=len(x), backward_input=len(x))
                     found.update(active, x, wrong)
                     crossed[active] |= wrong
                     dead[active] |= ~wrong & gradient.flatten(1).eq(0).all(1)
-                    gradient = (2 * (x - images[active]) + per_sample(c[active], x) * gradient) * derivative
+                    gradient = (2 * (x - images[active]) + gradient) * derivative
                     slope[active] = BETAS[0] * slope[active] + (1 - BETAS[0]) * gradient
                     square[active] = BETAS[1] * square[active] + (1 - BETAS[1]) * gradient.square()
                     mean, variance = (
@@ -254,12 +254,17 @@ class CWL2:
         total = self.search_steps * self.steps
         return Passes(forward=total + 1, backward_input=total)
 
-    def _look(self, network: nn.Module, x: Tensor, target: Target, task: Task) -> tuple[Tensor, Tensor]:
-        """Which images are wrong, and the gradient of f; 0 where it is not finite."""
+    def _look(self, network: nn.Module, x: Tensor, target: Target, task: Task, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Which images are wrong, and the gradient of c * f; 0 where it is not finite."""
         with torch.enable_grad():
             x = any_batch_size(x.detach(), network).requires_grad_()
             output = network(x)
-            (gradient,) = torch.autograd.grad(-confident_margin(task.points(output, target), 0.0, kappa=0.0).sum(), x)
+            f = -confident_margin(task.points(output, target), 0.0, kappa=0.0)
+            if self.mode == "train":  # BatchNorm makes every f a function of all images, so c belongs inside
+                (gradient,) = torch.autograd.grad((c * f).sum(), x)
+            else:  # half-precision layers might not hold c times a gradient
+                (gradient,) = torch.autograd.grad(f.sum(), x)
+                gradient = per_sample(c, gradient) * gradient
         judged = Strongest(x.detach(), task, "wrong")
         wrong = judged.update(torch.arange(len(x), device=x.device), x, output, target)
         return wrong, gradient.nan_to_num(0.0, 0.0, 0.0)

@@ -85,7 +85,9 @@ class FGSM:
         with frozen(network, self.mode) as model:
             with torch.enable_grad():
                 x = any_batch_size(images + delta, model).requires_grad_()
-                _, gradient = input_gradient(model(x), x, lambda output: sample_loss(task, self.loss, output, target))
+                _, gradient = input_gradient(
+                    model(x), x, lambda output: sample_loss(task, self.loss, output, target), self.mode
+                )
             direction = self.threat.direction(gradient, images)
             step = per_sample(self.alpha * radius, direction) * direction
             attacked = images + self.threat.project(delta + step, images, radius)

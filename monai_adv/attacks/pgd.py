@@ -57,7 +57,7 @@ class Iterate:
         index: ``(b,)`` positions in the attacked batch; on CUDA some may stand there twice, with equal values.
         delta: ``(b, C, *spatial)`` the perturbation x_k - x_0.
         output, target: of x_k; the target is the one the attack was given.
-        gradient: ``(b, C, *spatial)`` of the sample's own loss at x_k, times ``scale``.
+        gradient: ``(b, C, *spatial)`` of the summed losses at x_k, times ``scale``; in eval mode of the sample's own.
         scale: ``(b,)`` see :func:`~monai_adv.attacks.base.scaled_input_gradient`.
     """
 
@@ -90,7 +90,9 @@ class PGD:
             batch and keeps that iterate. ``"lowest"``: it leaves when its margin cannot fall further.
         keep: which iterate is returned: the ``"last"``, or the ``"strongest"`` (smallest task margin, then largest
             loss), which ``stop="lowest"`` needs.
-        mode: network mode during the attack, restored afterwards.
+        mode: network mode during the attack, restored afterwards. In ``"train"`` mode BatchNorm takes its statistics
+            from the samples that are in the batch, so the attack on a sample depends on which others are attacked with
+            it, and on when they leave.
         loss: what is raised, of the task's points; ``None``: ``task.sample_loss``.
         check_last: look at the last iterate; a training method that runs it through the network anyway saves a pass.
             Without it ``wrong`` is false for a sample that never left.
@@ -225,6 +227,7 @@ class PGD:
                 output,
                 x,
                 lambda o: self._raised(task, o, labels, k / self.steps),  # noqa: B023
+                self.mode,
             )
             passes.backward_input += len(x)
             if early:
@@ -274,6 +277,7 @@ class PGD:
                     output,
                     x,
                     lambda o: self._raised(task, o, labels, k / self.steps),  # noqa: B023
+                    self.mode,
                 )
                 passes.backward_input += len(x)
             before = best.margin[active], best.loss[active]

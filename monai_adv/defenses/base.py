@@ -28,7 +28,7 @@ from monai_adv.attacks import PGD
 from monai_adv.attacks.pgd import PGDResult
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
-from monai_adv.network_state import detached
+from monai_adv.network_state import Mode, any_batch_size, computes_as_in, detached, frozen
 from monai_adv.sample_state import SampleIds, SampleState
 from monai_adv.statistics import Statistics
 from monai_adv.tasks.base import Output, Target, Task, TrainingTask, plain, take
@@ -232,13 +232,32 @@ class Defense(ABC):
                 name, value, "a number of epochs (1 or more), as the length of the training is not known",
                 "or call defense.on_epoch_start(epoch, epochs) before every epoch",
             )  # fmt: skip
-        return value * self.epochs
+        return round(value * self.epochs, 6)  # 0.07 of 100 is 7, not 7.000000000000001, which begins an epoch later
 
     def clean_part(self, network: nn.Module, batch: Batch) -> LossPart:
         """The loss on clean images: standard training, and what methods become when they are off."""
         output = network(batch.images)
         self.count(batch, forward=1, full=1)
         return LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, output))
+
+    def clean_output(self, network: nn.Module, batch: Batch, output: Output, mode: Mode) -> Output:
+        """What the network says about the clean images in the mode of the attack, detached.
+
+        Where BatchNorm or dropout make the modes disagree, a sample can be right in the training forward and wrong,
+        without an attack, where the attack looks. To an attack such a sample is wrong: nothing needs to be crossed.
+
+        Args:
+            network: as the host gave it.
+            batch: the clean batch.
+            output: of the training forward; it is the answer where the modes agree. Otherwise a pass is made.
+            mode: of the attack.
+        """
+        if computes_as_in(network, mode):
+            return detached(output)
+        with frozen(network, mode) as model, torch.no_grad():
+            output = model(any_batch_size(batch.images, model))
+        self.count(batch, forward=1)
+        return output
 
     def noisy_part(self, network: nn.Module, batch: Batch, images: Tensor, weight: float = 1.0) -> LossPart:
         """``weight`` times the loss on attacked ``images``."""

@@ -14,7 +14,8 @@ shares are stated at the largest radius: ``s_i = smoothing eps_i / eps`` with sm
 ``margin_weight`` for mix. The step is a fraction of the sample's own radius; the paper's is 0.007 for all.
 
 The authors' later code shrinks the radius of *right* samples; the paper's sign is used here. Whether the network is
-right on x' is read from the training forward, which is made anyway.
+right on x' is read from the training forward, which is made anyway, if the network computes there what it does in the
+mode of the attack; otherwise the attack looks at its last image itself.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.errors import InputError
+from monai_adv.network_state import computes_as_in
 from monai_adv.sample_state import SampleState
 from monai_adv.settings import not_negative, setting
 from monai_adv.tasks.base import Output, Points, Target, Task, TrainingTask
@@ -130,16 +132,17 @@ class CustomizedAT(Defense):
             with_reference = WithReference(self.task, self._attacked_loss(labels))
             rows = torch.arange(len(batch.images), device=batch.images.device)
             task, target = with_reference, with_reference.pack(batch.target, [rows, tried / settings.eps])
-        pgd = settings.pgd(self.channels)
-        noisy, _, index = self.attack(network, batch, pgd, task=task, target=target, radius=tried)
+        agree = computes_as_in(network, settings.attack_mode)
+        pgd = settings.pgd(self.channels, check_last=not agree)
+        noisy, result, index = self.attack(network, batch, pgd, task=task, target=target, radius=tried)
 
         output = network(noisy)
         self.count(batch, forward=1, full=1)
         seen = self.seen(batch, noisy=output)
-        right = self.task.correct(seen["noisy_output"], batch.target)
-        attacked = torch.zeros_like(right).index_fill(0, index, True)
-        radius = torch.where(attacked & right, tried, radius)
-        self.radii.update(ids[index], radius[index])
+        if result is not None:
+            right = self.task.correct(seen["noisy_output"], batch.target)[index] if agree else ~result.wrong
+            radius = radius.index_copy(0, index, torch.where(right, tried[index], radius[index]))
+            self.radii.update(ids[index], radius[index])
         if soft:
             hard = self.task.sample_training_loss(output, batch.target)
             points = self.task.all_points(output, batch.target)

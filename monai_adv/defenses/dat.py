@@ -12,7 +12,9 @@ stronger. g is the gradient of the sample's own loss; that of a batch mean would
 The paper has L-infinity only, where the dual norm is the sum of absolute values; for L2 it is the L2 norm. c is in the
 unit of the loss and grows with the number of voxels, so that the paper's c_max of 0.5 belongs to CIFAR's 32 x 32 images
 and to the cross-entropy. ``relative`` divides by c of a clean image with the same gradient, eps |g|_dual: the share of
-the gain that is left, 1 at a clean start and 0 at the end, which means the same for all sizes, losses and tasks.
+the gain that is left, 1 at a clean start and 0 at the end, which means the same for all sizes, losses and tasks. It is
+the default for segmentation: a Dice loss lies between -1 and 0, so that c in its unit is small from the start, and most
+of the training would be with attacks of a single step.
 
 The paper's x_0 is the clean image. The official code starts at a random point and measures c around that, though it
 projects around the clean image (c can be negative there); ``PRESETS["official"]`` does so too. That code also weighs
@@ -60,9 +62,10 @@ class DATSettings(AttackSettings):
         "a number > 0",
         positive,
     )
-    relative: bool = setting(
-        False, "the criterion is a share of eps times the gradient's dual norm, the same for all image sizes and losses"
-    )
+    relative: bool | None = setting(
+        None, "the criterion is a share of eps times the gradient's dual norm, the same for all image sizes and "
+        "losses; none: true for segmentation, false for one label per sample", "true, false, none",
+    )  # fmt: skip
     fosc_around: Literal["clean", "start"] = setting(
         "clean", "x_0 of the criterion: the clean image (paper), or the attack's first point (official)"
     )
@@ -112,9 +115,13 @@ class DAT(Defense):
         """``(b,)`` bool of an iterate: the samples that have made a step and are as stationary as asked for."""
         radius = self.threat.radius(images)
         origin = torch.zeros_like(images)  # minus the clean image
+        relative = self.settings.relative
 
         def leave(iterate: Iterate) -> Tensor:
             index = iterate.index
+            nonlocal relative
+            if relative is None:
+                relative = self.task.points(iterate.output, iterate.target).labels.shape[1] > 1
             if iterate.number == 0:
                 if self.settings.fosc_around == "start":
                     origin[index] = iterate.delta
@@ -122,7 +129,7 @@ class DAT(Defense):
             delta = iterate.delta - origin[index]
             left, most = fosc(self.threat, radius[index], delta, iterate.gradient)
             # A gradient of zero gives 0 / 0: it does not go on either.
-            go_on = (left / most if self.settings.relative else left / iterate.scale) > self.criterion
+            go_on = (left / most if relative else left / iterate.scale) > self.criterion
             return ~go_on
 
         return leave

@@ -32,8 +32,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fat_cifar": {"norm": "linf", "eps": 0.031, "steps": 10, "relative_step": 0.007 / 0.031, "tau_epochs": "50,90",
                   "intensity_min": 0.0, "intensity_max": 1.0},
     # The IMA paper's comparison.
-    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm", "tau": 0},
-    "ima_pathmnist": {"norm": "l2", "eps": 3.0, "eps_unit": "norm", "tau": 0},
+    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm", "tau": 0, "intensity_min": 0.0,
+                  "intensity_max": 1.0},
+    "ima_pathmnist": {"norm": "l2", "eps": 3.0, "eps_unit": "norm", "tau": 0, "intensity_min": 0.0,
+                      "intensity_max": 1.0},
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ L2: g's output is projected into the ball. Segmentation: the uniform part is a m
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ from monai_adv.tasks.divergence import mean_over_points
 from monai_adv.threats import per_sample
 
 PRESETS: dict[str, dict[str, Any]] = {
+    # No box: the authors' code does not cut the attacked image to the range of intensities.
     "fgsm_sdi_cifar": {"norm": "linf", "eps": 8 / 255, "attack_mode": "train"},
 }
 
@@ -146,7 +148,9 @@ class FGSMSDI(Defense):
         """Steepest ascent of the loss at ``x``."""
         with frozen(network, self.settings.attack_mode) as model, torch.enable_grad():
             x = x.detach().clone().requires_grad_()
-            _, gradient = input_gradient(model(x), x, lambda output: self.task.sample_loss(output, batch.target))
+            _, gradient = input_gradient(
+                model(x), x, lambda output: self.task.sample_loss(output, batch.target), self.settings.attack_mode
+            )
         self.count(batch, forward=1, backward_input=1)
         return self.threat.direction(gradient)
 
@@ -208,7 +212,9 @@ class FGSMSDI(Defense):
 
 
 class Initializer(nn.Module):
-    """The generator: convolutions of width 3 with 64 channels, one residual block, a tanh.
+    """The generator of the authors: convolutions of width 3 with 64 channels, one residual block, a tanh.
+
+    For six and three channels of images it has their 79,174 weights less one, a scalar that they never use.
 
     Args:
         inputs: channels of image and gradient direction.
@@ -228,12 +234,15 @@ class Initializer(nn.Module):
         norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[axes - 1]
         with torch.random.fork_rng(devices=[]):  # nobody else's random numbers are touched
             torch.default_generator.manual_seed(seed)
-            self.entry = nn.Sequential(convolution(inputs, width, 3, padding=1), norm(width), nn.ReLU())
-            self.residual = nn.Sequential(
-                convolution(width, width, 3, padding=1), norm(width), nn.ReLU(),
-                convolution(width, width, 3, padding=1), norm(width),
-            )  # fmt: skip
-            self.exit = nn.Sequential(norm(width), convolution(width, outputs, 3, padding=1), nn.Tanh())
+            self.entry = nn.Sequential(
+                convolution(inputs, width, 3, padding=1, bias=False), norm(width, eps=1e-3), nn.ReLU()
+            )
+            self.residual = nn.Sequential()
+            for _ in range(2):
+                layer = convolution(width, width, 3, padding=1)
+                nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(2))
+                self.residual.extend([norm(width, affine=False), nn.PReLU(), layer])
+            self.exit = nn.Sequential(norm(width, affine=False), convolution(width, outputs, 3, padding=1), nn.Tanh())
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, outputs, *spatial)`` in (-1, 1)."""

@@ -4,7 +4,7 @@ Source: Zhang et al., "Geometry-aware instance-reweighted adversarial training",
 6: a sample that PGD gets wrong early is near the boundary and gets a large weight,
 ``w = (1 + tanh(lambda + 5 (1 - 2 kappa / K))) / 2``, scaled to mean 1. kappa counts how many of the iterates x_0 to
 x_{K-1} are right; it is not the first wrong step, a sample that recovers counts again. (For odd K the official code
-rounds K / 2 down.)
+rounds K / 2 down.) Its weights begin with "epoch 60", counted from 1: after a burn-in of 59 epochs.
 
 The weights carry no gradient. Their mean is taken over the attacked samples of all ranks, so that the number of ranks
 does not matter. They are computed as ``sigmoid(2 (lambda + ...))``, which is the same number without the cancellation
@@ -33,10 +33,10 @@ from monai_adv.statistics import wide_dtype
 
 PRESETS: dict[str, dict[str, Any]] = {
     "gairat_cifar": {"norm": "linf", "eps": 0.031, "steps": 10, "relative_step": 0.007 / 0.031, "lam": -1.0,
-                     "burn_in": 60, "intensity_min": 0.0, "intensity_max": 1.0},
+                     "burn_in": 59, "intensity_min": 0.0, "intensity_max": 1.0},
     # The IMA paper's comparison: its radii.
-    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm"},
-    "ima_pathmnist": {"norm": "l2", "eps": 3.0, "eps_unit": "norm"},
+    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm", "intensity_min": 0.0, "intensity_max": 1.0},
+    "ima_pathmnist": {"norm": "l2", "eps": 3.0, "eps_unit": "norm", "intensity_min": 0.0, "intensity_max": 1.0},
 }  # fmt: skip
 
 STEEPNESS = 5.0
@@ -51,8 +51,9 @@ class GAIRATSettings(AttackSettings):
         "a number from -30 to 30, or none", lambda v: -30 <= v <= 30,
     )  # fmt: skip
     burn_in: float = setting(
-        0.5, "epochs with all weights 1 at the start; below 1 a share of the training", "a number >= 0", not_negative
-    )
+        59 / 120, "epochs with all weights 1 at the start; below 1 a share of the training (official: 59 of 120)",
+        "a number >= 0", not_negative,
+    )  # fmt: skip
 
 
 class GAIRAT(Defense):

@@ -39,8 +39,10 @@ from monai_adv.threats import Threat
 PRESETS: dict[str, dict[str, Any]] = {
     "mirst_busi": {"norm": "linf", "eps": 5 / 255, "lam": 1.0, "p": 2.0, "q": 2.0, "intensity_min": 0.0,
                    "intensity_max": 1.0},
-    # TULIP's code: half the square, a step of 1 in images of [0, 1].
-    "tulip": {"lam": 0.5, "gradient": "finite_difference", "h": 1.0, "p": 2.0, "q": 2.0},
+    # TULIP's own code: 0.1 times half the square, a step of 0.01 in images of [0, 1]. (A port of it, with which others
+    # compare, has a step of 1 and the weight 1: h 1, lam 0.5.)
+    "tulip": {"lam": 0.05, "gradient": "finite_difference", "h": 0.01, "p": 2.0, "q": 2.0, "intensity_min": 0.0,
+              "intensity_max": 1.0},
 }  # fmt: skip
 
 
@@ -54,7 +56,7 @@ class GRSettings(DefenseSettings):
     gradient: Literal["exact", "finite_difference"] = setting(
         "exact", "exact: second-order gradient; finite_difference: a second pass at distance h (TULIP)"
     )
-    h: float = setting(1.0, "L2 distance of the finite difference", "a number > 0", positive)
+    h: float = setting(0.01, "L2 distance of the finite difference", "a number > 0", positive)
 
     def check(self) -> None:
         super().check()

@@ -3,11 +3,14 @@
 Source: Balaji, Goldstein, Hoffman, "Instance adaptive adversarial training: improved accuracy tradeoffs in neural
 nets", arXiv 1910.08051, 2019. Every sample has a radius of its own. It grows by gamma while the network
 withstands an attack of the larger radius, shrinks by gamma when it does not withstand the present one, and follows
-these votes as an exponential moving average. Training is on images attacked within that radius.
+these votes as an exponential moving average. Training is on images attacked within that radius. In the first epochs
+there is nothing to average yet: the radius, in the memory too, is eps for samples that are right and 0 for the others.
 
 Differences to the authors' code, each a setting: radii end at eps (``capped``: the paper has no limit; the IMA authors'
-comparison has one), the network attacks in eval mode. Its steps are at least 2/255 long; here they are 2 / K of the
-radius. Segmentation: a sample withstands an attack while its Dice stays above the threshold.
+comparison has one), the network attacks in eval mode. The IMA authors' comparison has no warm-up, does not ask whether
+a sample is right without an attack (``clean_gate``), and trains on wrong ones as they are (``clean_wrong``). The
+authors' steps are at least 2/255 long; here they are 2 / K of the radius. Segmentation: a sample withstands an attack
+while its Dice stays above the threshold.
 """
 
 from __future__ import annotations
@@ -30,10 +33,12 @@ from monai_adv.settings import not_negative, positive, setting
 from monai_adv.tasks.base import TrainingTask, take
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "iaat_cifar": {"norm": "linf", "eps": 8 / 255, "gamma": 1.9 / 255, "capped": False, "intensity_min": 0.0,
-                   "intensity_max": 1.0},
+    "iaat_cifar": {"norm": "linf", "eps": 8 / 255, "gamma": 1.9 / 255, "capped": False, "warmup_epochs": 10.0,
+                   "intensity_min": 0.0, "intensity_max": 1.0},
     "official": {"capped": False, "attack_mode": "train"},
-    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm", "clean_wrong": "clean"},
+    # What the IMA authors' code says; gamma, beta and the number of steps are not in it.
+    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm", "warmup_epochs": 0.0, "clean_gate": False,
+                  "clean_wrong": "clean", "intensity_min": 0.0, "intensity_max": 1.0},
 }  # fmt: skip
 
 
@@ -49,8 +54,12 @@ class IAATSettings(AttackSettings):
         0.1, "weight of a new radius in the moving average", "a number in (0, 1]", lambda v: 0 < v <= 1
     )
     warmup_epochs: float = setting(
-        0.05, "first epochs, in which all radii are eps; below 1 a share of the training (official: 10 of 200)",
+        0.09, "first epochs, in which all radii are eps; below 1 a share of the training (official: 10 of 110)",
         "a number >= 0", not_negative,
+    )  # fmt: skip
+    clean_gate: bool = setting(
+        True, "after the warm-up, a sample that is wrong without an attack votes for radius 0; false: it is attacked "
+        "as the others are, so that its radius shrinks by gamma (the IMA authors' comparison)",
     )  # fmt: skip
     capped: bool = setting(True, "no radius grows above eps (paper and official: false)")
     clean_wrong: Literal["attack", "clean"] = setting(
@@ -141,14 +150,14 @@ class IAAT(Defense):
         if warm_up:
             vote = torch.where(right, settings.eps, 0.0).to(old)
         else:
-            vote = torch.where(right, self._select(network, batch, old, right & scorable), 0.0)
-        new = settings.beta * vote + (1 - settings.beta) * old
-        self.radii.update(ids[scorable], new[scorable])
-        radius = vote if warm_up else new
+            voting = right | (not settings.clean_gate)
+            vote = torch.where(voting, self._select(network, batch, old, voting & scorable), 0.0)
+        radius = vote if warm_up else settings.beta * vote + (1 - settings.beta) * old
+        self.radii.update(ids[scorable], radius[scorable])
         return torch.where(right, radius, 0.0) if settings.clean_wrong == "clean" else radius
 
-    def _select(self, network: nn.Module, batch: Batch, old: Tensor, right: Tensor) -> Tensor:
-        """For the samples that are ``right``: the largest of three radii that the network withstands.
+    def _select(self, network: nn.Module, batch: Batch, old: Tensor, voting: Tensor) -> Tensor:
+        """For the samples that vote: the largest of three radii that the network withstands.
 
         The larger attack comes first: who withstands it need not be attacked with the smaller one.
         """
@@ -156,9 +165,9 @@ class IAAT(Defense):
         larger = old + settings.growth
         if settings.capped:
             larger = larger.clamp(max=settings.eps)
-        withstands_larger = self._withstands(network, batch, larger, right)
+        withstands_larger = self._withstands(network, batch, larger, voting)
         # At the cap both attacks are the same one, and at radius 0 there is none.
-        withstands = self._withstands(network, batch, old, right & ~withstands_larger & (larger > old)) | (old == 0)
+        withstands = self._withstands(network, batch, old, voting & ~withstands_larger & (larger > old)) | (old == 0)
         return torch.where(
             withstands_larger, larger, torch.where(withstands, old, (old - settings.growth).clamp(min=0))
         )

@@ -24,7 +24,7 @@ from monai_adv.defenses.base import Batch, Defense, LossPart, on_any_rank
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
-from monai_adv.network_state import Mode
+from monai_adv.network_state import Mode, computes_as_in
 from monai_adv.sample_state import SampleState
 from monai_adv.settings import not_negative, positive, setting
 from monai_adv.tasks.base import Output, TrainingTask, take
@@ -51,7 +51,9 @@ class IMASettings(DefenseSettings):
         None, "step as a fraction of the margin; none: 4 / steps", "a number > 0 or none", positive
     )
     searches: int = setting(10, "halvings of the boundary search", "a whole number >= 0", not_negative)
-    search_result: Literal["midpoint", "last_right"] = setting("midpoint", "which end of the search is trained on")
+    search_result: Literal["midpoint", "last_right"] = setting(
+        "midpoint", "what is trained on: the middle of what the search leaves, or its end that is still right"
+    )
     clean_gate: bool = setting(True, "attack only samples that are right without an attack (official: false)")
     random_start: bool = setting(False, "start on a sphere of radius max(E - delta, delta) (official: true)")
     margin_rule: Literal["paper", "always_shrink"] = setting(
@@ -84,9 +86,14 @@ class IMASettings(DefenseSettings):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    # The paper's data sets: radius and growth.
-    "ima_covid": {"norm": "l2", "eps": 12.0, "delta": 2.0, "eps_unit": "norm"},
-    "ima_pathmnist": {"norm": "l2", "eps": 3.0, "delta": 0.04, "eps_unit": "norm"},
+    # The paper's data sets: radius, growth and algorithm (2 where it trains without augmentation). Its two-dimensional
+    # images are in [0, 1]; the volumes are z-scored and have no bounds. The authors' code for these images runs
+    # Algorithm 3 on all three of its sets, and on COVID-19 and PathMNIST keeps the last right end of the search:
+    # algorithm 3, search_result last_right.
+    "ima_covid": {"norm": "l2", "eps": 12.0, "delta": 2.0, "eps_unit": "norm", "algorithm": 2, "intensity_min": 0.0,
+                  "intensity_max": 1.0},
+    "ima_pathmnist": {"norm": "l2", "eps": 3.0, "delta": 0.04, "eps_unit": "norm", "intensity_min": 0.0,
+                      "intensity_max": 1.0},
     "ima_heart": {"norm": "l2", "eps": 20.0, "delta": 5.0, "eps_unit": "norm"},
     "ima_hippocampus": {"norm": "l2", "eps": 15.0, "delta": 2.0, "eps_unit": "norm"},
     "ima_prostate": {"norm": "l2", "eps": 40.0, "delta": 10.0, "eps_unit": "norm"},
@@ -108,7 +115,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_schedule": "constant",
         "amp": False,
     },
-}
+}  # fmt: skip
 
 
 class IMA(Defense):
@@ -158,7 +165,7 @@ class IMA(Defense):
         output = network(batch.images)
         self.count(batch, forward=1, full=1)
         clean_loss = self.task.training_loss(output, batch.target)
-        attacked = self._attacked(output, batch)
+        attacked = self._attacked(network, output, batch)
         seen = self.seen(batch, output)
         if self.settings.eps == 0 or not on_any_rank(bool(attacked.any()), batch.images.device):
             self._book(batch, None)
@@ -169,8 +176,12 @@ class IMA(Defense):
 
         found = self._adversarial_samples(network, batch, attacked)
         noisy = batch.images.index_copy(0, found.index, found.images)
-        yield self.noisy_part(network, batch, noisy, weight)
+        part = self.noisy_part(network, batch, noisy, weight)
+        yield part
         self._book(batch, found)
+        if found.wrong is None:
+            assert part.noisy_output is not None
+            found.wrong = ~self.task.correct(part.noisy_output, batch.target)[found.index]
         self._update_margins(batch, found)
 
     def on_epoch_end(self) -> dict[str, float]:
@@ -196,12 +207,19 @@ class IMA(Defense):
         return self.settings.clean_gate
 
     @torch.no_grad()
-    def _attacked(self, output: Output, batch: Batch) -> Tensor:
-        """``(B,)`` bool: samples to attack: right without an attack (if gated), scorable, with a margin > 0."""
+    def _attacked(self, network: nn.Module, output: Output, batch: Batch) -> Tensor:
+        """``(B,)`` bool: samples to attack: right without an attack (if gated), scorable, with a margin > 0.
+
+        Right is what the network says in the mode of the attack (so does the authors' code: it runs the clean batch
+        again if it attacks in eval mode).
+        """
+        if self.settings.eps == 0:
+            return torch.zeros(len(batch.images), dtype=torch.bool, device=batch.images.device)
         chosen = self.task.scorable(batch.target) & (self.margins[self.ids(batch)] > 0)
         if self.settings.clean_gate:
-            chosen &= self.task.correct(output, batch.target)
-        return chosen & (self.settings.eps > 0)
+            clean = self.clean_output(network, batch, output, self.settings.attack_mode)
+            chosen &= self.task.correct(clean, batch.target)
+        return chosen
 
     def _adversarial_samples(self, network: nn.Module, batch: Batch, attacked: Tensor) -> _Found:
         """Algorithm 2 or 3: the noisy sample of each attacked one, and whether the attack crossed the boundary."""
@@ -227,6 +245,9 @@ class IMA(Defense):
         crossed = to_search.nonzero()[:, 0]
         if len(crossed) > 0:
             right = result.previous if settings.algorithm == 2 else batch.images[index]
+            # Only one rule asks on which side the midpoint lies; where it can, the training forward answers.
+            asked = settings.margin_rule == "paper" and settings.search_result == "midpoint"
+            agree = computes_as_in(network, settings.attack_mode)
             boundary = bisect(
                 network,
                 right[crossed],
@@ -236,10 +257,14 @@ class IMA(Defense):
                 halvings=settings.searches,
                 keep=settings.search_result,
                 mode=settings.attack_mode,
+                judge=asked and not agree,
             )
             self.statistics.passes += boundary.passes
             found.images = found.images.index_copy(0, crossed, boundary.images)
-            found.wrong = found.wrong.index_copy(0, crossed, boundary.wrong)
+            if boundary.wrong is not None:
+                found.wrong = result.wrong.index_copy(0, crossed, boundary.wrong)
+            elif asked:
+                found.wrong = None
         return found
 
     @torch.no_grad()
@@ -255,6 +280,7 @@ class IMA(Defense):
         grows = ~(found.crossed | found.dead)  # a blind attack proves nothing
         shrinks = found.crossed
         if settings.margin_rule == "paper":
+            assert found.wrong is not None
             shrinks = shrinks & found.wrong
         if settings.margin_update == "epoch":
             shrunk = self._shrunk[ids]
@@ -274,12 +300,15 @@ class IMA(Defense):
 
 @dataclass
 class _Found:
-    """The attacked samples of a batch: position, noisy image, whether it crossed, is wrong, had no gradient."""
+    """The attacked samples of a batch: position, noisy image, whether it crossed, is wrong, had no gradient.
+
+    ``wrong`` is None until the training forward has seen the noisy images.
+    """
 
     index: Tensor
     images: Tensor
     crossed: Tensor
-    wrong: Tensor
+    wrong: Tensor | None
     dead: Tensor
 
 

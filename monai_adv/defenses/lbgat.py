@@ -35,7 +35,7 @@ _CIFAR = {"norm": "linf", "eps": 0.031, "steps": 10, "relative_step": 0.007 / 0.
 PRESETS: dict[str, dict[str, Any]] = {
     "lbgat0_cifar": {**_CIFAR, "beta": 0.0},
     "lbgat6_cifar": {**_CIFAR, "beta": 6.0},
-    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm"},
+    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm", "intensity_min": 0.0, "intensity_max": 1.0},
 }
 
 

@@ -5,9 +5,10 @@ Source: Qin et al., "Adversarial robustness through local linearization", NeurIP
 
     L(f(x), y) + lam * g(d*) + mu * |<d*, grad_x l(x)>|
 
-The search for d* holds the gradient at x fixed; the loss does not (double backpropagation). The absolute values are
-taken per sample. At d = 0 the gap and its gradient are 0, so the search starts at a random point. Here it is PGD in the
-defence's norm (the authors take signed Adam steps).
+The search for d* holds the gradient at x fixed; the loss does not (double backpropagation). Within the search the
+authors stop one more gradient, which ours keeps: it ascends the gap itself and finds larger ones. The absolute values
+are taken per sample. At d = 0 the gap and its gradient are 0, so the search starts at a random point. Here it is PGD in
+the defence's norm (the authors take signed Adam steps).
 
 Networks of ReLUs are piecewise linear, which makes the gap noisy; the authors use softplus. With BatchNorm in training
 mode the images x and x + d* are normalised with statistics of their own, and samples share them. The network runs in

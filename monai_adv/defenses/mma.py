@@ -5,8 +5,9 @@ A sample's margin is its distance to the decision boundary. A sample that the ne
 gets right is moved onto the boundary and trained on there, which pushes the boundary away, until its margin exceeds
 ``d_max``, here ``eps``. A sample that it gets wrong is trained on as it is.
 
-"Right" is judged by the soft margin, ``z_y - logsumexp of the other logits > 0``, which is stricter than argmax.
-The boundary is where the soft margin is zero. Segmentation: the soft margin is soft Dice minus threshold.
+"Right" is judged by the soft margin, ``z_y - logsumexp of the other logits > 0``, which is stricter than argmax, and in
+the mode in which the boundary is searched. The boundary is where the soft margin is zero. Segmentation: the soft margin
+is soft Dice minus threshold.
 
 The authors' code (BorealisAI/mma_training) clamps images to the intensity box during the search only; here the image
 that is trained on is clamped as well, so that it is the one that was found.
@@ -38,7 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mma_cifar_l2": {"norm": "l2", "eps": 3.0, "eps_unit": "norm", "mineps": 0.5, "intensity_min": 0.0,
                      "intensity_max": 1.0},
     "mma_cifar_linf": {"norm": "linf", "eps": 32 / 255, "mineps": 0.005, "intensity_min": 0.0, "intensity_max": 1.0},
-    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm"},
+    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm", "intensity_min": 0.0, "intensity_max": 1.0},
 }  # fmt: skip
 
 
@@ -110,7 +111,10 @@ class MMA(Defense):
         self.count(batch, forward=1, full=int(clean_weight > 0))
         with torch.no_grad():
             scorable = self.task.scorable(batch.target)
-            right = scorable & (self.task.soft_margin(output, batch.target) > 0)
+            judged = output
+            if self.settings.eps > 0:  # otherwise there is no attack whose mode could matter
+                judged = self.clean_output(network, batch, output, self.settings.attack_mode)
+            right = scorable & (self.task.soft_margin(judged, batch.target) > 0)
         seen = self.seen(batch, output)
         if clean_weight > 0:
             clean_loss = clean_weight * self.task.training_loss(output, batch.target)

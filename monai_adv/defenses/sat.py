@@ -22,7 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                     "intensity_min": 0.0, "intensity_max": 1.0},
     # The IMA paper's comparison: 20 steps of 4 / 20 of the radius, from a point on the sphere.
     "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm", "steps": 20, "start": "sphere",
-                  "attack_mode": "train"},
+                  "attack_mode": "train", "intensity_min": 0.0, "intensity_max": 1.0},
     "ima_hippocampus": {"norm": "l2", "eps": 15.0, "eps_unit": "norm", "steps": 20, "start": "sphere"},
 }  # fmt: skip
 

@@ -5,7 +5,8 @@ Source: Dong et al., "Exploring memorization in adversarial training", ICLR 2022
 attack maximises the same sum. One-hot labels of hard samples are learnt by heart; soft ones need not be.
 
 The weight is that of the squared norm, a sum over the classes. The authors' code has 300 on the mean over the ten
-classes of CIFAR-10, which is 30 on the sum; a weight on the mean over C classes is C times ours.
+classes of CIFAR-10, which is 30 on the sum; a weight on the mean over C classes is C times ours. Their ramp goes from
+epoch 90 to 150 of 200, counted from 1: 89 to 149 here, where epochs are counted from 0.
 
 Segmentation, a form of our own: predictions per voxel cannot be averaged over visits, because random crops, rotations
 and mirroring leave no common coordinates, and for volumes they would not fit into memory. What is remembered instead is
@@ -37,9 +38,9 @@ from monai_adv.tasks.divergence import mean_over_points
 
 PRESETS: dict[str, dict[str, Any]] = {
     "te_cifar": {"norm": "linf", "eps": 8 / 255, "steps": 10, "relative_step": 0.25, "weight": 30.0,
-                 "ramp_start": 90.0, "ramp_end": 150.0, "intensity_min": 0.0,
+                 "ramp_start": 89.0, "ramp_end": 149.0, "intensity_min": 0.0,
                  "intensity_max": 1.0},
-    # The IMA authors' segmentation code: epochs 25 to 35 of 50.
+    # The IMA authors' segmentation code: epochs 25 to 35 of 50, counted from 0.
     "ima_hippocampus": {"norm": "l2", "eps": 15.0, "eps_unit": "norm", "steps": 10, "relative_step": 0.25,
                         "start": "gaussian", "ramp_start": 25.0, "ramp_end": 35.0},
 }  # fmt: skip
@@ -59,12 +60,12 @@ class TESettings(AttackSettings):
         0.9, "share of the old soft label that a visit keeps", "a number in [0, 1)", lambda v: 0 <= v < 1
     )
     ramp_start: float = setting(
-        0.45, "epoch at which the memory starts and its weight begins to grow; below 1 a share of the training",
-        "a number >= 0", not_negative,
+        89 / 200, "epoch, counted from 0, at which the memory starts and its weight begins to grow; below 1 a share of "
+        "the training", "a number >= 0", not_negative,
     )  # fmt: skip
     ramp_end: float = setting(
-        0.75, "epoch at which the weight is fully there; below 1 a share of the training", "a number >= ramp_start",
-        not_negative,
+        149 / 200, "epoch, counted from 0, at which the weight is fully there; below 1 a share of the training",
+        "a number >= ramp_start", not_negative,
     )  # fmt: skip
 
     def check(self) -> None:
@@ -110,8 +111,8 @@ class TE(Defense):
 
         Example:
             >>> from monai_adv.tasks import ClassificationTask
-            >>> te = TE(ClassificationTask(), TESettings(weight=300.0, ramp_start=0.45, ramp_end=0.75))
-            >>> for epoch in (89, 90, 120, 150):
+            >>> te = TE(ClassificationTask(), TESettings(weight=300.0))
+            >>> for epoch in (88, 89, 119, 149):
             ...     te.on_epoch_start(epoch, epochs=200)
             ...     print(round(te.weight, 2))
             0.0

@@ -66,7 +66,7 @@ def measure(case: Case, batch_size: int) -> Timing:
             with torch.set_grad_enabled(gradient):
                 output = network(x)
             if gradient:
-                input_gradient(output, x, lambda o: case.task.sample_loss(o, target))
+                input_gradient(output, x, lambda o: case.task.sample_loss(o, target), "eval")
             del output
             if device.type == "cuda":
                 torch.cuda.synchronize(device)

@@ -223,7 +223,7 @@ def _gradients(
             if not len(x):
                 continue
             labels = take(target, scorable)
-            _, gradient = input_gradient(network(x), x, lambda output: case.task.sample_loss(output, labels))  # noqa: B023
+            _, gradient = input_gradient(network(x), x, lambda o: case.task.sample_loss(o, labels), "eval")  # noqa: B023
             # What is smaller than the smallest normal number has lost its digits.
             usable = (gradient.abs() >= torch.finfo(gradient.dtype).tiny) & gradient.isfinite()
             if threats and threats[0].channels is not None:
