@@ -77,6 +77,18 @@ def test_the_gradient_is_that_of_the_sample_alone(norm: Norm, batch_size: int) -
     assert steps_of(make(norm=norm, c_max=0.99 * c(1)), network, batch) == 2
 
 
+@pytest.mark.parametrize(("kind", "relative"), [("2 classes", False), ("9 classes", False), ("segmentation 2D", True)])
+def test_the_criterion_is_relative_for_segmentation_unless_somebody_says_otherwise(kind: str, relative: bool) -> None:
+    one = toy(kind, "dat")
+    one.network.eval()
+    batch = one.batch(torch.arange(6))
+    settings = {"norm": "linf", "eps": 0.3, "c_max": 0.5}
+    steps = [
+        steps_of(make(one.task, relative=r, **settings), one.network, batch) for r in (None, relative, not relative)
+    ]
+    assert steps[0] == steps[1] != steps[2]
+
+
 def test_the_relative_criterion_does_not_depend_on_the_scale_of_the_loss() -> None:
     class Scaled(ClassificationTask):
         def sample_loss(self, output: Any, target: Any) -> Tensor:

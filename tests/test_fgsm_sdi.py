@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from monai_adv import InputError
 from monai_adv.defenses import Batch
-from monai_adv.defenses.fgsm_sdi import FGSMSDI, FGSMSDISettings
+from monai_adv.defenses.fgsm_sdi import FGSMSDI, FGSMSDISettings, Initializer
 from monai_adv.tasks import ClassificationTask
 from tests.defense_toys import toy
 from tests.line_classifier import inputs_of
@@ -85,6 +85,26 @@ def test_without_soft_labels_and_attack_it_is_the_clean_loss() -> None:
     assert run(sdi, network, Batch(images, labels)) == F.cross_entropy(network(images), labels).item()
     assert sdi.on_epoch_end()["passes_per_sample"] == 3
     assert sdi.initializer is None
+
+
+def test_the_generator_is_that_of_the_authors() -> None:
+    """One_Layer_Attacker(input_channel=6), written out: 79,174 weights with a scalar that it never uses."""
+    generator = Initializer(6, 3, axes=2)
+    assert sum(p.numel() for p in generator.parameters()) == 79_173
+    w = [p.detach() for p in generator.parameters()]
+    first, gain, shift, slope1, w1, b1, slope2, w2, b2, w3, b3 = w
+    assert (gain.tolist(), shift.tolist()) == ([1.0] * 64, [0.0] * 64)
+    assert float(slope1) == float(slope2) == 0.25
+    assert max(float(v.abs().max()) for v in (w1, w2)) == pytest.approx((2 * 6 / (64 * 9 + 64 * 9)) ** 0.5, rel=1e-3)
+
+    def norm(x: Tensor, eps: float = 1e-5) -> Tensor:
+        return F.batch_norm(x, None, None, training=True, eps=eps)
+
+    x = torch.randn(4, 6, 7, 7, generator=torch.Generator().manual_seed(0))
+    h = norm(F.conv2d(x, first, padding=1), 1e-3).relu()
+    r = F.conv2d(F.prelu(norm(h), slope1), w1, b1, padding=1)
+    r = F.conv2d(F.prelu(norm(r), slope2), w2, b2, padding=1)
+    torch.testing.assert_close(generator(x), F.conv2d(norm(h + r), w3, b3, padding=1).tanh())
 
 
 def test_the_generator_goes_up_where_the_network_goes_down() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from monai_adv import InputError
 from monai_adv.defenses import Batch
-from monai_adv.defenses.gr import GRSettings
+from monai_adv.defenses.gr import PRESETS, GRSettings
 from monai_adv.tasks import ClassificationTask
 from tests.defense_toys import Classifier
 from tests.loss_parts import KINDS, gradients, make, only_the_regulariser, problem, run
@@ -130,6 +130,20 @@ def test_finite_difference_by_hand() -> None:
     task = ClassificationTask()
     losses = [task.sample_loss(network(x), batch.target) for x in (batch.images, batch.images + 0.5 * direction)]
     assert loss == pytest.approx((((losses[1] - losses[0]) / 0.5).square() / 2).mean().item())
+
+
+def test_the_preset_is_tulip_s_own() -> None:
+    """train.py of the authors with the values of its example: ``loss + 0.1 * mean(dl^2) / 2``, step 0.01."""
+    network, batch = logistic()
+    own = {k: v for k, v in PRESETS["tulip"].items() if not k.startswith("intensity")}
+    (loss,) = run(only_the_term(**own), network, batch)  # type: ignore[arg-type]
+    x = batch.images.clone().requires_grad_()
+    losses = ClassificationTask().sample_loss(network(x), batch.target)
+    (dx,) = torch.autograd.grad(losses.mean(), x)
+    moved = x.detach() + 1e-2 * dx / dx.norm(dim=1, keepdim=True)
+    dl = (ClassificationTask().sample_loss(network(moved), batch.target) - losses) / 1e-2
+    assert loss == pytest.approx((0.1 * dl.square().mean() / 2).item())
+    assert GRSettings(gradient="finite_difference").h == 1e-2
 
 
 def test_a_gradient_of_zero_is_no_nan() -> None:
