@@ -20,6 +20,7 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from monai_adv.foreign_text import say
 from monai_adv.probe import Steps, one_line, run_steps
 
 Status = Literal["OK", "WARN", "FAIL"]
@@ -179,8 +180,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report, indent=2))
     else:
         for check in checks:
-            print(f"{check.status:<5} {check.name}: {check.found}")
+            say(f"{check.status:<5} {check.name}: {check.found}")
             if check.mend:
-                print(f"      how to mend: {check.mend}")
+                say(f"      how to mend: {check.mend}")
         print(", ".join(f"{number} {status}" for status, number in count.items()))
     return 1 if count["FAIL"] else 0

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from monai_adv.foreign_text import printable
+
 
 class InputError(ValueError):
     """Something given to us cannot be used; the message is one sentence a user can act on.
 
-    It names the argument, what was received, what is allowed, and what to do next.
+    It names the argument, what was received, what is allowed, and what to do next. Names in it may come from elsewhere:
+    control characters are written out.
 
     Example:
         >>> str(InputError.of("eps", -1.0, "a finite number > 0", "give the radius in the unit of eps_unit"))
         'eps: received -1.0, allowed is a finite number > 0; give the radius in the unit of eps_unit.'
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
     @classmethod
     def of(cls, name: str, received: object, allowed: str, todo: str = "") -> InputError:

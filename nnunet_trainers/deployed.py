@@ -100,6 +100,7 @@ class DeployedModel:
         mirroring: bool = False,
         *,
         name: str | None = None,
+        trusted: Sequence[str] = (),
     ) -> DeployedModel:
         """Load a folder that any nnU-Net trainer wrote, ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION``.
 
@@ -110,12 +111,13 @@ class DeployedModel:
             device: "cpu", "cuda", ...
             mirroring: average over mirrored images, as ``nnUNetv2_predict`` does unless given ``--disable_tta``.
             name: how reports call the model; default: the folder's name.
+            trusted: packages besides nnU-Net's own whose networks and layers plans.json may name.
 
         Raises:
             InputError: something is missing, damaged, unsafe to load, or does not fit together.
         """
         folds = [fold] if isinstance(fold, int | str) else list(fold)
-        predictor = load_predictor(Path(model_folder), folds, checkpoint, device, mirroring)
+        predictor = load_predictor(Path(model_folder), folds, checkpoint, device, mirroring, trusted)
         try:
             return cls(predictor, name or Path(model_folder).resolve().name)
         except RuntimeError as error:

@@ -9,6 +9,7 @@ a bundle::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,9 +23,9 @@ from nnunet_trainers.deployed import DeployedModel, Files, Labels
 class NNUNetModel(nn.Module):
     """Preprocessed images in, logits out; differentiable, so that it can be attacked.
 
-    The checkpoint is read with ``weights_only=True`` before anything else touches it: a file that could run code is
-    refused. Checkpoints of our trainers need no exception for that, those of nnU-Net's own trainers hold numpy numbers,
-    which are allowed.
+    The checkpoint is read with ``weights_only=True`` before anything else touches it, and what plans.json and
+    dataset.json name has to be nnU-Net's own: files that could run code are refused. Checkpoints of our trainers need
+    no exception for that, those of nnU-Net's own trainers hold numpy numbers, which are allowed.
 
     The windows, their weights and the averaging over mirrored views are nnU-Net's, so a MONAI bundle uses
     ``SimpleInferer``, not ``SlidingWindowInferer``.
@@ -36,6 +37,7 @@ class NNUNetModel(nn.Module):
         device: "cpu", "cuda", ...
         mirroring: average over mirrored images, as ``nnUNetv2_predict`` does unless given ``--disable_tta``.
         patches_per_pass: patches that go through the network together.
+        trusted: packages besides nnU-Net's own whose networks and layers plans.json may name.
 
     Attributes:
         deployed: the model as :class:`DeployedModel`.
@@ -53,9 +55,10 @@ class NNUNetModel(nn.Module):
         *,
         mirroring: bool = False,
         patches_per_pass: int = 64,
+        trusted: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.deployed = DeployedModel.from_folder(model_folder, fold, checkpoint, device, mirroring)
+        self.deployed = DeployedModel.from_folder(model_folder, fold, checkpoint, device, mirroring, trusted=trusted)
         self.window = self.deployed.as_network(patches_per_pass)
         self.eval()
 

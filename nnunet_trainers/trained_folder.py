@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import io
+import json
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.plain import usable_device
 from nnunet_trainers.checkpoint import load_data
+from nnunet_trainers.named_code import check_named_code
+
+
+class Written(NamedTuple):
+    """What a checkpoint says about itself."""
+
+    trainer: str
+    configuration: str
 
 
 def load_predictor(
-    folder: Path, folds: Sequence[int | str], checkpoint: str, device: str | torch.device, mirroring: bool
+    folder: Path,
+    folds: Sequence[int | str],
+    checkpoint: str,
+    device: str | torch.device,
+    mirroring: bool,
+    trusted: Sequence[str] = (),
 ) -> nnUNetPredictor:
     """The host's predictor with the weights of some folds, of which the first is loaded into its network.
+
+    Args:
+        trusted: packages besides nnU-Net's own whose code the folder may name, see :func:`check_named_code`.
 
     Raises:
         InputError: something is missing, damaged, unsafe to load, or does not fit together.
     """
     paths = [checkpoint_path(folder, fold, checkpoint) for fold in folds]
-    trainers = [check_weights_only(path) for path in paths]
-    path, trainer = paths[0], trainers[0]
+    written = [check_weights_only(path) for path in paths]
+    path, (trainer, configuration) = paths[0], written[0]
     where = usable_device(device)
     # The host tells about each folder that it searches, and advises the authors of older trainers.
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -34,7 +53,13 @@ def load_predictor(
         warnings.simplefilter("ignore", FutureWarning)
         predictor = nnUNetPredictor(use_mirroring=mirroring, device=where, allow_tqdm=False)
         try:
+            plans, dataset_json = (
+                json.loads((folder / name).read_text(encoding="utf-8")) for name in ("plans.json", "dataset.json")
+            )
+            check_named_code(plans, dataset_json, PlansManager(plans).get_configuration(configuration), trusted)
             predictor.initialize_from_trained_model_folder(str(folder), tuple(folds), checkpoint)
+        except InputError:
+            raise
         except RuntimeError as error:
             raise _explained(error, path, trainer) from error
         except (ValueError, LookupError, AttributeError, TypeError, ImportError, AssertionError) as error:
@@ -75,21 +100,21 @@ def checkpoint_path(folder: Path, fold: int | str, checkpoint: str) -> Path:
     return path
 
 
-def check_weights_only(path: Path) -> str:
+def check_weights_only(path: Path) -> Written:
     """Read a checkpoint with ``weights_only=True``: tensors and plain values, nothing that could run code.
 
     The host's own loader does not check. Once this one has passed, the same file is safe for the host to read.
 
     Returns:
-        the name of the trainer that wrote it.
+        the trainer that wrote it, and the configuration of the plans.
 
     Raises:
         InputError: the file is damaged, is no nnU-Net checkpoint, or holds other Python objects.
     """
     try:
         checkpoint = load_data(path)
-        trainer = checkpoint["trainer_name"]
-        if not isinstance(trainer, str) or "network_weights" not in checkpoint:
+        written = Written(checkpoint["trainer_name"], checkpoint["init_args"]["configuration"])
+        if not all(isinstance(name, str) for name in written) or "network_weights" not in checkpoint:
             raise KeyError("network_weights")
     except InputError:
         raise
@@ -99,7 +124,7 @@ def check_weights_only(path: Path) -> str:
             "checkpoint", str(path), "a whole nnU-Net checkpoint",
             f"{type(error).__name__}: {text}; copy or train it again",
         ) from error  # fmt: skip
-    return trainer
+    return written
 
 
 def _explained(error: RuntimeError, path: Path, trainer: str) -> InputError:

@@ -15,7 +15,7 @@ from nnunet_trainers.run_settings import RunSettings
 
 ROOT = Path(__file__).parents[1]
 METHOD_PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")])
 
 
 def rows() -> list[str]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,9 @@ from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store
 from monai_adv.evaluation.subject import Level
 from monai_adv.evaluation.workers import Dask, Job, ThisProcess
+
+distributed = pytest.importorskip("distributed")
+psutil = pytest.importorskip("psutil")  # comes with distributed
 
 SETTINGS = EvaluationSettings((Level("linf", 0.02), Level("linf", 0.06)), "quick")
 
@@ -46,9 +53,92 @@ def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
         job(tmp_path / "elsewhere").attack("images 0 to 7")
 
 
-def test_a_scheduler_that_does_not_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    distributed = pytest.importorskip("distributed")
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Dask]:
+    """One worker."""
+    pool = Dask("local", 1)
+    yield pool
+    pool.close()
 
+
+def test_nothing_listens_beyond_this_machine_and_nothing_without_certificates(pool: Dask) -> None:
+    assert list(pool.run(pow, [(2, 3)])) == [(0, 8)]
+    me = psutil.Process()
+    listening = [
+        c.laddr for p in (me, *me.children(recursive=True)) for c in p.net_connections() if c.status == "LISTEN"
+    ]
+    assert len(listening) == 3  # the scheduler, the worker, and the nanny that starts it again: no HTTP
+    assert {place.ip for place in listening} == {"127.0.0.1"}
+    anybody = ssl.create_default_context()
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    for place in listening:
+        assert answer(place) in (b"", b"\x15")  # nothing, or an alert of TLS
+        assert answer(place, anybody) == b""
+
+
+def answer(place: tuple[str, int], encrypted: ssl.SSLContext | None = None) -> bytes:
+    """The first byte that a server says to a request."""
+    with suppress(ssl.SSLError, ConnectionError), socket.create_connection(place, timeout=5) as stream:
+        request = b"GET / HTTP/1.0\r\n\r\n"
+        if encrypted is None:
+            stream.sendall(request)
+            return stream.recv(1)
+        with encrypted.wrap_socket(stream) as secret:  # the server looks at certificates after this
+            secret.sendall(request)
+            return secret.recv(1)
+    return b""
+
+
+@pytest.mark.parametrize("others", ["nothing", "a certificate of their own"])
+def test_who_has_no_certificate_of_the_run_runs_nothing(pool: Dask, others: str) -> None:
+    address = pool._cluster.scheduler_address
+    assert address.startswith("tls://127.0.0.1:")
+    if others == "nothing":
+        address, security = address.replace("tls", "tcp"), None
+    else:
+        security = distributed.Security.temporary()
+    with pytest.raises(OSError, match="closed|certificate"):
+        distributed.Client(address, timeout="3s", security=security)
+
+
+def test_a_scheduler_with_certificates(tmp_path: Path, pool: Dask, capsys: pytest.CaptureFixture[str]) -> None:
+    address, security = pool._cluster.scheduler_address, pool._cluster.security
+    files = {name: str(tmp_path / name) for name in ("tls_ca_file", "tls_client_cert", "tls_client_key")}
+    for name, file in files.items():
+        Path(file).write_text(getattr(security, name))
+    for given in (address, address.removeprefix("tls://")):
+        client = Dask(given, certificates=files)
+        assert list(client.run(pow, [(2, 3)])) == [(0, 8)]
+        client.close()
+    assert "neither encrypted" not in capsys.readouterr().err
+    with pytest.raises(InputError, match="an address that begins with tls://"):
+        Dask(address.replace("tls", "tcp"), certificates=files)
+    Path(files["tls_client_key"]).write_text("no key")
+    with pytest.raises(InputError, match="check the address and the certificates"):
+        Dask(address, certificates=files)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tls-cert", "a"], "--tls-cert: received 'a', allowed is an addition to --dask ADDRESS"),
+        (
+            ["--dask", "local", "--tls-ca-file", "a"],
+            "--tls-ca-file: received 'a', allowed is an addition to --dask ADDR",
+        ),
+        (["--dask", "tls://a:1", "--tls-ca-file", "a"], "--tls-ca-file: received 'a', allowed is an existing file"),
+        (["--dask", "tls://a:1", "--tls-ca-file", __file__], "allowed is --tls-ca-file and --tls-cert, and --tls-key"),
+    ],
+)
+def test_certificates_that_do_not_go_together(
+    tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(tmp_path / "out", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scheduler_that_does_not_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def times_out(*_: object, **__: object) -> None:
         raise OSError("timed out")
 
@@ -69,7 +159,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_workers_of_which_one_is_killed_give_the_numbers_of_one_process(
     tmp_path: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("distributed")
     (tmp_path / "not yet").write_text("")
     monkeypatch.setenv(KILL_AT, "60")
     monkeypatch.setenv(KILL_ONCE, str(tmp_path / "not yet"))
@@ -86,10 +175,10 @@ def test_two_workers_of_which_one_is_killed_give_the_numbers_of_one_process(
 
 
 @pytest.mark.slow
-def test_the_command_takes_a_scheduler_that_runs_already(tmp_path: Path) -> None:
-    distributed = pytest.importorskip("distributed")
+def test_the_command_takes_a_scheduler_that_runs_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
     with distributed.LocalCluster(protocol="tcp", **here) as running:  # in this process, where the probes are patched
         assert evaluate(tmp_path / "dask", "--dask", running.scheduler_address) == 0
+    assert "is neither encrypted nor authenticated: whoever reaches its ports" in capsys.readouterr().err
     assert evaluate(tmp_path / "alone") == 0
     assert numbers(tmp_path / "dask") == numbers(tmp_path / "alone")

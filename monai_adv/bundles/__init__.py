@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from monai_adv.bundles.image_index import image_files, read_index
+    from monai_adv.bundles.image_index import file_cells, image_files, read_index
     from monai_adv.bundles.phantoms import write_phantom
     from monai_adv.bundles.start import check_keys, device
     from monai_adv.bundles.transforms import GreySliced, WithinRanged
@@ -24,6 +24,7 @@ _PLACES = {
     "device": "monai_adv.bundles.start",
     "evaluate": "monai_adv.evaluation.live_bundle",
     "load_weights": "monai_adv.bundles.weights",
+    "file_cells": "monai_adv.bundles.image_index",
     "image_files": "monai_adv.bundles.image_index",
     "read_index": "monai_adv.bundles.image_index",
     "write_phantom": "monai_adv.bundles.phantoms",
@@ -34,6 +35,7 @@ __all__ = [
     "check_keys",
     "device",
     "evaluate",
+    "file_cells",
     "image_files",
     "load_weights",
     "read_index",

@@ -10,17 +10,17 @@ Everything that can be wrong is found here, before a training starts, and named.
 from __future__ import annotations
 
 import csv
-import io
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from monai_adv.bundles.parts import Parts
 from monai_adv.errors import InputError, did_you_mean
 from monai_adv.files import whole_file
+from monai_adv.foreign_text import csv_text, from_cell
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -92,12 +92,8 @@ def write_table(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         folder: of the data set.
         rows: one per image, all with the same columns.
     """
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
     with whole_file(Path(folder) / FILE) as file:
-        file.write(text.getvalue().encode())
+        file.write(csv_text(list(rows[0]), rows).encode())
     return Path(folder) / FILE
 
 
@@ -169,7 +165,7 @@ def _read_table(folder: Path, columns: Sequence[str], parts: str, source: str) -
     try:
         with table.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines)
-            rows = list(reader)
+            rows = [{k: from_cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in reader]
             found = list(reader.fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError.of(FILE, str(table), "a table in UTF-8 with commas", str(error)) from error
@@ -293,3 +289,13 @@ def image_files(folder: str | Path, pattern: str = "**/*.*") -> list[str]:
     for file in files:
         check_image(file)
     return [str(file) for file in files]
+
+
+def file_cells(batch: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The files of a batch as MONAI's savers shall write them: into a CSV file they put names as they are.
+
+    Args:
+        batch: items whose ``image`` is a MetaTensor.
+    """
+    key = "filename_or_obj"  # MONAI's
+    return [{key: csv_text([str(item["image"].meta[key])], []).rstrip("\r\n")} for item in batch]

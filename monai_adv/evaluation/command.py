@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "monai_adv.evaluate"
 INTERRUPTED = 130
 
+TLS = {  # in the words of `dask scheduler`
+    "tls_ca_file": ("--tls-ca-file", "certificate of the authority that signed those of the cluster (PEM)"),
+    "tls_client_cert": ("--tls-cert", "certificate of this client (PEM)"),
+    "tls_client_key": ("--tls-key", "its key, if that is a file of its own (PEM)"),
+}
+"""Names in :class:`distributed.Security` -> options."""
+
 EPILOG = """\
 exit codes:
   0    all is well
@@ -92,6 +99,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     where.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     where.add_argument("--workers", type=int, metavar="N", help="processes of a local Dask cluster (default: no Dask)")
     where.add_argument("--dask", metavar="local|ADDRESS", help="use a local Dask cluster, or that of a scheduler")
+    for option, what_it_is in TLS.values():
+        where.add_argument(option, metavar="FILE", help=f"with --dask ADDRESS: {what_it_is}")
     where.add_argument(
         "--threads", type=int, metavar="N",
         help="CPU threads of each process; the last digits depend on it (default: those torch takes, whatever the "
@@ -126,7 +135,8 @@ def run(args: argparse.Namespace) -> int:
     if args.workers is not None and args.workers < 1:
         raise InputError.of("workers", args.workers, "a whole number >= 1")
     wants_dask = args.dask or (args.workers or 1) > 1
-    pool: Pool = Dask(args.dask or "local", args.workers or 1) if wants_dask else ThisProcess()
+    certificates = _certificates(args)
+    pool: Pool = Dask(args.dask or "local", args.workers or 1, certificates) if wants_dask else ThisProcess()
     session = Session(sources, settings, Path(args.output).resolve(), pool)
     try:
         session.prepare(write=not args.dry_run)
@@ -142,6 +152,20 @@ def run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     finally:
         pool.close()
+
+
+def _certificates(args: argparse.Namespace) -> dict[str, str]:
+    found = {name: given for name, (option, _) in TLS.items() if (given := getattr(args, option[2:].replace("-", "_")))}
+    for name, file in found.items():
+        if args.dask in (None, "local"):
+            todo = "a cluster of our own makes certificates itself"
+            raise InputError.of(TLS[name][0], file, "an addition to --dask ADDRESS", todo)
+        if not Path(file).is_file():
+            raise InputError.of(TLS[name][0], file, "an existing file", "check the path")
+    if found and not {"tls_ca_file", "tls_client_cert"} <= found.keys():
+        options = ", ".join(TLS[name][0] for name in found)
+        raise InputError.of("certificates", options, "--tls-ca-file and --tls-cert, and --tls-key where it is apart")
+    return found
 
 
 def _settings(args: argparse.Namespace) -> EvaluationSettings:

@@ -25,6 +25,7 @@ from monai_adv.evaluation.statistics import (
     worst_scores,
 )
 from monai_adv.evaluation.subject import Kind, Level, Record, mean_known
+from monai_adv.foreign_text import printable
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe & Ito: told apart by colour-blind readers; markers and dashes tell the same once more."""
@@ -223,4 +224,4 @@ def plain_text(name: str) -> str:
         >>> plain_text("_a"), plain_text("a$b")
         (' _a', 'a\\\\$b')
     """
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+    return (" " if name.startswith("_") else "") + printable(name).replace("$", r"\$")

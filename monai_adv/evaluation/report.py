@@ -21,6 +21,7 @@ from monai_adv.evaluation.settings import Version
 from monai_adv.evaluation.statistics import Comparison, Interval, Test, level_name
 from monai_adv.evaluation.store import read_pictures
 from monai_adv.evaluation.subject import Level, Picture, Score
+from monai_adv.foreign_text import printable
 from monai_adv.threats import Threat
 
 PICTURES = 3
@@ -79,7 +80,9 @@ def render(
         per_model: name -> its figures, one line per attack.
         worst_cases: name -> pictures with captions, see ``_worst_cases``.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     environment.filters.update(
         percent=percent,
         points=points,
@@ -124,6 +127,11 @@ def render(
         resamples=statistics.RESAMPLES,
         fewest=statistics.FEWEST,
     )
+
+
+def _shown(value: Any) -> Any:
+    """Names from elsewhere, without control characters; jinja escapes what is markup in them."""
+    return printable(value) if type(value) is str else value
 
 
 # ---------------------------------------------------------------------------------------------------- numbers as text

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections import Counter
@@ -16,6 +14,7 @@ from monai_adv.evaluation import statistics, store
 from monai_adv.evaluation.flags import Flag, Verdict, find_flags, verdict
 from monai_adv.evaluation.statistics import CLEAN, ClassRow, Comparison, Detection, Scores, Summary
 from monai_adv.evaluation.subject import Kind, Level, Record, Score, mean_known
+from monai_adv.foreign_text import csv_text, printable
 
 
 @dataclass(frozen=True)
@@ -246,9 +245,7 @@ def as_csv(results: Results) -> str:
         for c in classes
     ]
     head = ["model", "case", "patient", "level", "norm", "eps", "unit", "attack", "family", "score", "label", *names]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, head, restval="", lineterminator="\n")
-    writer.writeheader()
+    lines: list[dict[str, Any]] = []
     levels = {level.key: level for level in results.levels}
     for model in results.models:
 
@@ -263,17 +260,17 @@ def as_csv(results: Results) -> str:
             values |= {f"hd95_mm {c}": v for c, v in score.hd95.items()}
             values |= {f"false_positive {c}": int(c in score.false_positives) for c in score.absent}
             values |= {f"probability {c}": p for c, p in zip(model.classes, score.probabilities, strict=False)}
-            return {n: _cell(v) for n, v in values.items()}
+            return _cells(values)
 
         for record in results.records:
             if record.model == model.name:
                 family = model.families.get(record.level, {}).get(record.attack, "")
                 for score in record.own:
-                    writer.writerow(row(record.case, record.level, record.attack, family, score))
+                    lines.append(row(record.case, record.level, record.attack, family, score))
         for level in results.levels:
             for (case, _), score in results.scores(model.name, level.key).items():
-                writer.writerow(row(case, level.key, "worst case", "", score))
-    return buffer.getvalue()
+                lines.append(row(case, level.key, "worst case", "", score))
+    return csv_text(list(map(printable, head)), lines)
 
 
 def as_table(results: Results) -> str:
@@ -287,9 +284,7 @@ def as_table(results: Results) -> str:
     """
     head = ["model", "level", "norm", "eps", "unit", "attack", "class", "measure"]
     head += ["value", "low", "high", "lowest", "lowest_patient", "count"]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, head, restval="", lineterminator="\n")
-    writer.writeheader()
+    lines: list[dict[str, Any]] = []
     measures = {"dice": "mean Dice", "hd95": "median HD95 in mm", "false_positives": "false positives"}
     levels = {level.key: asdict(level) for level in results.levels}
     for model in results.models:
@@ -310,14 +305,14 @@ def as_table(results: Results) -> str:
             }  # fmt: skip
             if model.kind == "classification":
                 del whole["lowest"], whole["lowest_patient"]
-            writer.writerow({n: _cell(v) for n, v in (place | whole).items()})
+            lines.append(_cells(place | whole))
             if model.kind == "segmentation":
                 extra = {"measure": "mean over classes", "value": summary.class_mean, "count": len(rows)}
-                writer.writerow({n: _cell(v) for n, v in (place | {"class": "all"} | extra).items()})
+                lines.append(_cells(place | {"class": "all"} | extra))
             if summary.absent:
                 share = summary.false_positives / summary.absent
                 extra = {"measure": "false positives", "value": share, "count": summary.absent}
-                writer.writerow({n: _cell(v) for n, v in (place | {"class": "all"} | extra).items()})
+                lines.append(_cells(place | {"class": "all"} | extra))
             for row in rows:
                 for measure in [m for m in row.values if m != "lowest"]:
                     interval = row.intervals.get(measure)
@@ -327,15 +322,22 @@ def as_table(results: Results) -> str:
                         "lowest": row.values.get("lowest") if measure == "dice" else None,
                         "count": row.counts[measure],
                     }  # fmt: skip
-                    writer.writerow({n: _cell(v) for n, v in (place | value).items()})
-    return buffer.getvalue()
+                    lines.append(_cells(place | value))
+    return csv_text(head, lines)
 
 
 def _corruption(attack: str) -> str:
     return attack.removeprefix(statistics.CORRUPTION).strip().replace("_", " ")
 
 
+def _cells(values: Mapping[str, Any]) -> dict[str, Any]:
+    """For a CSV file: what is not defined is empty, names have no control characters."""
+    return {printable(name): _cell(value) for name, value in values.items()}
+
+
 def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
     return "" if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
 
 

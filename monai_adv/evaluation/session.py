@@ -22,6 +22,7 @@ from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store, read_cost, read_evaluation, read_probes, read_problems, read_records
 from monai_adv.evaluation.subject import Record, Source, check_distinct
 from monai_adv.evaluation.workers import Job, Pool, ThisProcess, plan_of
+from monai_adv.foreign_text import say
 
 
 class Session:
@@ -44,7 +45,7 @@ class Session:
         settings: EvaluationSettings,
         folder: Path,
         pool: Pool,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = say,
     ) -> None:
         run = uuid.uuid4().hex
         self.jobs = [Job(run, source, settings, str(folder)) for source in sources]

@@ -6,12 +6,11 @@ The task of a worker that dies is given to another one, which goes on from the s
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -20,7 +19,6 @@ from typing import Any, Protocol
 
 import torch
 
-from monai_adv import openmp
 from monai_adv.errors import InputError
 from monai_adv.evaluation import cost
 from monai_adv.evaluation.fingerprint import Marks, computed, contents, marks_of
@@ -198,34 +196,26 @@ class Dask:
     Args:
         address: of a scheduler, or ``"local"`` for a cluster of processes on this machine.
         workers: processes of the local cluster.
+        certificates: of a scheduler, see :func:`monai_adv.evaluation.cluster.connect`.
 
     Raises:
         InputError: Dask is not installed, or the scheduler does not answer.
     """
 
-    def __init__(self, address: str, workers: int = 1) -> None:
-        if find_spec("distributed") is None:
+    def __init__(self, address: str, workers: int = 1, certificates: Mapping[str, str] | None = None) -> None:
+        if missing := [name for name in ("distributed", "cryptography") if find_spec(name) is None]:
             todo = 'run `pip install "monai-adv[dask]"`, or leave out --dask and --workers'
-            raise InputError.of("dask", address, "given only where the package distributed is installed", todo)
-        import dask
-
-        distributed: Any = import_module("distributed")
-
-        self._cluster: Any = None
-        if address == "local":
-            with dask.config.set({"distributed.nanny.pre-spawn-environ": openmp.PASSIVE}):
-                self._cluster = distributed.LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    memory_limit=0,
-                    dashboard_address=None,
-                    silence_logs=logging.ERROR,  # how it stops its own workers is no news
-                )
+            raise InputError.of("dask", address, f"given only where {' and '.join(missing)} can be imported", todo)
+        cluster: Any = import_module("monai_adv.evaluation.cluster")
+        self._cluster: Any = cluster.local_cluster(workers) if address == "local" else None
         try:
-            self._client: Any = distributed.Client(self._cluster or address, timeout="20s")
+            self._client: Any = (
+                cluster.connect(address, certificates) if self._cluster is None else self._cluster.get_client()
+            )
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
-            todo = "check the address, or give 'local'"
+            todo = "check the address and the certificates, or give 'local'"
             raise InputError.of("dask", address, f"a scheduler that answers ({error})", todo) from error
         self.workers = max(len(self._client.scheduler_info(n_workers=-1)["workers"]), 1)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from monai_adv.errors import InputError, did_you_mean
 from monai_adv.evaluation.bundle import unique_names
+from monai_adv.foreign_text import say
 
 if TYPE_CHECKING:
     from nnunet_trainers.evaluation.source import NNUNetSource
@@ -37,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "as in cross-validation, and with -i their mean")  # fmt: skip
     add("-chk", metavar="CHECKPOINT", help=f"file in the fold's folder (default: {CHECKPOINT})")
     add("--mirroring", action="store_true", help="average over mirrored images (nnUNetv2_predict's default)")
+    add(
+        "--trust",
+        metavar="PACKAGE",
+        nargs="+",
+        help="import what plans.json names from here too, not only nnU-Net's own",
+    )
     add("--patches", action="store_true", help="one patch per volume, faster, not what is deployed")
 
 
@@ -49,7 +56,7 @@ def sources(args: argparse.Namespace) -> list[NNUNetSource]:
         InputError: arguments that do not go together, missing environment variables, or no such model or data.
     """
     if args.d is None and args.m is None:
-        for word in ("-c", "-tr", "-p", "-i", "-gt", "-f", "-chk", "--mirroring", "--patches"):
+        for word in ("-c", "-tr", "-p", "-i", "-gt", "-f", "-chk", "--mirroring", "--trust", "--patches"):
             if (given := getattr(args, word.lstrip("-"))) not in (None, False):
                 raise InputError.of(word, given, "an addition to -d DATASET or -m FOLDER")
         return []
@@ -63,7 +70,7 @@ def sources(args: argparse.Namespace) -> list[NNUNetSource]:
         data: dict[str, Any] = {"images_folder": args.i, "labels_folder": args.gt, "note": f"all cases of {args.i}"}
     else:
         data = _validation_data(folders[0].parent.name, folds)
-        print(f"nnU-Net: {data['note']}", file=sys.stderr)
+        say(f"nnU-Net: {data['note']}", sys.stderr)
 
     from nnunet_trainers.evaluation.source import NNUNetSource
 
@@ -78,6 +85,7 @@ def sources(args: argparse.Namespace) -> list[NNUNetSource]:
             name=name,
             box=_pair(getattr(args, "box", None)),
             **data,
+            trusted=tuple(args.trust or ()),
         )
         for folder, name in zip(folders, names, strict=True)
     ]

@@ -41,6 +41,7 @@ class NNUNetSource:
             the plan clips CT or scales colour images, otherwise none.
         patches_per_pass: see :class:`SlidingWindow`; None: by the size of a patch.
         note: which data these are, for the report.
+        trusted: packages besides nnU-Net's own whose networks and layers plans.json may name.
 
     Raises:
         InputError: a value that none of this can be.
@@ -61,6 +62,7 @@ class NNUNetSource:
     note: str = ""
     held_out: tuple[tuple[str, ...], ...] | None = None
     listed: str | None = None
+    trusted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.mode not in ("whole", "patch"):
@@ -224,8 +226,9 @@ class NNUNetSubject:
     def _open(self, folds: tuple[int | str, ...]) -> DeployedModel:
         source = self.source
         return DeployedModel.from_folder(
-            source.model_folder, folds, source.checkpoint, source.device, source.mirroring, name=source.name
-        )
+            source.model_folder, folds, source.checkpoint, source.device, source.mirroring,
+            name=source.name, trusted=source.trusted,
+        )  # fmt: skip
 
 
 def _files_per_case(model: DeployedModel, files: Sequence[Path]) -> int:
