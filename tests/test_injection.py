@@ -236,15 +236,15 @@ def test_names_in_a_report(tmp_path: Path) -> None:
 
 
 def test_an_index_of_odd_names_is_read_back(tmp_path: Path) -> None:
-    names = ["=1.png", "+a.png", "@b.png", "a,=c.png"]
-    parts = ["train", "val", "train", "val"]
-    rows = [{"image": names[i], "sick": i // 2, "split": parts[i]} for i in range(4)]
+    names = ["=1.png", "+a.png", "@b.png", "a,=c.png", "a;=1.png", "-a.png"]
+    parts = ("train", "val", "test")
+    rows = [{"image": name, "sick": i // 3, "split": parts[i % 3]} for i, name in enumerate(names)]
     for name in names:
         Image.new("L", (4, 3)).save(tmp_path / name)
     with write_table(tmp_path, rows).open(newline="") as file:
         assert not [value for row in csv.reader(file) for value in row if value[0] in "=+@"]
     index = read_index(tmp_path, "sick", {"0": 0, "1": 1})
-    assert sorted(Path(item["image"]).name for part in ("train", "val") for item in index.part(part)) == sorted(names)
+    assert sorted(Path(item["image"]).name for part in parts for item in index.part(part)) == sorted(names)
 
 
 def test_files_in_the_predictions_of_a_bundle(tmp_path: Path) -> None:
