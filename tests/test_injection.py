@@ -117,6 +117,8 @@ NAMES: list[tuple[str, Any, str]] = [
     ("image_reader_writer", "traceback", "image_reader_writer in plans.json: received 'traceback'"),
     ("label_manager", "join", "label_manager in plans.json: received 'join', allowed is a LabelManager"),
     ("dataset/overwrite_image_reader_writer", "os", "overwrite_image_reader_writer in dataset.json: received 'os'"),
+    ("dataset_name", "../victim", "dataset_name in plans.json: received '../victim', allowed is a name that a folder"),
+    ("plans_name", "..", "plans_name in plans.json: received '..'"),
     ("dataset/file_ending", "/../../victim.nii.gz", "file_ending in dataset.json: received '/../../victim.nii.gz'"),
 ]
 
