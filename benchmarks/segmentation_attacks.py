@@ -1,21 +1,22 @@
-"""Our segmentation ensemble against published attacks: same model, same whole volumes, same radius, no clamp.
+"""Does any attack end below ``standard``? Same networks, same images, same radius, nothing clamped.
 
-    pip install adv-lib                                  # in an environment of the benchmark's own
-    export nnUNet_raw=... nnUNet_preprocessed=... nnUNet_results=...        # see benchmarks/hippocampus.py
-    python benchmarks/segmentation_attacks.py --l2 3 5 --linf 0.1 --cases 4 --output peers.json
+    pip install adv-lib                                             # in an environment of the benchmark's own
+    python benchmarks/busi.py ...                                   # the two BUSI networks, see there
+    python benchmarks/segmentation_attacks.py --data .../data --weights .../busi --output segmentation_attacks.json \
+        --targets busi_plain busi_robust --cases 8
 
-Every attack gets all slices of a volume, each with the full radius, and is scored by the mean Dice of the whole volume
-in its original geometry. Lower is stronger. The peers are
+Every attack is scored by the mean Dice as a report has it, per patient; lower is stronger. It can be stopped and goes
+on where it was. Against ours stand
 
-* from adv-lib: ALMA-prox, DAG, PDGD, PDPGD, ASMA. They look for the smallest perturbation and have no radius, so what
-  they return is brought to it in two ways: projected (kept as it is if inside), and scaled to the radius. Of each slice
-  the version that is worse for the volume counts.
-* published losses on our own loop, run as published: all steps for all slices, the last iterate (PGD, SegPGD, CosPGD)
-  or the one of the lowest accuracy (SEA) returned.
+* plain PGD with momentum, 400 steps of a falling size, 5 starts, on the soft Dice, on a Dice that grows sharp, and on a
+  hinge of the voxels' margins, each aimed at what the report scores (of slices: the Dice of the volume);
+* the published losses on our own loop: SEA, SegPGD, CosPGD, each with the same aim for choosing its strongest image;
+* from adv-lib: DAG, PDGD, PDPGD, ALMA-prox. They look for the smallest perturbation and have no radius: what they
+  return is projected, and scaled to the radius, and the worse of both counts.
 
-adv-lib clamps to [0, 1], which would destroy z-scored scans. It sees ``(x - low) / (high - low)`` with one low and high
-per volume, so far outside that no image within the radius touches them (checked). Step sizes that are meant for images
-in [0, 1] are given in units of the volume's own intensity range.
+adv-lib clamps to [0, 1], which would destroy z-scored scans. It sees ``(x - low) / (high - low)`` with one low and
+high, so far outside that no image within the radius touches them (checked). Step sizes that are meant for images in
+[0, 1] are given in units of the images' own range.
 """
 
 from __future__ import annotations
@@ -23,81 +24,42 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from segmentation_targets import HIPPOCAMPUS, Problem, attacked, problems
 from torch import Tensor, nn
 
-from monai_adv.attacks.apgd import APGD
-from monai_adv.attacks.base import Attack
+from monai_adv.attacks.base import Loss
 from monai_adv.attacks.cospgd import CosPGD
-from monai_adv.attacks.losses import cross_entropy
-from monai_adv.attacks.pgd import PGD
+from monai_adv.attacks.losses import balanced_hinge
 from monai_adv.attacks.sea import SEA
+from monai_adv.attacks.segmentation_ensemble import stages
 from monai_adv.attacks.segpgd import SegPGD
-from monai_adv.evaluation.plans import stages
-from monai_adv.evaluation.runner import run_case
-from monai_adv.evaluation.settings import VERSIONS, EvaluationSettings, Version
-from monai_adv.evaluation.store import Store
-from monai_adv.evaluation.subject import Level
-from monai_adv.tasks import Output, SegmentationTask, Target
-from monai_adv.threats import Norm, Threat, per_sample
-from nnunet_trainers.evaluation.case import NNUNetCase
-from nnunet_trainers.evaluation.source import NNUNetSource, NNUNetSubject
+from monai_adv.attacks.sharp_dice import SharpDice
+from monai_adv.threats import Threat, per_sample
 
-DATASET = "Dataset004_Hippocampus"
-SEED = 0
 ROOM = 10.0
 """How far beyond image and radius the peers' [0, 1] reaches, in network units."""
 
-
-@dataclass(frozen=True)
-class Row:
-    """One attack on one case.
-
-    Attributes:
-        norm, eps: of the threat.
-        attack, ours: its name, and whether it is one of our ensembles.
-        case: the patient.
-        dice: mean over the classes of the whole volume, 0 to 1.
-        passes: network passes per slice (a backward for the input counts as one); NaN for peers.
-        seconds: wall clock.
-        largest: largest perturbation of a slice as a share of the radius.
-    """
-
-    norm: Norm
-    eps: float
-    attack: str
-    ours: bool
-    case: str
-    dice: float
-    passes: float
-    seconds: float
-    largest: float
+RADII: dict[str, list[Threat]] = {
+    "nnunet_clean": [Threat("l2", 0.05, unit="rms"), Threat("linf", 0.04)],
+    "nnunet_ima": [Threat("l2", 0.1, unit="rms"), Threat("linf", 0.1)],
+    "model_clean": [Threat("l2", 0.05, unit="rms"), Threat("linf", 0.04)],
+    "model": [Threat("l2", 0.1, unit="rms"), Threat("linf", 0.1)],
+    "busi_plain": [Threat("l2", 0.005, unit="rms"), Threat("linf", 1 / 255)],
+    "busi_robust": [Threat("l2", 0.015, unit="rms"), Threat("linf", 4 / 255)],
+}
 
 
-class Accuracy(SegmentationTask):
-    """Judges a slice by its share of right voxels, as the published attacks do; nothing is ever finished."""
-
-    lowest_margin: float
-
-    def __init__(self, task: SegmentationTask) -> None:
-        super().__init__(task.training_loss, task.settings, regions=task.regions, ignore_label=task.ignore_label)
-        self.lowest_margin = -1.0
-
-    @torch.no_grad()
-    def margin(self, output: Output, target: Target) -> Tensor:
-        """``(B,)`` share of right points."""
-        points = self.points(output, target)
-        return points.mean((points.logits.argmax(1) == points.labels).float())
+def strong_pgd(threat: Threat, steps: int, starts: int, sharpness: float, loss: Loss | None = None) -> list[SharpDice]:
+    """The clean image first, then random starts."""
+    one = partial(SharpDice, threat, steps, loss=loss, sharpness=(1.0, sharpness))
+    return [one(), *(one(start="ball") for _ in range(starts - 1))]
 
 
 class OnUnitRange(nn.Module):
@@ -112,79 +74,45 @@ class OnUnitRange(nn.Module):
         return logits
 
 
-# ---------------------------------------------------------------- what is compared
-
-
-def evaluated(name: Version, subject: NNUNetSubject, case: NNUNetCase, threat: Threat) -> Row:
-    """What ``monai-adv evaluate --attacks NAME`` finds."""
-    level = Level(threat.norm, float(threat.eps))
-    settings = EvaluationSettings((level,), name, SEED, threads=torch.get_num_threads())
-    begin = time.perf_counter()
-    with TemporaryDirectory() as folder:
-        store = Store(folder)
-        if not run_case(subject, case.name, settings, store):
-            raise RuntimeError(f"{case.name} could not be evaluated")
-        saved = [
-            store.saved(subject.name, case.name, level.key, stage.name)
-            for stage in stages("segmentation", name, threat, len(subject.classes))
-        ]
-    seconds = time.perf_counter() - begin
-    attacks = [s.record for s in saved if s is not None]
-    for record in attacks:
-        print(f"    {case.name} {name} {record.attack}: {100 * record.own[0].score:.2f}", flush=True)
-    passes = sum(r.forward + r.backward for r in attacks) / len(case.images)
-    largest = max(r.largest for r in attacks)
-    dice = attacks[-1].worst[0].score
-    return Row(level.norm, level.eps, f"ours, {name}", True, case.name, dice, passes, seconds, largest)
-
-
-def published(attack: Attack, case: NNUNetCase, threat: Threat) -> tuple[Tensor, float]:
-    """An attack of ours with the settings of its paper."""
-    generator = torch.Generator().manual_seed(SEED)
-    result = attack(case.network, case.images, case.target, Accuracy(case.task), generator=generator)
-    return result.images, result.passes.in_forwards() / len(case.images)
-
-
-def peer(
-    attack: Callable[..., Tensor], options: dict[str, Any], case: NNUNetCase, threat: Threat
-) -> tuple[Tensor, float]:
+def peer(attack: Callable[..., Tensor], options: dict[str, Any], problem: Problem, threat: Threat) -> Tensor:
     """An attack of adv-lib, its images brought to the radius."""
-    images, eps = case.images, float(threat.eps)
+    images, radius = problem.images, threat.radius(problem.images) * (1 - 1e-5)
     lowest, highest = (float(v) for v in images.aminmax())
-    low, high = lowest - eps - ROOM, highest + eps + ROOM
+    room = float(radius.max()) + ROOM
+    low, high = lowest - room, highest + room
     rate = (highest - lowest) / (high - low)
     scaled = {k: v * rate if k in ("lr_init", "γ", "primal_lr") else v for k, v in options.items()}
-    labels: Tensor = case.target[:, 0]  # type: ignore[call-overload]
+    labels: Tensor = problem.target[:, 0]
     # They want 99 % of the voxels wrong. Of all voxels that is out of reach within a small radius, and then they return
     # the clean image; of the foreground it is what the Dice asks for. Slices without foreground: all voxels.
     wanted = labels > 0
     wanted |= ~wanted.flatten(1).any(1).view(-1, *[1] * (labels.ndim - 1))
-    torch.manual_seed(SEED)
-    found = attack(OnUnitRange(case.network, low, high), (images - low) / (high - low), labels, masks=wanted, **scaled)
+    torch.manual_seed(0)
+    unit = OnUnitRange(problem.network, low, high)
+    found = attack(unit, (images - low) / (high - low), labels, masks=wanted, **scaled)
     delta = (found.detach() * (high - low) + low - images).nan_to_num()
     size = per_sample(threat.size(delta), delta)
-    projected = threat.project(delta, images, threat.radius(images))
-    to_radius = torch.where(size > 0, delta * (eps / size.clamp(min=1e-12)), delta)
-    result = case.combine(images + projected, images + threat.project(to_radius, images, threat.radius(images)))
+    full = torch.where(size > 0, delta * (per_sample(radius, delta) / size.clamp(min=1e-12)), delta)
+    result = problem.combine(*(images + threat.project(d, images, radius) for d in (delta, full)))
     assert float(result.min()) > low
     assert float(result.max()) < high  # the clamp was never in the way
-    return result, math.nan
+    return result
 
 
-def peers_at(threat: Threat, steps: int) -> dict[str, Callable[..., Any]]:
-    """name -> function of the case."""
-    last: dict[str, Any] = {"steps": steps, "keep": "last", "stop": "never"}
-    plain: dict[str, Attack] = {
-        f"PGD-{steps}, CE": PGD(threat, loss=cross_entropy, **last),
-        f"PGD-{steps}, soft Dice": PGD(threat, **last),
-        f"SegPGD-{steps}": SegPGD(threat, **last),
-        f"CosPGD-{steps}": CosPGD(threat, **last),
-        "APGD-100, CE": APGD(threat, 100, cross_entropy, until="lowest"),
-        "APGD-100, soft Dice": APGD(threat, 100, until="lowest"),
-        "SEA, 3 x 300": SEA(threat),
-    }
-    table: dict[str, Callable[..., Any]] = {
-        name: partial(published, attack, threat=threat) for name, attack in plain.items()
+def attacks(threat: Threat, steps: int, starts: int) -> dict[str, Callable[[Problem], Tensor]]:
+    """Name -> function of the problem that returns its images; ours is first."""
+
+    def run(some: Any) -> Callable[[Problem], Tensor]:
+        return lambda problem: attacked(problem, some, threat)
+
+    table = {
+        "ours, standard": run([stage.attack for stage in stages(threat, "standard")]),
+        f"PGD {steps} x {starts}, soft Dice": run(strong_pgd(threat, steps, starts, 1.0)),
+        f"PGD {steps} x {starts}, sharp Dice": run(strong_pgd(threat, steps, starts, 8.0)),
+        f"PGD {steps} x {starts}, hinge": run(strong_pgd(threat, steps, starts, 1.0, balanced_hinge)),
+        "SEA, 3 x 300": run([stage.attack for stage in SEA(threat).stages()]),
+        "SegPGD-100": run([SegPGD(threat, 100)]),
+        "CosPGD-100": run([CosPGD(threat, 100)]),
     }
     try:
         from adv_lib.attacks import segmentation as advlib  # type: ignore[import-not-found, unused-ignore]
@@ -194,112 +122,91 @@ def peers_at(threat: Threat, steps: int) -> dict[str, Callable[..., Any]]:
     peers: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]]
     if threat.norm == "l2":
         peers = {
-            "DAG-200, L2": (advlib.dag, {"p": 2, "γ": 0.5}),
-            "PDGD-500": (advlib.pdgd, {"primal_lr": 0.1}),
-            "PDPGD-500, L2": (advlib.pdpgd, {"norm": 2, "primal_lr": 0.1}),
-            "ASMA-1000": (advlib.asma, {}),
+            "DAG-200 (adv-lib)": (advlib.dag, {"p": 2, "γ": 0.5}),
+            "PDGD-500 (adv-lib)": (advlib.pdgd, {"primal_lr": 0.1}),
+            "PDPGD-500 (adv-lib)": (advlib.pdpgd, {"norm": 2, "primal_lr": 0.1}),
         }
     else:
         peers = {
-            "DAG-200, L-inf": (advlib.dag, {"p": math.inf, "γ": 0.5 / 255}),
-            "ALMA-prox-500": (advlib.alma_prox, {"lr_init": 0.001}),
-            "PDPGD-500, L-inf": (advlib.pdpgd, {"norm": math.inf, "primal_lr": 0.1}),
+            "DAG-200 (adv-lib)": (advlib.dag, {"p": math.inf, "γ": 0.5 / 255}),
+            "PDPGD-500 (adv-lib)": (advlib.pdpgd, {"norm": math.inf, "primal_lr": 0.1}),
+            "ALMA-prox-500 (adv-lib)": (advlib.alma_prox, {"lr_init": 0.001}),
         }
     return table | {name: partial(peer, *both, threat=threat) for name, both in peers.items()}
 
 
-# ---------------------------------------------------------------- running and telling
-
-
-def measure(case: NNUNetCase, threat: Threat, name: str, attack: Callable[..., Any]) -> Row:
-    """Attack a case, check the budget, score the volume."""
-    begin = time.perf_counter()
-    images, passes = attack(case=case)
-    seconds = time.perf_counter() - begin
-    largest = float(threat.size(images.double() - case.images.double()).max()) / float(threat.eps)
-    if not largest <= 1 + 1e-5:
-        raise RuntimeError(f"{name} left the radius: {largest}")
-    dice = case.scores(images)[0].score
-    return Row(threat.norm, float(threat.eps), name, False, case.name, dice, passes, seconds, largest)
-
-
-def table(rows: list[Row]) -> str:
-    """Markdown: a row per attack, strongest first, for each threat."""
-    lines = []
-    for norm, eps in dict.fromkeys((r.norm, r.eps) for r in rows):
-        here = [r for r in rows if (r.norm, r.eps) == (norm, eps)]
-        lines += [f"### {norm} radius {eps:g}, {len({r.case for r in here})} cases", ""]
-        lines += [
-            "| attack | mean Dice % | largest of a case | passes per slice | seconds per case |",
-            "|---|---|---|---|---|",
-        ]
-        means = []
-        for name in dict.fromkeys(r.attack for r in here):
-            of = [r for r in here if r.attack == name]
-            dice, passes, seconds = (
-                sum(getattr(r, field) for r in of) / len(of) for field in ("dice", "passes", "seconds")
-            )
-            means.append((dice, name, of, passes, seconds))
-        for dice, name, of, passes, seconds in sorted(means, key=lambda m: m[0]):
-            shown = f"**{name}**" if of[0].ours else name
-            told = "" if math.isnan(passes) else f"{passes:.0f}"
-            largest = 100 * max(r.dice for r in of)
-            lines.append(f"| {shown} | {100 * dice:.2f} | {largest:.1f} | {told} | {seconds:.0f} |")
-        lines.append("")
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: for each target and radius what ours leaves, and the strongest of the others."""
+    lines = [
+        "| target | radius | cases | clean | ours | strongest other | its mean | ours above it: mean | worst case |"
+    ]
+    lines += ["|---|---|---:|---:|---:|---|---:|---:|---:|"]
+    for target, radius in dict.fromkeys((r["target"], r["radius"]) for r in rows):
+        here = [r for r in rows if (r["target"], r["radius"]) == (target, radius)]
+        ours = {r["case"]: r["dice"] for r in here if r["attack"].startswith("ours")}
+        clean = {r["case"]: r["clean"] for r in here}
+        means, gaps = {}, {}
+        for name in dict.fromkeys(r["attack"] for r in here if not r["attack"].startswith("ours")):
+            found = {r["case"]: r["dice"] for r in here if r["attack"] == name and r["case"] in ours}
+            if found.keys() == ours.keys():
+                means[name] = 100 * sum(found.values()) / len(found)
+                gaps[name] = [100 * (ours[c] - found[c]) for c in found]
+        if not ours or not means:
+            continue
+        best = min(means, key=lambda name: means[name])
+        mean = 100 * sum(ours.values()) / len(ours)
+        worst = max(max(g) for g in gaps.values())
+        lines.append(
+            f"| {target} | {radius} | {len(ours)} | {100 * sum(clean.values()) / len(clean):.1f} | {mean:.2f} | "
+            f"{best} | {means[best]:.2f} | {mean - means[best]:+.2f} | {worst:+.2f} |"
+        )
     return "\n".join(lines)
+
+
+def todo(arguments: argparse.Namespace) -> Iterator[tuple[str, Threat, Problem]]:
+    """Target, radius, cases."""
+    for target in arguments.targets:
+        for problem in problems(target, arguments.data, arguments.weights, arguments.cases):
+            for threat in RADII[target]:
+                if threat.norm in arguments.norms:
+                    yield target, threat, problem
 
 
 def main() -> None:
     """Measure and write after every attack, so that an interrupted run keeps what it has."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trainer", default="nnUNetTrainer")
-    parser.add_argument("--plans", default="nnUNetPlansCPU")
-    parser.add_argument("--configuration", default="2d")
-    parser.add_argument("--fold", type=int, default=0)
-    parser.add_argument("--checkpoint", default="checkpoint_final.pth")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--cases", type=int, help="the first so many validation cases; default: all")
-    parser.add_argument("--l2", type=float, nargs="*", default=[])
-    parser.add_argument("--linf", type=float, nargs="*", default=[])
-    parser.add_argument("--versions", nargs="*", default=["quick", "standard"], choices=VERSIONS)
-    parser.add_argument("--steps", type=int, default=100, help="of PGD, SegPGD and CosPGD")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, default=Path(), help="folder of the BUSI networks")
+    parser.add_argument("--targets", nargs="+", default=[*HIPPOCAMPUS, "busi_plain", "busi_robust"], choices=RADII)
+    parser.add_argument("--norms", nargs="+", default=["l2", "linf"], choices=["l2", "linf"])
+    parser.add_argument("--cases", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=400, help="of plain PGD")
+    parser.add_argument("--starts", type=int, default=5, help="of plain PGD")
     parser.add_argument("--only", nargs="*", help="attacks whose name contains one of these words")
     parser.add_argument("--output", type=Path, required=True, help="JSON, a row per attack and case")
     arguments = parser.parse_args()
-
-    folder = Path(os.environ["nnUNet_preprocessed"]) / DATASET
-    names = json.loads((folder / "splits_final.json").read_text())[arguments.fold]["val"][: arguments.cases]
-    raw = Path(os.environ["nnUNet_raw"]) / DATASET
-    model = f"{arguments.trainer}__{arguments.plans}__{arguments.configuration}"
-    source = NNUNetSource(
-        str(Path(os.environ["nnUNet_results"]) / DATASET / model), str(raw / "imagesTr"), str(raw / "labelsTr"),
-        folds=(arguments.fold,), checkpoint=arguments.checkpoint, cases=tuple(names), device=arguments.device,
-    )  # fmt: skip
-    subject = source.open()
-    rows: list[Row] = []
-    threats = [Threat("l2", e) for e in arguments.l2] + [Threat("linf", e) for e in arguments.linf]
-    for name in names:
-        case = subject.load(name)
-        for threat in threats:
-            ours = {f"ours, {v}": partial(evaluated, v, subject, case, threat) for v in arguments.versions}
-            peers = {k: partial(measure, case, threat, k, v) for k, v in peers_at(threat, arguments.steps).items()}
-            for attack, function in {**ours, **peers}.items():
-                if arguments.only and not any(word in attack for word in arguments.only):
-                    continue
-                row = function()
-                print(f"{name} {threat.describe()} {attack}: {100 * row.dice:.2f} in {row.seconds:.0f} s", flush=True)
-                rows.append(row)
-                record = {"model": model, "torch": torch.__version__, "adv-lib": advlib_version()}
-                arguments.output.write_text(json.dumps({**record, "rows": [asdict(r) for r in rows]}, indent=1))
+    rows: list[dict[str, Any]] = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    for target, threat, problem in todo(arguments):
+        clean = problem.scores(problem.images)
+        for name, attack in attacks(threat, arguments.steps, arguments.starts).items():
+            key = {"target": target, "radius": threat.describe(), "attack": name}
+            done = {r["case"] for r in rows if key.items() <= r.items()}
+            if clean.keys() <= done or (arguments.only and not any(word in name for word in arguments.only)):
+                continue
+            begin = time.perf_counter()
+            try:
+                dice = problem.scores(attack(problem))
+            except (IndexError, RuntimeError) as error:
+                print(f"{target} {threat.describe()} {problem.name} {name}: {error!r}", flush=True)
+                continue
+            seconds = time.perf_counter() - begin
+            rows += [{**key, "case": c, "clean": clean[c], "dice": v, "seconds": seconds} for c, v in dice.items()]
+            arguments.output.write_text(json.dumps(rows, indent=1))
+            mean = sum(dice.values()) / len(dice)
+            print(
+                f"{target} {threat.describe()} {problem.name} {name}: {100 * mean:.2f} in {seconds:.0f} s", flush=True
+            )
     print("\n" + table(rows))
-
-
-def advlib_version() -> str | None:
-    """Of the installed adv-lib."""
-    try:
-        return version("adv-lib")
-    except PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from monai_adv.evaluation.flags import (
     verdict,
     zero_gradients,
 )
-from monai_adv.evaluation.plans import stages
+from monai_adv.evaluation.plans import Stage, stages
 from monai_adv.evaluation.results import gather
 from monai_adv.evaluation.settings import VERSIONS
 from monai_adv.evaluation.subject import Level, Record, Score
@@ -119,6 +119,29 @@ def test_the_probes_search_twice_as_long_as_the_attacks(kind, version):
 
     plan = stages(kind, version, Threat("l2", 1.0), 10)
     assert probes.STEPS[version] >= 2 * max(steps(stage.settings()) for stage in plan)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(("kind", "classes"), [("classification", 2), ("classification", 10), ("segmentation", 3)])
+def test_a_probe_is_of_a_kind_that_the_plan_lacks(kind, version, classes):
+    """A loss that no attack of the plan raises, beside one that the plan has, for longer."""
+
+    def losses(settings: Any) -> set[Any]:
+        if isinstance(settings, list):
+            return {loss for s in settings for loss in losses(s)}
+        if not isinstance(settings, dict):
+            return set()
+        own = {settings["loss"] or "the task's"} if "loss" in settings else set()
+        own |= {f"margin up to {settings['kappa']:g}"} if "kappa" in settings else set()
+        return own.union(*(losses(v) for v in settings.values()))
+
+    threat = Threat("l2", 1.0)
+    planned = {loss for stage in stages(kind, version, threat, classes) for loss in losses(stage.settings())}
+    *again, other = (losses(Stage("", a).settings()) for a in probes.long_attacks(kind, threat, 300))
+    assert other
+    assert not other & planned
+    # AutoAttack's cross-entropy is the loss of the task, and quick's PGD has no other.
+    assert all(loss & (planned | {"the task's"}) for loss in again)
 
 
 def test_a_random_model_says_nothing_about_its_batches():

@@ -42,19 +42,12 @@ def masked_cross_entropy(points: Points, progress: float) -> Tensor:
         tensor([[[-0.0596,  0.0000],
                  [ 0.0596, -0.0000]]])
     """
-    return _of_right_points(points, torch.ones_like(points.logits[:, 0]))
+    return points.mean(_of_right_points(points))
 
 
 def balanced_masked_cross_entropy(points: Points, progress: float) -> Tensor:
-    """``(B,)`` as :func:`masked_cross_entropy`, with the same total weight for every class that a sample has.
-
-    So a small structure counts as much as the background around it. With regions the two classes are inside and
-    outside, over all regions together.
-    """
-    counted = F.one_hot(points.labels, points.logits.shape[1]) * points.valid[..., None]
-    sizes = counted.sum(1)
-    weight = 1 / (sizes.clamp(min=1) * (sizes > 0).sum(1, keepdim=True)).to(points.logits)
-    return _of_right_points(points, weight.gather(1, points.labels) * points.valid.sum(1, keepdim=True))
+    """``(B,)`` as :func:`masked_cross_entropy`, with the same total weight for every class that a sample has."""
+    return points.class_mean(_of_right_points(points))
 
 
 def jensen_shannon(points: Points, progress: float) -> Tensor:
@@ -75,11 +68,11 @@ def jensen_shannon(points: Points, progress: float) -> Tensor:
     return points.mean(math.log(2) + (q * log_q - (1 + q) * q.log1p()) / 2)
 
 
-def _of_right_points(points: Points, weight: Tensor) -> Tensor:
-    """``(B,)`` weighted mean cross-entropy with the gradient of the points that are right."""
+def _of_right_points(points: Points) -> Tensor:
+    """``(B, N)`` cross-entropy, with the gradient of the points that are right."""
     cross_entropy = F.cross_entropy(points.logits, points.labels, reduction="none")
     right = points.logits.detach().argmax(1) == points.labels
-    return points.mean(weight * torch.where(right, cross_entropy, cross_entropy.detach()))
+    return torch.where(right, cross_entropy, cross_entropy.detach())
 
 
 LOSSES: tuple[tuple[str, Loss | None], ...] = (

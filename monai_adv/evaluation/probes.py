@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.apgd import APGD
 from monai_adv.attacks.base import Attack, input_gradient
-from monai_adv.attacks.losses import cross_entropy, margin
+from monai_adv.attacks.cw import CW
+from monai_adv.attacks.losses import balanced_hinge, cross_entropy, margin
 from monai_adv.attacks.pgd import PGD
 from monai_adv.attacks.relay import Relay
 from monai_adv.attacks.sea import radius_reduction
-from monai_adv.attacks.segmentation_ensemble import relay
+from monai_adv.attacks.sharp_dice import SharpDice
 from monai_adv.errors import InputError
 from monai_adv.evaluation.settings import Version
 from monai_adv.evaluation.subject import Case, Kind, Level, Score, Subject, mean_known
@@ -36,6 +37,8 @@ IMAGES = 64
 STEPS: dict[Version, int] = {"quick": 80, "standard": 300, "full": 600}
 """Of the longest attack: at least twice as many as any attack of the version makes from one start."""
 UNBOUNDED_STEPS = 50
+CONFIDENT = 50.0
+"""Logits by which the long attack on a classifier wants it to be wrong."""
 LADDER = (1.0, 4.0, 16.0, 0.25)
 """Unbounded radii, as multiples of the intensity range of the images."""
 
@@ -122,8 +125,31 @@ def most_passes(kind: Kind, levels: Sequence[Level], version: Version, box: bool
     """
     steps = STEPS[version]
     unbounded = len({level.norm for level in levels}) * 2 * (1 if box else len(LADDER)) * UNBOUNDED_STEPS
-    longer = len(levels) * (2 * steps if kind == "classification" else 2 * (steps // 4) + steps)
+    longer = sum(
+        attack.most_passes().backward_input
+        for level in levels
+        for attack in long_attacks(kind, Threat(level.norm, 1.0), steps)
+    )
     return Passes(forward=unbounded + longer, backward_input=unbounded + longer)
+
+
+def long_attacks(kind: Kind, threat: Threat, steps: int) -> list[Attack]:
+    """Attacks that should find nothing that the plan has not found.
+
+    Some are the plan's own from a new start for longer: were they stopped too early? The last is of a kind that no plan
+    has, with a loss of its own: a plan is blind where its losses are, and so are longer runs of it.
+
+    Example:
+        >>> [type(attack).__name__ for attack in long_attacks("classification", Threat("l2", 1.0), 300)]
+        ['APGD', 'CW']
+    """
+    if kind == "classification":
+        return [APGD(threat, steps, until="wrong"), CW(threat, steps, kappa=CONFIDENT, start="ball")]
+    return [
+        SharpDice(threat, 2 * steps // 3, start="sphere"),
+        Relay(threat, radius_reduction(None, steps // 2)),
+        SharpDice(threat, steps // 3, loss=balanced_hinge, sharpness=(1.0, 1.0), missing=0.0),
+    ]
 
 
 def _probe_case(subject: Subject, case: Case, levels: Sequence[Level], seed: int, steps: int) -> dict[str, Any]:
@@ -170,12 +196,8 @@ def _probe_case(subject: Subject, case: Case, levels: Sequence[Level], seed: int
         result["unbounded"][norm] = [s.remaining for s in _left_by(plain, case, chosen, generator).values()]
     result["longer"] = {}
     for key, threat in threats.items():
-        long: list[Attack] = (
-            [APGD(threat, steps, loss, until="wrong") for loss in losses]
-            if classification
-            else [relay(threat, steps // 4, steps // 4, "surface"), Relay(threat, radius_reduction(None, steps))]
-        )
-        result["longer"][key] = {name: s.score for name, s in _left_by(long, case, chosen, generator).items()}
+        left = _left_by(long_attacks(subject.kind, threat, steps), case, chosen, generator)
+        result["longer"][key] = {name: score.score for name, score in left.items()}
     return result
 
 

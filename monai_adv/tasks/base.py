@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from monai_adv.errors import InputError
@@ -40,6 +41,17 @@ class Points:
     def mean(self, values: Tensor) -> Tensor:
         """``(B,)`` mean of ``(B, N)`` values over the points that count."""
         return (values * self.valid).sum(1) / self.valid.sum(1).clamp(min=1)
+
+    def class_mean(self, values: Tensor) -> Tensor:
+        """``(B,)`` the same, with the same total weight for every class that a sample has.
+
+        So a small structure counts as much as the background around it. With regions the two classes are inside and
+        outside, over all regions together.
+        """
+        counted = F.one_hot(self.labels, self.logits.shape[1]) * self.valid[..., None]
+        sizes = counted.sum(1)
+        weight = 1 / (sizes.clamp(min=1) * (sizes > 0).sum(1, keepdim=True)).to(self.logits)
+        return (values * self.valid * weight.gather(1, self.labels)).sum(1)
 
 
 class Task(Protocol):
