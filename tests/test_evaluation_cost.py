@@ -10,13 +10,16 @@ from test_evaluation_runner import open_store, run_all
 from tiny_subjects import classifier, segmenter
 from torch import nn
 
+from monai_adv.attacks.pgd import PGD
 from monai_adv.evaluation import cost
 from monai_adv.evaluation.cost import Cost, Size, Timing
+from monai_adv.evaluation.plans import Stage
 from monai_adv.evaluation.runner import run_case
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import read_records
 from monai_adv.evaluation.subject import Level
 from monai_adv.evaluation.workers import plan_of
+from monai_adv.threats import Threat
 
 
 class _Counter:
@@ -63,6 +66,34 @@ def test_the_cost_of_a_case_is_in_proportion_to_its_voxels() -> None:
     sizes = {"a": Size(1, 100), "b": Size(2, 300), "c": Size(1, 50), "d": Size(1, 50)}
     assert cost.predict({"a": 10.0, "b": 30.0}, sizes) == pytest.approx(50.0)
     assert cost.predict({"a": 12.0, "b": 28.0}, sizes) == pytest.approx(50.0)
+
+
+def test_scores_are_priced_as_scores() -> None:
+    """PGD of 10 steps: 11 forwards and 10 backwards of 0.1 s, and 9 scorings of 1 s."""
+    plan = {"l2-1": [Stage("PGD", PGD(Threat("l2", 1.0), steps=10))]}
+    found = cost.bound(plan, [Size(inputs=1, voxels=100)], Timing(0.001, 0.001, 0.01))
+    assert (found.forward, found.backward) == (20, 10)
+    assert found.seconds == pytest.approx(1.1 + 1.0 + 9)
+
+
+def test_full_batches_and_single_inputs_are_timed_and_the_dearer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that the network moves: a pass costs 3 s whatever it holds."""
+    now = [0.0]
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
+    case = classifier().load(classifier().cases[0])
+    counts: list[int] = []
+
+    def passes(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        counts.append(len(inputs[0]))
+        now[0] += 3.0
+
+    case.network.register_forward_pre_hook(passes)
+    timing = cost.measure(case, 4)
+    each = case.images[0].numel()
+    assert set(counts) >= {1, 4}
+    assert timing.forward == pytest.approx(3.0 / each)  # of a single input; a full batch would be a quarter
+    assert timing.backward == pytest.approx(0.0)  # the clock stands still in it
+    assert timing.scoring * case.images.numel() == pytest.approx(3.0)
 
 
 def test_costs_add_up() -> None:

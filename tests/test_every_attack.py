@@ -314,6 +314,33 @@ def test_in_a_box_the_l_inf_optimum_of_a_linear_network_is_known(name: str) -> N
             assert torch.equal(result.wrong, margin[k] <= 0)
 
 
+class NoPath(nn.Module):
+    """A forward without a gradient: masking at its plainest."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+
+@pytest.mark.parametrize(("name", "norm"), EACH)
+def test_a_network_without_a_gradient_stops_no_attack_and_is_told(name: str, norm: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = NoPath(nn.Sequential(nn.Flatten(), nn.Linear(20, 3)).double())
+    images = torch.randn(3, 1, 4, 5, generator=seeded(1), dtype=torch.float64)
+    target = network(images).argmax(1)
+    attack = ATTACKS[name].make(Threat(norm, 1e-3), network)  # type: ignore[arg-type]
+    result = attack(network, images, target, ClassificationTask(), generator=seeded())
+    assert not result.wrong.any()
+    if name not in ("Square", "white noise", "transfer"):
+        assert result.dead.all()
+
+
 class BreaksOnBright(nn.Module):
     """NaN for images above 50."""
 

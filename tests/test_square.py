@@ -191,7 +191,7 @@ def test_one_voxel_windows_find_the_exact_optimum_of_a_linear_network() -> None:
     attack = Square(Threat("linf", 0.5), queries=400, p_init=1 / 12)
     result = attack(network, images, target, LinearTask(), generator=seeded())
     torch.testing.assert_close(result.images, images - 0.5 * network.weight.detach().sign())
-    assert result.passes.forward == 3 * 401
+    assert 0.45 < result.passes.forward / (3 * 401) < 0.55  # half of the draws are the sign that is there already
 
 
 def test_finished_samples_leave_and_do_not_change_the_others() -> None:
@@ -208,7 +208,7 @@ def test_finished_samples_leave_and_do_not_change_the_others() -> None:
     radius = torch.where(result.wrong, torch.zeros_like(radius), radius)
     again = attack(network, images, target, LinearTask(), radius=radius, generator=seeded())
     assert torch.equal(again.images[[0, 3]], result.images[[0, 3]])
-    assert again.passes.forward == 6 * 151
+    assert again.passes.forward <= 4 * 1 + 2 * 151  # within radius 0 no proposal changes anything
 
 
 @pytest.mark.parametrize("interval", [1, 3, 10])
@@ -300,3 +300,33 @@ def test_a_generator_and_a_spatial_axis_are_needed() -> None:
         attack(network, torch.zeros(1, 1, 4), torch.ones(1), LinearTask())
     with pytest.raises(InputError, match=r"^images: received \(1, 4\)"):
         attack(network, torch.zeros(1, 4), torch.ones(1), LinearTask(), generator=seeded())
+
+
+class LooksAtAll(Square):
+    """Also at proposals that change nothing."""
+
+    @staticmethod
+    def _worth_a_look(
+        query: int, active: Tensor, current: Tensor, proposal: Tensor, network: nn.Module
+    ) -> tuple[Tensor, Tensor]:
+        return active, proposal
+
+
+@pytest.mark.parametrize("threat", [Threat("linf", 0.05), Threat("l2", 0.3)], ids=str)
+def test_proposals_that_change_nothing_are_not_looked_at_and_nothing_changes(threat: Threat) -> None:
+    """In L-inf about half of the windows of a grey image, once they are small; in L2 none."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double()
+    images = torch.randn(6, 1, 8, 8, dtype=torch.float64)
+    target = network(images).argmin(1)
+    task = ClassificationTask()
+    results = [
+        attack(threat, 300, p_init=0.05, until="lowest")(
+            network, images, target, task, generator=torch.Generator().manual_seed(0)
+        )
+        for attack in (Square, LooksAtAll)
+    ]
+    torch.testing.assert_close(results[0].images, results[1].images)
+    torch.testing.assert_close(results[0].margin, results[1].margin)
+    share = results[0].passes.forward / results[1].passes.forward
+    assert 0.4 < share < 0.65 if threat.norm == "linf" else share > 0.99

@@ -201,7 +201,7 @@ def scaled_input_gradient(
     The loss is differentiated in single precision down to the logits and scaled there, each sample by a power of two,
     so that the largest entry is about 1. Under autocast the gradient of a mean over N voxels would otherwise underflow
     in the half-precision layers, and that of a small lesion's Dice, scaled by a common factor, overflow: gradient
-    masking of our own making.
+    masking of our own making. A network without a path to its input has the gradient 0.
 
     In train mode BatchNorm makes every loss a function of all images. Scales of their own would then weigh the losses
     against each other and turn the direction, so all samples get the same one.
@@ -223,10 +223,20 @@ def scaled_input_gradient(
         largest = torch.where(usable, largest, 0).amax().expand(len(largest))
         usable = largest > 0
     scale = torch.where(usable, torch.exp2(-largest.log2().ceil()), torch.ones_like(largest))
-    (gradient,) = torch.autograd.grad(
-        [o for o, _ in used], x, [(g * per_sample(scale, g)).to(o.dtype) for o, g in used]
-    )
-    return losses.detach(), gradient, scale
+    # No output may have a path to the images: no_grad, argmax, ... in the forward, masking at its plainest.
+    parts = [(o, (g * per_sample(scale, g)).to(o.dtype)) for o, g in used if o.requires_grad]
+    gradient = None
+    if parts:
+        (gradient,) = torch.autograd.grad([o for o, _ in parts], x, [g for _, g in parts], allow_unused=True)
+    return losses.detach(), torch.zeros_like(x) if gradient is None else gradient, scale
+
+
+def gradient_or_zero(values: Tensor, x: Tensor, *, retain_graph: bool = False) -> Tensor:
+    """Gradient of ``values`` for the images ``x``; 0 where the network has no path to its input."""
+    if not values.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(values.sum(), x, retain_graph=retain_graph, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient
 
 
 def sync_interval(device: torch.device) -> int:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.base import AttackResult, Strongest, Until, sync_interval
+from monai_adv.attacks.base import AttackResult, Strongest, Until, gradient_or_zero, sync_interval
 from monai_adv.attacks.losses import lead_of_others
 from monai_adv.attacks.pgd import PGD
 from monai_adv.errors import InputError
@@ -261,10 +261,9 @@ class CWL2:
             output = network(x)
             f = -confident_margin(task.points(output, target), 0.0, kappa=0.0)
             if self.mode == "train":  # BatchNorm makes every f a function of all images, so c belongs inside
-                (gradient,) = torch.autograd.grad((c * f).sum(), x)
+                gradient = gradient_or_zero(c * f, x)
             else:  # half-precision layers might not hold c times a gradient
-                (gradient,) = torch.autograd.grad(f.sum(), x)
-                gradient = per_sample(c, gradient) * gradient
+                gradient = per_sample(c, x) * gradient_or_zero(f, x)
         judged = Strongest(x.detach(), task, "wrong")
         wrong = judged.update(torch.arange(len(x), device=x.device), x, output, target)
         return wrong, gradient.nan_to_num(0.0, 0.0, 0.0)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.base import AttackResult, Strongest, Until, sync_interval
+from monai_adv.attacks.base import AttackResult, Strongest, Until, gradient_or_zero, sync_interval
 from monai_adv.attacks.rivals import against_each_rival
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen, padded
@@ -306,7 +306,7 @@ class _Search:
 
     def _slope(self, values: Tensor, x: Tensor, *, last: bool) -> Tensor:
         """Gradient of each sample's value for the attacked channels of its image."""
-        (slope,) = torch.autograd.grad(values.sum(), x, retain_graph=not last)
+        slope = gradient_or_zero(values, x, retain_graph=not last)
         self.passes.backward_input += len(x)
         channels = self.attack.threat.channels
         if channels is None:

@@ -42,15 +42,15 @@ def stages(threat: Threat, version: Version = "standard") -> tuple[Stage, ...]:
 
     Example:
         >>> [stage.name for stage in stages(Threat("l2", 5.0), "quick")]
-        ['APGD relay']
+        ['APGD relay', 'sharp Dice']
         >>> sum((s.attack.most_passes().backward_input for s in stages(Threat("l2", 5.0))), 0)
         300
     """
-    opening = Stage("APGD relay", relay(threat, 20, 20))
     if version == "quick":
-        return (opening,)
+        last = SharpDice(threat, 20, sharpness=(1.0, 8.0), from_worst=True)
+        return Stage("APGD relay", relay(threat, 10, 10)), Stage("sharp Dice", last)
     search = (
-        opening,
+        Stage("APGD relay", relay(threat, 20, 20)),
         Stage("APGD, falling radius", Relay(threat, radius_reduction(None, 60))),
         Stage("sharp Dice", SharpDice(threat, 100)),
     )

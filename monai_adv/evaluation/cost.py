@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from monai_adv.attacks.base import input_gradient
+from monai_adv.attacks.base import Attack
+from monai_adv.attacks.pgd import PGD
+from monai_adv.attacks.square import Square
+from monai_adv.attacks.white_noise import WhiteNoise
 from monai_adv.evaluation.plans import Stage
 from monai_adv.evaluation.subject import Case, Record
-from monai_adv.network_state import device_of, frozen
+from monai_adv.network_state import device_of
 from monai_adv.statistics import Passes
 from monai_adv.tasks import take, to_device
+from monai_adv.threats import Threat
 
 SCORING = 5
 """Forwards per input that a stage spends on its aim and on scores: of its images, of two versions, of the worst."""
 
 CLEAN = 2
 """Forwards per input of the clean record."""
+
+SOME = Threat("l2", 1e-3)
+"""For attacks that are timed and not used: so small that hardly anything is finished."""
 
 PICTURES = 2
 """Forwards per input for the pictures of a level."""
@@ -35,10 +42,17 @@ class Size:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per voxel of a forward, and of the backward of an input gradient."""
+    """Seconds per voxel, in the dearest way that an attack makes them.
+
+    Attributes:
+        forward: of a forward, with what an attack does around it.
+        backward: of an input gradient and the step along it.
+        scoring: of a forward that is scored, in the original geometry where there is one.
+    """
 
     forward: float
     backward: float
+    scoring: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,25 +68,41 @@ class Cost:
 
 
 def measure(case: Case, batch_size: int) -> Timing:
-    """Time one forward and one input gradient of the first batch, each after one that warms up."""
+    """Time steps of attacks and a scoring on one case, each after one that warms up.
+
+    Both a full batch and a single input are timed, and the dearer one counts: what survives long attacks is few inputs,
+    and a pass of few costs more for each.
+    """
+    forward = backward = 0.0
+    for count in sorted({1, min(batch_size, len(case.images))}):
+        voxels = case.images[:count].numel()
+        query = max(_seconds(case, count, attack) / 3 for attack in _without_gradients(case))
+        step = _seconds(case, count, PGD(SOME, 2, stop="lowest", keep="strongest")) / 3
+        forward, backward = max(forward, query / voxels), max(backward, 1.5 * (step - query) / voxels)
+    case.scores(case.images)
+    start = time.perf_counter()
+    case.scores(case.images)
+    return Timing(forward, backward, (time.perf_counter() - start) / case.images.numel())
+
+
+def _without_gradients(case: Case) -> list[Attack]:
+    """Attacks of three forwards; the random search needs room for its windows."""
+    attacks: list[Attack] = [WhiteNoise(SOME, draws=3)]
+    return attacks if case.images.ndim < 3 else [*attacks, Square(SOME, queries=2, until="lowest")]
+
+
+def _seconds(case: Case, count: int, attack: Attack) -> float:
+    """The longer of two runs on the first inputs, after one that warms up."""
     device = device_of(case.network)
-    images, target = case.images[:batch_size].to(device), to_device(case.target, device)
-    target = take(target, torch.arange(len(images), device=device))
+    images, target = case.images[:count].to(device), to_device(take(case.target, torch.arange(count)), device)
     seconds = []
-    with frozen(case.network) as network:
-        for gradient in (False, False, True, True):
-            start = time.perf_counter()
-            x = images.clone().requires_grad_(gradient)
-            with torch.set_grad_enabled(gradient):
-                output = network(x)
-            if gradient:
-                input_gradient(output, x, lambda o: case.task.sample_loss(o, target), "eval")
-            del output
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - start)
-    voxels = images.numel()
-    return Timing(seconds[1] / voxels, max(seconds[3] - seconds[1], 0.0) / voxels)
+    for _ in range(3):
+        start = time.perf_counter()
+        attack(case.network, images, target, case.task, generator=torch.Generator(device).manual_seed(0))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return max(seconds[1:])
 
 
 def bound(plan: Mapping[str, Sequence[Stage]], sizes: Iterable[Size], timing: Timing, corruptions: int = 0) -> Cost:
@@ -94,8 +124,11 @@ def bound(plan: Mapping[str, Sequence[Stage]], sizes: Iterable[Size], timing: Ti
         Cost(forward=20, backward=10, seconds=3.0)
     """
     most = [stage.attack.most_passes() for stages in plan.values() for stage in stages]
-    forward = CLEAN + corruptions + PICTURES * len(plan) + sum(passes.forward + SCORING for passes in most)
-    return priced(Passes(forward, sum(passes.backward_input for passes in most)), sizes, timing)
+    sizes = list(sizes)
+    scored = CLEAN + corruptions + PICTURES * len(plan) + SCORING * len(most)
+    attacks = sum(most, Passes())
+    scoring = replace(timing, forward=max(timing.scoring, timing.forward))
+    return priced(attacks, sizes, timing) + priced(Passes(forward=scored), sizes, scoring)
 
 
 def priced(passes: Passes, sizes: Iterable[Size], timing: Timing) -> Cost:

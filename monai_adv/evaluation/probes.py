@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.attacks.apgd import APGD
-from monai_adv.attacks.base import Attack, input_gradient
+from monai_adv.attacks.base import Attack, continued, input_gradient
 from monai_adv.attacks.cw import CW
 from monai_adv.attacks.losses import balanced_hinge, cross_entropy, margin
 from monai_adv.attacks.pgd import PGD
@@ -148,7 +148,7 @@ def long_attacks(kind: Kind, threat: Threat, steps: int) -> list[Attack]:
     return [
         SharpDice(threat, 2 * steps // 3, start="sphere"),
         Relay(threat, radius_reduction(None, steps // 2)),
-        SharpDice(threat, steps // 3, loss=balanced_hinge, sharpness=(1.0, 1.0), missing=0.0),
+        SharpDice(threat, steps // 3, loss=balanced_hinge, sharpness=(1.0, 1.0), missing=0.0, from_worst=True),
     ]
 
 
@@ -269,7 +269,9 @@ def _left_by(attacks: Sequence[Attack], case: Case, chosen: Tensor, generator: t
         found = case.images.clone()
         for part in torch.split(chosen, IMAGES):
             images, target = case.images[part].to(device), to_device(take(case.target, part), device)
-            result = attack(case.network, images, target, task, generator=generator)
+            result = continued(
+                attack, case.network, images, target, task, worst=worst[part].to(device), generator=generator
+            )
             found[part] = result.images.to(found)
         worst = case.combine(worst, found)
         task = case.aim(worst)
