@@ -120,10 +120,10 @@ def test_the_margin_of_the_task_is_the_score_of_the_report_for_every_mixture_of_
         logits = 9.0 * torch.eye(3)[labels].movedim(-1, 1)
         clean = 9.0 * torch.eye(3)[target[:1, 0]].movedim(-1, 1)
         masks = {str(c): ((labels[0] == c).numpy(), (target[0, 0] == c).numpy()) for c in (1, 2)}
-        expected = volume_score("", masks, (1.0, 1.0)).score
+        expected = volume_score("", masks, (1.0, 1.0)).remaining  # what attacks push down
         margin = task.margin(torch.cat([clean, logits]), target)
         assert float(margin[0]) == pytest.approx(0.4)
-        assert float(margin[1]) == pytest.approx((1.0 if math.isnan(expected) else expected) - 0.6)
+        assert float(margin[1]) == pytest.approx(expected - 0.6)
         best = Strongest(torch.zeros(1, 1, 2, 3), task, "lowest")
         for number, output in enumerate((clean, logits)):
             best.update(torch.tensor([0]), torch.full((1, 1, 2, 3), number + 1.0), output, target[:1])
