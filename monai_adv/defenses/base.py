@@ -237,8 +237,7 @@ class Defense(ABC):
     def clean_part(self, network: nn.Module, batch: Batch) -> LossPart:
         """The loss on clean images: standard training, and what methods become when they are off."""
         output = network(batch.images)
-        self.count(batch, forward=1, full=1)
-        return LossPart(self.task.training_loss(output, batch.target), **self.seen(batch, output))
+        return self.part(batch, self.task.training_loss(output, batch.target), output)
 
     def clean_output(self, network: nn.Module, batch: Batch, output: Output, mode: Mode) -> Output:
         """What the network says about the clean images in the mode of the attack, detached.
@@ -262,9 +261,7 @@ class Defense(ABC):
     def noisy_part(self, network: nn.Module, batch: Batch, images: Tensor, weight: float = 1.0) -> LossPart:
         """``weight`` times the loss on attacked ``images``."""
         output = network(images)
-        self.count(batch, forward=1, full=1)
-        loss = weight * self.task.training_loss(output, batch.target)
-        return LossPart(loss, **self.seen(batch, noisy=output))
+        return self.part(batch, weight * self.task.training_loss(output, batch.target), noisy=output)
 
     def spread(self, name: str, state: SampleState) -> dict[str, float]:
         """Figures of a memory of radii: mean, standard deviation, share at eps; in the unit of eps."""
@@ -361,14 +358,47 @@ class Defense(ABC):
         for name in ("attacked", "dead_gradient"):
             self.statistics.add(name, none, of=len(batch.images))
 
-    def seen(self, batch: Batch, output: Output | None = None, noisy: Output | None = None) -> dict[str, Any]:
-        """Book which samples are right; gives the detached outputs as arguments of :class:`LossPart`."""
-        given: dict[str, Any] = {}
-        for name, key, value in (("clean_right", "output", output), ("noisy_right", "noisy_output", noisy)):
-            if value is not None:
-                given[key] = detached(value)
-                self.statistics.add(name, self.task.correct(given[key], batch.target).float())
-        return given
+    def part(
+        self,
+        batch: Batch,
+        loss: Tensor,
+        output: Output | None = None,
+        noisy: Output | None = None,
+        *,
+        forward: int | None = None,
+        backward_input: int = 0,
+        full: int | None = None,
+        update: bool = False,
+    ) -> LossPart:
+        """A part of the loss, with what it cost and which samples were right booked.
+
+        Args:
+            batch: the clean batch.
+            loss: of this part, already weighted.
+            output: the network's output on the clean images, if this part (or a pass before it) made one.
+            noisy: the same on attacked images.
+            forward, full: passes of the whole batch, forward and backward to the weights; default: one for each output.
+            backward_input: backward passes to the images.
+            update: see :class:`LossPart`.
+        """
+        made = (output is not None) + (noisy is not None)
+        self.count(
+            batch,
+            forward=made if forward is None else forward,
+            backward_input=backward_input,
+            full=made if full is None else full,
+        )
+        return LossPart(
+            loss, self._seen("clean_right", batch, output), self._seen("noisy_right", batch, noisy), update=update
+        )
+
+    def _seen(self, name: str, batch: Batch, output: Output | None) -> Output | None:
+        """Book which samples are right; the output without its graph."""
+        if output is None:
+            return None
+        output = detached(output)
+        self.statistics.add(name, self.task.correct(output, batch.target).float())
+        return output
 
     def begin(self, batch: Batch) -> None:
         """Check the layout of a batch, and book its samples; every method calls it once per batch.

@@ -98,14 +98,13 @@ class CAT(Defense):
         self.begin(batch)
         self._network = network  # a loop of one's own may not attach it
         if self.lesson == 0 or self.settings.eps == 0:
-            output = network(batch.images)
-            seen = self.seen(batch, output)
+            part = self.clean_part(network, batch)
         else:
-            output = network(self.mixed(network, batch))
-            seen = self.seen(batch, noisy=output)
-        self.count(batch, forward=1, full=1)
-        self.statistics.add("lesson_right", self.task.correct(next(iter(seen.values())), batch.target).float())
-        yield LossPart(self.task.training_loss(output, batch.target), **seen)
+            part = self.noisy_part(network, batch, self.mixed(network, batch))
+        seen = part.output if part.noisy_output is None else part.noisy_output
+        assert seen is not None
+        self.statistics.add("lesson_right", self.task.correct(seen, batch.target).float())
+        yield part
 
     def mixed(self, network: nn.Module, batch: Batch) -> Tensor:
         """``(B, C, *spatial)`` the batch in the order it came, its parts attacked with 0 to ``lesson`` steps."""

@@ -34,7 +34,7 @@ from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.errors import InputError
-from monai_adv.network_state import computes_as_in
+from monai_adv.network_state import computes_as_in, detached
 from monai_adv.sample_state import SampleState
 from monai_adv.settings import not_negative, setting
 from monai_adv.tasks.base import Output, Points, Target, Task, TrainingTask
@@ -137,10 +137,8 @@ class CustomizedAT(Defense):
         noisy, result, index = self.attack(network, batch, pgd, task=task, target=target, radius=tried)
 
         output = network(noisy)
-        self.count(batch, forward=1, full=1)
-        seen = self.seen(batch, noisy=output)
         if result is not None:
-            right = self.task.correct(seen["noisy_output"], batch.target)[index] if agree else ~result.wrong
+            right = self.task.correct(detached(output), batch.target)[index] if agree else ~result.wrong
             radius = radius.index_copy(0, index, torch.where(right, tried[index], radius[index]))
             self.radii.update(ids[index], radius[index])
         if soft:
@@ -149,7 +147,7 @@ class CustomizedAT(Defense):
             loss = self._soft_loss(hard, points, labels.of(points), radius / settings.eps).mean()
         else:
             loss = self.task.training_loss(output, batch.target)
-        yield LossPart(loss, **seen)
+        yield self.part(batch, loss, noisy=output)
 
     def on_epoch_end(self) -> dict[str, float]:
         """The figures of every defence, and the mean and spread of the radii."""

@@ -76,9 +76,8 @@ class DSBN(Defense):
             output = network(batch.images)
         with branch(network, "noisy"):
             noisy_output = unwrap_ddp(network)(noisy)
-        self.count(batch, forward=2, full=2)
         loss = self.task.training_loss(output, batch.target) + self.task.training_loss(noisy_output, batch.target)
-        yield LossPart(loss, **self.seen(batch, output, noisy_output))
+        yield self.part(batch, loss, output, noisy_output)
 
     @classmethod
     def prepare(cls, network: nn.Module) -> nn.Module:

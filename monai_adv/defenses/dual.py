@@ -79,17 +79,16 @@ class Dual(Defense):
         clean = torch.zeros(len(batch.images), dtype=torch.bool, device=batch.images.device)
         if settings.r > 0:
             loss, output = self._loss(network, batch, batch.images, clean)
-            yield LossPart(settings.r * loss, **self.seen(batch, output))
+            yield self.part(batch, settings.r * loss, output)
             del loss, output  # before the attack
         if settings.r < 1:
             noisy, _, _ = self.attack(network, batch, settings.pgd(self.channels))
             loss, output = self._loss(network, batch, noisy, ~clean)
-            yield LossPart((1 - settings.r) * loss, **self.seen(batch, noisy=output))
+            yield self.part(batch, (1 - settings.r) * loss, noisy=output)
 
     def _loss(self, network: nn.Module, batch: Batch, images: Tensor, adversarial: Tensor) -> tuple[Tensor, Output]:
         """The loss of one version of the batch, and the output; ``adversarial`` ``(B,)`` tells which version it is."""
         output = network(images)
-        self.count(batch, forward=1, full=1)
         return self.task.training_loss(output, batch.target), output
 
     def _mixed_batch(self, network: nn.Module, batch: Batch) -> LossPart:
@@ -98,6 +97,7 @@ class Dual(Defense):
         chosen = adversarial & self.task.scorable(batch.target)
         noisy, _, _ = self.attack(network, batch, self.settings.pgd(self.channels), only=chosen)
         loss, output = self._loss(network, batch, noisy, adversarial)
+        self.count(batch, forward=1, full=1)
         seen = detached(output)
         right = self.task.correct(seen, batch.target).float()
         self.statistics.add("clean_right", right[~adversarial])

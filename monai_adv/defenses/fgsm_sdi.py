@@ -93,8 +93,7 @@ class FGSMSDI(Defense):
             self.threat.check(batch.images)
             noisy = self._attacked(network, batch)
         output = network(noisy)
-        self.count(batch, forward=1, full=1)
-        yield LossPart(self._smoothed_loss(output, batch.target), **self.seen(batch, noisy=output))
+        yield self.part(batch, self._smoothed_loss(output, batch.target), noisy=output)
 
     def state_dict(self) -> dict[str, Any]:
         """As every defence, and the generator with its optimiser."""

@@ -83,13 +83,9 @@ class FreeAT(Defense):
                 delta = self.threat.project(kept[: len(images)], images, radius)
             x = (images + delta).detach().requires_grad_(attacks)
             output = network(x)
-            self.count(batch, forward=1, full=1)
-            yield LossPart(
-                self.task.training_loss(output, batch.target),
-                **self.seen(batch, noisy=output),
-                update=replay < self.settings.replays - 1,
-            )
-            del output
+            loss = self.task.training_loss(output, batch.target)
+            yield self.part(batch, loss, noisy=output, update=replay < self.settings.replays - 1)
+            del output, loss
             if attacks:
                 moved = self._moved(delta, images, radius, x.grad)
                 moved = torch.where(per_sample(radius > 0, images), moved, kept[: len(images)])

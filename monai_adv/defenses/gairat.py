@@ -90,7 +90,6 @@ class GAIRAT(Defense):
         pgd = settings.pgd(self.channels, leave=None if lam is None else count)
         noisy, _, index = self.attack(network, batch, pgd)
         output = network(noisy)
-        self.count(batch, forward=1, full=1)
         if lam is None:
             loss = self.task.training_loss(output, batch.target)
         else:
@@ -100,7 +99,7 @@ class GAIRAT(Defense):
             weights = weights.index_copy(0, index, geometry_weights(kappa, settings.steps, lam))
             losses = self.task.sample_training_loss(output, batch.target)
             loss = (weights.to(losses.dtype) * losses).mean()
-        yield LossPart(loss, **self.seen(batch, noisy=output))
+        yield self.part(batch, loss, noisy=output)
 
 
 def geometry_weights(kappa: Tensor, steps: int, lam: float) -> Tensor:

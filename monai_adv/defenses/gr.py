@@ -91,9 +91,9 @@ class GR(Defense):
             output = network(images.requires_grad_())
             loss = self.task.training_loss(output, batch.target)
             size = self._size(network, batch, images, output)
-        self.count(batch, forward=1, backward_input=1, full=2)
         self.statistics.add("gradient_size", size.detach())
-        yield LossPart(loss + self.settings.lam * size.mean(), **self.seen(batch, output))
+        loss = loss + self.settings.lam * size.mean()
+        yield self.part(batch, loss, output, backward_input=1, full=2)
 
     def _size(self, network: nn.Module, batch: Batch, images: Tensor, output: Output) -> Tensor:
         """``(B,)`` differentiable size of the gradient, over the channels that are intensities."""

@@ -117,13 +117,10 @@ class IAAT(Defense):
         with frozen(network, self.settings.attack_mode) as model, torch.no_grad():
             clean_output = detached(model(any_batch_size(batch.images, model)))
             right = self.task.correct(clean_output, batch.target)
-        self.count(batch, forward=1)
-        seen = self.seen(batch, clean_output)
         radius = self._radius(network, batch, right)
         noisy, _, _ = self.attack(network, batch, self._pgd(), radius=radius)
         output = network(noisy)
-        self.count(batch, forward=1, full=1)
-        yield LossPart(self.task.training_loss(output, batch.target), **seen, **self.seen(batch, noisy=output))
+        yield self.part(batch, self.task.training_loss(output, batch.target), clean_output, output, full=1)
 
     def on_epoch_end(self) -> dict[str, float]:
         """The epoch's figures, and mean and spread of the radii in the unit of eps."""

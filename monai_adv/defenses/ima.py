@@ -163,16 +163,14 @@ class IMA(Defense):
         self.begin(batch)
         weight = self.settings.weight_noisy
         output = network(batch.images)
-        self.count(batch, forward=1, full=1)
         clean_loss = self.task.training_loss(output, batch.target)
         attacked = self._attacked(network, output, batch)
-        seen = self.seen(batch, output)
         if self.settings.eps == 0 or not on_any_rank(bool(attacked.any()), batch.images.device):
             self._book(batch, None)
-            yield LossPart(clean_loss, **seen)
+            yield self.part(batch, clean_loss, output)
             return
-        yield LossPart((1 - weight) * clean_loss, **seen)
-        del output, clean_loss, seen
+        yield self.part(batch, (1 - weight) * clean_loss, output)
+        del output, clean_loss
 
         found = self._adversarial_samples(network, batch, attacked)
         noisy = batch.images.index_copy(0, found.index, found.images)

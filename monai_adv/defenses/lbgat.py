@@ -110,7 +110,6 @@ class LBGAT(Defense):
         noisy_output = network(noisy)
         teacher_output = teacher(batch.images)
         self._check(teacher_output, noisy_output)
-        self.count(batch, forward=2, full=2)  # the teacher's passes count as the network's
         guided = divergence(self.task, noisy_output, teacher_output, batch.target, _squared_distance).mean()
         self.statistics.add("teacher_distance", guided.detach()[None])
         teacher_loss = self.task.training_loss(teacher_output, batch.target)
@@ -121,9 +120,9 @@ class LBGAT(Defense):
             output = noisy_output
         elif settings.beta > 0:
             output = unwrap_ddp(network)(batch.images)
-            self.count(batch, forward=1, full=1)
             loss = loss + settings.beta * kl_divergence(self.task, output, noisy_output, batch.target).mean()
-        yield LossPart(loss, **self.seen(batch, output, noisy_output))
+        passes = 2 if output is noisy_output or output is None else 3  # the teacher's count as the network's
+        yield self.part(batch, loss, output, noisy_output, forward=passes, full=passes)
 
     def state_dict(self) -> dict[str, Any]:
         """As every defence, and the teacher's weights and buffers."""

@@ -92,10 +92,9 @@ class LLR(Defense):
             slope = (delta * gradient).flatten(1).sum(1)
             gap = (noisy_losses - losses - slope).abs()
             loss = self.task.training_loss(output, target) + (settings.lam * gap + settings.mu * slope.abs()).mean()
-        self.count(batch, forward=2, backward_input=1, full=3)
         self.statistics.add("linearity_gap", gap.detach())
         self.statistics.add("slope", slope.detach().abs())
-        yield LossPart(loss, **self.seen(batch, output, noisy_output))
+        yield self.part(batch, loss, output, noisy_output, backward_input=1, full=3)
 
     def _largest_gap(self, network: nn.Module, batch: Batch) -> Tensor:
         """``(B, C, *spatial)`` images x + d* of the search."""

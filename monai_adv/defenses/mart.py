@@ -73,22 +73,19 @@ class MART(Defense):
         settings = self.settings
         if settings.eps == 0:  # x' = x: the divergence is 0
             output = network(batch.images)
-            self.count(batch, forward=1, full=1)
-            yield LossPart(boosted_loss(self.task, output, batch.target), **self.seen(batch, output))
+            yield self.part(batch, boosted_loss(self.task, output, batch.target), output)
             return
         noisy, _, _ = self.attack(network, batch, settings.pgd(self.channels))
         if settings.lam == 0:
             output = network(noisy)
-            self.count(batch, forward=1, full=1)
-            yield LossPart(boosted_loss(self.task, output, batch.target), **self.seen(batch, noisy=output))
+            yield self.part(batch, boosted_loss(self.task, output, batch.target), noisy=output)
             return
         output = network(batch.images)
         noisy_output = unwrap_ddp(network)(noisy)
-        self.count(batch, forward=2, full=2)
         apart = weighted_divergence(self.task, output, noisy_output, batch.target, settings.weight_gradient).mean()
         self.statistics.add("divergence", apart.detach()[None])
         loss = boosted_loss(self.task, noisy_output, batch.target) + settings.lam * apart
-        yield LossPart(loss, **self.seen(batch, output, noisy_output))
+        yield self.part(batch, loss, output, noisy_output)
 
 
 def boosted_loss(task: TrainingTask, output: Output, target: Target) -> Tensor:

@@ -107,10 +107,9 @@ class MIRST(Defense):
         instances = self.instances(network, batch)
         for number, (images, beta) in enumerate(zip(instances, settings.weights, strict=True), start=1):
             output = network(images)
-            self.count(batch, forward=1, full=1)
             loss = settings.alpha * beta * self.task.training_loss(output, batch.target)
             strongest = number == len(instances)
-            yield LossPart(loss, **(self.seen(batch, noisy=output) if strongest else {}))
+            yield self.part(batch, loss, noisy=output if strongest else None, forward=1, full=1)
 
     def instances(self, network: nn.Module, batch: Batch) -> list[Tensor]:
         """The batch after each number of steps in ``instances``: one attack, each ``(B, C, *spatial)``."""

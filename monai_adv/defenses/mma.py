@@ -27,7 +27,7 @@ from monai_adv.defenses.base import Batch, Defense, LossPart, on_any_rank
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.errors import InputError
-from monai_adv.network_state import any_batch_size, frozen, padded, unwrap_ddp
+from monai_adv.network_state import any_batch_size, detached, frozen, padded, unwrap_ddp
 from monai_adv.sample_state import SampleState
 from monai_adv.settings import not_negative, positive, setting
 from monai_adv.tasks.base import Output, Target, TrainingTask, take
@@ -108,33 +108,30 @@ class MMA(Defense):
         clean_weight = self.settings.clean_weight
         with torch.set_grad_enabled(clean_weight > 0):  # OMMA only asks who is right
             output = (network if clean_weight > 0 else unwrap_ddp(network))(batch.images)
-        self.count(batch, forward=1, full=int(clean_weight > 0))
         with torch.no_grad():
             scorable = self.task.scorable(batch.target)
             judged = output
             if self.settings.eps > 0:  # otherwise there is no attack whose mode could matter
                 judged = self.clean_output(network, batch, output, self.settings.attack_mode)
             right = scorable & (self.task.soft_margin(judged, batch.target) > 0)
-        seen = self.seen(batch, output)
+        seen: Output | None = detached(output)
         if clean_weight > 0:
             clean_loss = clean_weight * self.task.training_loss(output, batch.target)
             if self.settings.eps == 0 or not on_any_rank(bool(right.any()), batch.images.device):
                 wrong_loss = self._weighted(~right, output, batch.target)
                 self.count_no_attack(batch)
                 self._remember(batch, scorable, torch.zeros_like(right, dtype=batch.images.dtype))
-                yield LossPart(clean_loss + (1 - clean_weight) * wrong_loss, **seen)
+                yield self.part(batch, clean_loss + (1 - clean_weight) * wrong_loss, output)
                 return
-            yield LossPart(clean_loss, **seen)
-            seen = {}
+            yield self.part(batch, clean_loss, output)
+            seen = None
             del clean_loss
         del output
 
         noisy, margin = self._on_boundary(network, batch, right)
         noisy_output = network(noisy)
-        self.count(batch, forward=1, full=1)
         loss = self._weighted(~right | (margin < self.settings.eps), noisy_output, batch.target)
-        seen.update(self.seen(batch, noisy=noisy_output))
-        yield LossPart((1 - clean_weight) * loss, **seen)
+        yield self.part(batch, (1 - clean_weight) * loss, seen, noisy_output, full=1)
         self._remember(batch, scorable, margin)
 
     def on_epoch_end(self) -> dict[str, float]:

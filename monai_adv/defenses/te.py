@@ -134,13 +134,11 @@ class TE(Defense):
         self.begin(batch)
         settings = self.settings
         weight = self.weight
-        seen: dict[str, Any] = {}
+        clean_output: Output | None = None
         if self.started:
             # The sample as it is drawn, augmented, by the network as it would be deployed.
             with frozen(network) as model, torch.no_grad():
                 clean_output = detached(model(any_batch_size(batch.images, model)))
-            self.count(batch, forward=1)
-            seen = self.seen(batch, clean_output)
             soft_labels = self._remember(batch, clean_output)
         if weight == 0:
             noisy, _, _ = self.attack(network, batch, settings.pgd(self.channels))
@@ -154,13 +152,12 @@ class TE(Defense):
             target = task.pack(batch.target, [soft_labels])
             noisy, _, _ = self.attack(network, batch, settings.pgd(self.channels), task=task, target=target)
         output = network(noisy)
-        self.count(batch, forward=1, full=1)
         loss = self.task.training_loss(output, batch.target)
         if weight > 0:
             apart = self._apart(soft_labels, output, batch.target).mean()
             self.statistics.add("soft_label_distance", apart.detach()[None])
             loss = loss + weight * apart
-        yield LossPart(loss, **seen, **self.seen(batch, noisy=output))
+        yield self.part(batch, loss, clean_output, output, full=1)
 
     def on_epoch_end(self) -> dict[str, float]:
         """The epoch's figures, and the weight of the soft labels."""

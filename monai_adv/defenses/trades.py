@@ -74,11 +74,10 @@ class TRADES(Defense):
         noisy = kl_attack(self, network, batch)
         output = network(batch.images)
         noisy_output = unwrap_ddp(network)(noisy)
-        self.count(batch, forward=2, full=2)
         apart = kl_divergence(self.task, output, noisy_output, batch.target).mean()
         loss = self.task.training_loss(output, batch.target) + beta * apart
         self.statistics.add("divergence", apart.detach()[None])
-        yield LossPart(loss, **self.seen(batch, output, noisy_output))
+        yield self.part(batch, loss, output, noisy_output)
 
 
 def kl_attack(defense: Defense, network: nn.Module, batch: Batch) -> Tensor:
