@@ -196,9 +196,7 @@ def test_words_that_do_not_fit_the_model(
         ("nnUNet_raw", None, "-d 999 -c 2d -p P -tr T", "nnUNet_raw: received None.*or name the model with -m FOLDER"),
         ("nnUNet_raw", ".", "-d 4 -c 2d", "-d: received '4', allowed is one data set in .*there are Dataset999_Tiny."),
         ("nnUNet_raw", ".", "-d 999 -c 2d -p P -tr U", "allowed is a model in .*did you mean 'T__P__2d'.$"),
-        ("nnUNet_raw", ".", "-d 999 -c 2d -p P -tr T -f 0 1", "one fold: several have no validation case in common; g"),
-        ("nnUNet_raw", ".", "-d 999 -c 2d -p P -tr T -f all", "a numbered fold: 'all' has seen every case; give held-"),
-        ("nnUNet_raw", ".", "-d 999 -c 2d -p P -tr T -f 5", "-f: received 5, allowed is a fold from 0 to 0 of "),
+        ("nnUNet_raw", "RAW", "-d 999 -c 2d -p P -tr T -f 5", "-f: received 5, allowed is a fold from 0 to 0 of "),
     ],
 )
 def test_data_sets_that_are_not_there(
@@ -214,12 +212,14 @@ def test_data_sets_that_are_not_there(
         (tmp_path / name / "Dataset999_Tiny").mkdir(parents=True)
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     (tmp_path / "results" / "Dataset999_Tiny" / "T__P__2d").mkdir()
+    (tmp_path / "raw" / "Dataset999_Tiny" / "imagesTr").mkdir()
+    (tmp_path / "raw" / "Dataset999_Tiny" / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz"}))
     splits = [{"train": ["a"], "val": ["b"]}]
     (tmp_path / "preprocessed" / "Dataset999_Tiny" / "splits_final.json").write_text(json.dumps(splits))
     if value is None:
         monkeypatch.delenv(variable)
     else:
-        monkeypatch.setenv(variable, value)
+        monkeypatch.setenv(variable, value.replace("RAW", str(tmp_path / "raw")))
     code = evaluate(tmp_path / "out", *words.split(), models=())
     assert re.search(said, refused(capsys, code, tmp_path))
 
@@ -269,8 +269,8 @@ def test_files_that_cannot_be_used_are_named_and_the_others_go_on(
         f"model, damaged: image_files: received '{images / 'damaged_0000.nii.gz'}', allowed is a whole gzip file; ",
         "model, mismatch: image_files: received [",
         f"model: channels: {images / 'channels_0001.nii.gz'} is one channel more than the 1 of the model",
-        f"model, spacing: ground_truth_file: received '{labels / 'spacing.nii.gz'} with voxels of 1.25 × 1 × 1 mm', "
-        "allowed is the spacing of its image, 1.25 × 1 × 0.8 mm; resample it to its image.",
+        f"model, spacing: ground_truth_file: received 'voxels of 1.25 × 1 × 1 mm in {labels / 'spacing.nii.gz'}', "
+        f"allowed is the spacing of its image, 1.25 × 1 × 0.8 mm in {images / 'spacing_0000.nii.gz'}; the arrays have",
         f"model, unknown: ground_truth_file: received '{labels / 'unknown.nii.gz'} with the values 7', allowed is the "
         "model's labels [0, 1, 2].",
     ):
@@ -475,15 +475,15 @@ def test_odd_names_are_escaped(tmp_path: Path) -> None:
 def test_an_empty_ground_truth_has_a_stated_score_and_raises_no_flag(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The model finds something: Dice 0, left as it is. Nothing can fall any more: its flat loss is no red flag."""
+    """No class is there, so there is no Dice that an attack could push down, and its flat loss is no red flag."""
     rewrite(trained / "labelsTr" / "b.nii.gz", np.zeros_like)
     assert nnunet(trained, "--cases", "a", "b") == 0
     found = records(trained)
-    assert {r.worst[0].score for r in found["b"]} == {0}
+    assert all(math.isnan(r.worst[0].score) for r in found["b"])
     assert {r.attacked for r in found["b"]} == {0}
     assert all(math.isnan(v) for r in found["b"] for v in r.worst[0].hd95.values())
-    mean = 50 * found["a"][-1].worst[0].score
-    assert re.search(rf"linf-0.1 +{mean:.1f} +2\n", capsys.readouterr().out)
+    mean = 100 * found["a"][-1].worst[0].score
+    assert re.search(rf"linf-0.1 +{mean:.1f} +1\n", capsys.readouterr().out)
     source = NNUNetSource(str(trained / "model"), str(trained / "imagesTr"), str(trained / "labelsTr"))
     probed = flags.probe(source.open(), [Level("linf", 0.1)], 0, ["b"], 5)
     assert (probed["zero_samples"], probed["zero_voxels"]) == (0, 0)

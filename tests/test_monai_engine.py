@@ -262,7 +262,14 @@ def test_an_iterable_without_length_needs_the_number_of_samples() -> None:
 
 # -------------------------------------------------------------------- state and resume
 
-RESUMED = {"eps": 1.0, "delta": 0.25, "eps_unit": "norm", "steps": 4, "random_start": True}
+RESUMED = {
+    "eps": 1.0,
+    "delta": 0.25,
+    "margin_rule": "always_shrink",
+    "eps_unit": "norm",
+    "steps": 4,
+    "random_start": True,
+}
 
 
 def resumable(folder: Path, epochs: int, how: str, resume: bool) -> Any:
