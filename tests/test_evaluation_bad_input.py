@@ -196,7 +196,6 @@ def test_words_that_do_not_fit_the_model(
         ("nnUNet_raw", None, "-d 999 -c 2d -p P -tr T", "nnUNet_raw: received None.*or name the model with -m FOLDER"),
         ("nnUNet_raw", ".", "-d 4 -c 2d", "-d: received '4', allowed is one data set in .*there are Dataset999_Tiny."),
         ("nnUNet_raw", ".", "-d 999 -c 2d -p P -tr U", "allowed is a model in .*did you mean 'T__P__2d'.$"),
-        ("nnUNet_raw", "RAW", "-d 999 -c 2d -p P -tr T -f 5", "-f: received 5, allowed is a fold from 0 to 0 of "),
     ],
 )
 def test_data_sets_that_are_not_there(
@@ -212,14 +211,12 @@ def test_data_sets_that_are_not_there(
         (tmp_path / name / "Dataset999_Tiny").mkdir(parents=True)
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     (tmp_path / "results" / "Dataset999_Tiny" / "T__P__2d").mkdir()
-    (tmp_path / "raw" / "Dataset999_Tiny" / "imagesTr").mkdir()
-    (tmp_path / "raw" / "Dataset999_Tiny" / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz"}))
     splits = [{"train": ["a"], "val": ["b"]}]
     (tmp_path / "preprocessed" / "Dataset999_Tiny" / "splits_final.json").write_text(json.dumps(splits))
     if value is None:
         monkeypatch.delenv(variable)
     else:
-        monkeypatch.setenv(variable, value.replace("RAW", str(tmp_path / "raw")))
+        monkeypatch.setenv(variable, value)
     code = evaluate(tmp_path / "out", *words.split(), models=())
     assert re.search(said, refused(capsys, code, tmp_path))
 
