@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from monai_adv.attacks.base import Until, continued
 from monai_adv.attacks.corruptions import CORRUPTIONS, Corruption
-from monai_adv.errors import InputError
+from monai_adv.errors import InputError, PlaceError, in_a_sentence
 from monai_adv.evaluation.plans import Stage, corruption_key, corruptions, stages
 from monai_adv.evaluation.probes import consistency
 from monai_adv.evaluation.settings import EvaluationSettings
@@ -44,7 +45,7 @@ def run_case(
     store: Store,
     tell: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Do all that the store does not have yet for one case.
+    """Do all that the store does not have yet for one case. Whatever it raises is a fault of this case alone.
 
     Args:
         subject: the model with its data.
@@ -55,12 +56,18 @@ def run_case(
 
     Returns:
         whether the case could be used; if not, the reason is in the store.
+
+    Raises:
+        PlaceError: the store cannot be written.
     """
     todo = _Run(subject, name, settings, store, tell)
     try:
         todo.all_levels()
-    except InputError as error:
-        store.add_problem(subject.name, name, str(error))
+    except PlaceError:
+        raise
+    except Exception as error:  # of the model's own code, for this one image
+        lines = "" if isinstance(error, InputError) else traceback.format_exc()
+        store.add_problem(subject.name, name, in_a_sentence(error), lines)
         return False
     store.clear_problem(subject.name, name)
     return True
@@ -143,6 +150,7 @@ class _Run:
             for level in chain:
                 lower = self._level(level, clean, lower)
             self.store.drop_images(lower)
+        self.store.drop_all_images(self.subject.name, self.name)
 
     def _saved(self, level: str, stage: str) -> Saved | None:
         return self.store.saved(self.subject.name, self.name, level, stage)
