@@ -38,6 +38,10 @@ INCONSISTENT = 1e-4
 """From what share of the outputs' standard deviation on a model answers differently from call to call."""
 
 
+class FaultyAttack(RuntimeError):
+    """An attack broke its own rules: no figure of this evaluation can be trusted, so nothing goes on."""
+
+
 def run_case(
     subject: Subject,
     name: str,
@@ -59,11 +63,12 @@ def run_case(
 
     Raises:
         PlaceError: the store cannot be written.
+        FaultyAttack: an error of ours, which no case is to blame for.
     """
     todo = _Run(subject, name, settings, store, tell)
     try:
         todo.all_levels()
-    except PlaceError:
+    except (PlaceError, FaultyAttack):
         raise
     except Exception as error:  # of the model's own code, for this one image
         lines = "" if isinstance(error, InputError) else traceback.format_exc()
@@ -315,7 +320,7 @@ class _Run:
         """Largest perturbation as a share of its radius.
 
         Raises:
-            RuntimeError: the attack broke its threat: an error of ours.
+            FaultyAttack: the attack broke its threat.
         """
         delta = images.double() - clean.double()
         share = float((threat.size(delta) / threat.radius(clean.double())).max())
@@ -333,7 +338,7 @@ class _Run:
             if bool(delta[:, others].any()):
                 faults.append("a channel that is not an intensity was changed")
         if faults:
-            raise RuntimeError(f"{stage.name} on {self.name}: {'; '.join(faults)}. Please report this.")
+            raise FaultyAttack(f"{stage.name} on {self.name}: {'; '.join(faults)}. Please report this.")
         return share
 
     def _lowest(
@@ -345,7 +350,7 @@ class _Run:
         lowest score that was seen counts, and the red flags tell.
 
         Raises:
-            RuntimeError: an error of ours.
+            FaultyAttack: an error of ours.
         """
         seen = list(zip(worst, own, before, strict=True))
         broken = next((low for low, *others in seen if any(low.remaining > o.remaining + 1e-6 for o in others)), None)
@@ -353,7 +358,7 @@ class _Run:
             return worst
         found = consistency(self.case, images.to(device_of(self.case.network)))
         if found["repeat"] <= INCONSISTENT and found["batch"] <= INCONSISTENT:
-            raise RuntimeError(f"{stage.name} on {broken.case}: the worst score {broken.score} is not the worst.")
+            raise FaultyAttack(f"{stage.name} on {broken.case}: the worst score {broken.score} is not the worst.")
         return tuple(min(scores, key=lambda s: s.remaining) for scores in seen)
 
 
