@@ -95,10 +95,7 @@ def test_no_case_that_the_network_takes_is_2_and_leaves_nothing(
 ) -> None:
     assert bad(tmp_path / "out", "all_odd") == 2
     said = capsys.readouterr().err
-    assert (
-        "monai-adv: even: network: received '0 in a batch of (1, 1, 5, 5)', allowed is images that it takes, also where a"
-        in said
-    )
+    assert "monai-adv: even: network: received '0 in a batch of (1, 1, 5, 5)', allowed is images that it takes" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -107,7 +104,7 @@ def test_no_case_that_the_network_takes_is_2_and_leaves_nothing(
     [
         (
             "in_numpy",
-            "allowed is images that it takes, also whereeError: Can't call numpy",
+            "also where a gradient is wanted; RuntimeError: Can't call numpy() on Tensor",
         ),
         (
             "one_by_one",
