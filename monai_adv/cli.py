@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import metadata
 
 from monai_adv import demo, doctor, export, methods
 from monai_adv.bundles import command as bundle
-from monai_adv.errors import InputError
+from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation import command as evaluate
+from monai_adv.evaluation import report_command as report
 
 # Parsers are built at every start: these modules import torch and the like only inside what they run.
-COMMANDS = (bundle, demo, doctor, evaluate, export, methods)
+COMMANDS = (bundle, demo, doctor, evaluate, export, methods, report)
+UNEXPECTED = 4
+"""Exit code of an error that none of us foresaw; 1, Python's own, is a result of ``monai-adv evaluate``."""
+BROKEN_PIPE = 141
+"""As of any program that writes to ``| head`` when that has ended."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,19 +41,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``monai-adv``; those of the process when None.
 
     Returns:
-        The exit code: the subcommand's own, or 2 for input that cannot be used.
+        The exit code: the subcommand's own, 2 for input that cannot be used, or 4 for an unexpected error, which the
+        last line names.
 
     Raises:
         SystemExit: for ``--help``, ``--version`` and words that argparse rejects.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name that the terminal cannot show must not end a long run
+            stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
     args.words = list(sys.argv[1:] if argv is None else argv)
     try:
         code: int = args.run(args)
+        sys.stdout.flush()
     except InputError as error:
         print(f"monai-adv: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return BROKEN_PIPE
+        traceback.print_exc()
+        print(
+            f"monai-adv: unexpected error, exit code {UNEXPECTED}: {in_a_sentence(error)} What was finished is kept; "
+            "please report this with the lines above.",
+            file=sys.stderr,
+        )
+        return UNEXPECTED
     return code
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is closed at its other end; then Python shall not complain about it again."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _version() -> str:

@@ -1,9 +1,13 @@
-"""The one exception that this package raises for input it cannot accept."""
+"""The exception that this package raises for input it cannot accept, and errors of others in one sentence."""
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+from types import TracebackType
 
 from monai_adv.foreign_text import printable
 
@@ -26,7 +30,7 @@ class InputError(ValueError):
     def of(cls, name: str, received: object, allowed: str, todo: str = "") -> InputError:
         """Build the sentence from its four parts."""
         sentence = f"{name}: received {received!r}, allowed is {allowed}" + (f"; {todo}" if todo else "")
-        return cls(sentence if sentence.endswith("?") else f"{sentence}.")
+        return cls(sentence if sentence.endswith(("?", "...")) else f"{sentence}.")
 
     def about(self, model: str) -> InputError:
         """The same of one of several models, which is named in front."""
@@ -44,6 +48,10 @@ class InputError(ValueError):
         return cls(sentence if sentence.endswith("?") else f"{sentence}.")
 
 
+class PlaceError(InputError):
+    """A folder that was written to cannot be written any more: no fault of a case, so nothing can go on."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"did you mean 'eps'?"`` for a near miss, otherwise the list of what is known."""
     names = sorted(known)
@@ -52,7 +60,56 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def first_cause(error: BaseException) -> str:
-    """The first cause of an error in one line: MONAI wraps errors in others that only say where."""
+    """The first cause of an error in one line: MONAI wraps errors in others that only say where.
+
+    Example:
+        >>> first_cause(ValueError("no such axis."))
+        'ValueError: no such axis'
+    """
+    if (sentence := own_sentence(error)) is not None:
+        return sentence.rstrip(".")
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(".")
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(".: ")
+
+
+def own_sentence(error: BaseException) -> str | None:
+    """The sentence of the :class:`InputError` that others wrapped, or None: MONAI adds whole configs to it."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, InputError):
+            return str(found)
+        found = found.__cause__
+    return None
+
+
+def in_a_sentence(error: BaseException) -> str:
+    """Any error in one line: our own sentence, or what was raised and in which line of whose code.
+
+    Example:
+        >>> in_a_sentence(InputError.of("eps", -1.0, "a number > 0"))
+        'eps: received -1.0, allowed is a number > 0.'
+    """
+    if (sentence := own_sentence(error)) is not None:
+        return sentence
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{first_cause(error)}{where}."
+
+
+def say_it_last() -> None:
+    """Let an uncaught error that wraps our sentence end with it: MONAI's own message prints 50 lines of a config."""
+    shown = sys.excepthook
+    if getattr(shown, "says_it_last", False):
+        return
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        shown(kind, error, trace)
+        sentence = own_sentence(error)
+        if sentence is not None and not isinstance(error, InputError):
+            print(f"monai-adv: {sentence}", file=sys.stderr)
+
+    show.says_it_last = True  # type: ignore[attr-defined]
+    sys.excepthook = show

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+import platform
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = ".tmp"
+PARTIAL = ".partial"
+LOCK = "lock"
 
 
 @contextmanager
@@ -72,3 +80,61 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_whole(path: str | Path, content: bytes | str) -> None:
+    """Write by :func:`whole_file` what is there already; several processes may write the same path.
+
+    Args:
+        path: of the file.
+        content: text is written in UTF-8; what that does not have, as in file names of other code pages, ``\\udcff``.
+
+    Raises:
+        OSError: see :func:`whole_file`.
+    """
+    with whole_file(path, f"-{secrets.token_hex(4)}{PARTIAL}") as file:
+        file.write(content.encode("utf-8", errors="backslashreplace") if isinstance(content, str) else content)
+
+
+def locked(folder: Path) -> TextIO | None:
+    """Take a folder for this process alone, until the file that is returned is given to :func:`unlocked`.
+
+    The system frees the lock when the process ends, however it ends: a lock file that is left behind means nothing.
+
+    Returns:
+        the open lock file, or None where the system or the file system has no locks.
+
+    Raises:
+        BlockingIOError: another process has it; the message says which.
+        OSError: the folder cannot be written.
+    """
+    if fcntl is None:
+        return None
+    path = folder / LOCK
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise BlockingIOError(holder) from None
+        except OSError:  # a network file system without locks
+            file.close()
+            return None
+        # The one before may have deleted the file between our opening and our locking it.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            return file
+        file.close()
+
+
+def unlocked(file: TextIO | None) -> None:
+    """Give a folder free again."""
+    if file is not None:
+        with suppress(OSError):  # the folder may be gone
+            os.unlink(file.name)
+        file.close()

@@ -91,7 +91,8 @@ def frozen(network: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
     A compiled network computes weight gradients even for ``autograd.grad(loss, images)`` unless the weights did not
     require gradients when it was traced, so freezing saves a third of every attack step there. In eager mode it costs
     nothing. On exit ``requires_grad`` of every parameter, ``training`` of every submodule, every buffer (BatchNorm
-    statistics) and the default random streams (dropout) are as before.
+    statistics) and the default random streams (dropout) are as before. Images are left alone too: see
+    :func:`inputs_untouched`.
 
     Args:
         network: the model, possibly compiled, possibly wrapped in DDP.
@@ -112,7 +113,7 @@ def frozen(network: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
     devices = {p.device for p, _ in flags if p.device.type == "cuda"}
     streams = torch.random.fork_rng(devices=list(devices)) if mode == "train" else nullcontext()
     try:
-        with streams:
+        with streams, inputs_untouched(network):
             for parameter, _ in flags:
                 parameter.requires_grad_(False)
             network.train(mode == "train")
@@ -125,6 +126,26 @@ def frozen(network: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
+
+
+@contextmanager
+def inputs_untouched(network: nn.Module) -> Iterator[None]:
+    """Give the network copies of its images: one that works in place would change ours, or fail on a leaf of autograd.
+
+    A compiled network gets the images themselves: the copy would lose what :func:`any_batch_size` marks.
+    """
+
+    def copied(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
+
+    if is_compiled(network):
+        yield
+        return
+    handle = network.register_forward_pre_hook(copied)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def detached(outputs: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:

@@ -131,7 +131,7 @@ def test_the_lower_level_is_a_candidate_of_the_higher_one(tmp_path: Path, monkey
 
 def interruptions(folder: Path, subject: Subject, settings: EvaluationSettings) -> int:
     """Die before every write in turn; returns how often."""
-    write, died = store_module._write, 0
+    write, died = store_module.write_whole, 0
     for case in subject.cases:
         at = 1
         while True:
@@ -144,7 +144,7 @@ def interruptions(folder: Path, subject: Subject, settings: EvaluationSettings) 
                     raise KeyboardInterrupt
                 write(path, content)
 
-            store_module._write = writes
+            store_module.write_whole = writes
             try:
                 with reproducible(settings):
                     run_case(subject, case, settings, Store(folder))
@@ -153,7 +153,7 @@ def interruptions(folder: Path, subject: Subject, settings: EvaluationSettings) 
                 died += 1
                 at = at % 4 + 1  # after none, one, two and three writes of a run
             finally:
-                store_module._write = write
+                store_module.write_whole = write
     return died
 
 

@@ -213,7 +213,8 @@ def scaled_input_gradient(
         mode: in which the network made the output.
     """
     outputs = [output] if isinstance(output, Tensor) else list(output)
-    leaves = [(o.detach() if o.dtype == torch.float64 else o.detach().float()).requires_grad_() for o in outputs]
+    values = [o.clone() if o.is_inference() else o.detach() for o in outputs]
+    leaves = [(v if v.dtype == torch.float64 else v.float()).requires_grad_() for v in values]
     losses = loss(leaves[0] if isinstance(output, Tensor) else leaves)
     gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
     used = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]

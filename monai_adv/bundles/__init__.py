@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from monai_adv.errors import say_it_last
+
 if TYPE_CHECKING:
     from monai_adv.bundles.image_index import file_cells, image_files, read_index
     from monai_adv.bundles.phantoms import write_phantom
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from monai_adv.bundles.transforms import GreySliced, WithinRanged
     from monai_adv.bundles.weights import load_weights
     from monai_adv.evaluation.live_bundle import evaluate
+
+say_it_last()
 
 _PLACES = {
     "GreySliced": "monai_adv.bundles.transforms",

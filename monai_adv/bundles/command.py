@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from monai_adv.errors import InputError, did_you_mean
+from monai_adv.files import whole_folder
 
 HERE = Path(__file__).parent
 PLACES = (HERE.parents[1] / "bundles", HERE / "zoo")
@@ -67,13 +68,17 @@ def copy_bundle(name: str, folder: str | Path) -> Path:
         the folder.
 
     Raises:
-        InputError: there is no bundle of that name, or the folder exists.
+        InputError: there is no bundle of that name, or the folder exists or cannot be made.
     """
     known = bundles()
     if name not in known:
         raise InputError.of("bundle", name, f"one of {', '.join(sorted(known))}", did_you_mean(name, known))
     folder = Path(folder)
-    if folder.exists():
-        raise InputError.of("folder", str(folder), "a new folder", "give another one, or remove this one")
-    shutil.copytree(known[name], folder, ignore=shutil.ignore_patterns(*OUTPUTS))
+    try:
+        if folder.exists():
+            raise InputError.of("folder", str(folder), "a new folder", "give another one, or remove this one")
+        with whole_folder(folder) as copy:
+            shutil.copytree(known[name], copy, ignore=shutil.ignore_patterns(*OUTPUTS), dirs_exist_ok=True)
+    except OSError as error:
+        raise InputError.of("folder", str(folder), f"a folder that can be made ({error.strerror})") from error
     return folder

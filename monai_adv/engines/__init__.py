@@ -13,6 +13,9 @@ from monai_adv.engines.robust_scores import RobustScores
 from monai_adv.engines.robust_state import RobustState
 from monai_adv.engines.robust_trainer import RobustTrainer
 from monai_adv.engines.sample_ids import indexed
+from monai_adv.errors import say_it_last
+
+say_it_last()
 
 if TYPE_CHECKING:
 

@@ -135,7 +135,7 @@ class _Bundle(OpenBundle):
                 _cache_nothing(parser, places["data"])
                 dataset = _part(parser, places["data"], self.folder, todo=absent)
             else:
-                dataset = _part(parser, LOADERS, self.folder, alternatives=DATA, todo=absent).dataset
+                dataset = getattr(_part(parser, LOADERS, self.folder, alternatives=DATA, todo=absent), "dataset", None)
             loss = _part_or_none(parser, places["loss"])
             postprocessing = None if source.activation else _part_or_none(parser, places["postprocessing"])
         if isinstance(network, nn.Module):

@@ -9,6 +9,7 @@ options were given. Its module is imported whenever the command line is parsed: 
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from importlib import metadata
@@ -38,8 +39,9 @@ EPILOG = """\
 exit codes:
   0    all is well
   1    finished, but some cases could not be used; the summary names the files
-  2    the input cannot be used
+  2    the input, or the folder of the report, cannot be used
   3    finished, and a red flag says that the figures are not reliable (also if cases could not be used)
+  4    an unexpected error, which the last line names; what was finished is kept
   130  interrupted; the same command goes on
 
 examples:
@@ -126,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"monai-adv: models of {name} cannot be evaluated here ({reason})", file=sys.stderr)
     args.device = _device(args.device)
     args.box = tuple(args.box) if args.box else None
+    output = _folder(args.output)
     settings = _settings(args)
     sources: list[Source] = list(chain.from_iterable(host.sources(args) for host in args.hosts))
     if not sources:
@@ -137,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
     wants_dask = args.dask or (args.workers or 1) > 1
     certificates = _certificates(args)
     pool: Pool = Dask(args.dask or "local", args.workers or 1, certificates) if wants_dask else ThisProcess()
-    session = Session(sources, settings, Path(args.output).resolve(), pool)
+    session = Session(sources, settings, output, pool)
     try:
         session.prepare(write=not args.dry_run)
         if args.dry_run:
@@ -151,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"\nInterrupted. All finished stages are kept; go on with\n  {again}", file=sys.stderr)
         return INTERRUPTED
     finally:
+        session.close()
         pool.close()
 
 
@@ -191,7 +195,7 @@ def _cases(words: list[str] | None) -> int | tuple[str, ...] | None:
     if words is None:
         return None
     # A single number is a count, unless it has zeros in front, as names of files do.
-    if len(words) == 1 and words[0].lstrip("-").isdigit() and str(int(words[0])) == words[0]:
+    if len(words) == 1 and re.fullmatch("-?(0|[1-9][0-9]{0,17})", words[0]):
         return int(words[0])
     return tuple(words)
 
@@ -209,15 +213,29 @@ def _threads(args: argparse.Namespace) -> int:
     return torch.get_num_threads()
 
 
+def _folder(word: str) -> Path:
+    """Absolute: a worker may have another current folder."""
+    try:
+        folder = Path(word).resolve()
+        folder.exists()
+    except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError.of("-o", word, "the path of a folder", f"the system says: {reason}") from error
+    return folder
+
+
 def _device(name: str | None) -> str:
     import torch
 
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
+    allowed = "cpu, cuda, cuda:1, ..."
     try:
-        torch.device(name)
+        kind = torch.device(name).type
     except RuntimeError as error:
-        raise InputError.of("device", name, "cpu, cuda, cuda:1, ...") from error
+        raise InputError.of("device", name, allowed) from error
+    if kind == "meta":
+        raise InputError.of("device", name, allowed, "a meta device has shapes and no numbers")
     return name
 
 

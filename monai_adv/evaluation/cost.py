@@ -12,6 +12,7 @@ from monai_adv.attacks.base import Attack
 from monai_adv.attacks.pgd import PGD
 from monai_adv.attacks.square import Square
 from monai_adv.attacks.white_noise import WhiteNoise
+from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation.plans import Stage
 from monai_adv.evaluation.subject import Case, Record
 from monai_adv.network_state import device_of
@@ -66,13 +67,32 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.forward + other.forward, self.backward + other.backward, self.seconds + other.seconds)
 
+    def times(self, factor: float) -> Cost:
+        """Of more or fewer cases like these."""
+        return Cost(round(self.forward * factor), round(self.backward * factor), self.seconds * factor)
+
 
 def measure(case: Case, batch_size: int) -> Timing:
     """Time steps of attacks and a scoring on one case, each after one that warms up.
 
     Both a full batch and a single input are timed, and the dearer one counts: what survives long attacks is few inputs,
     and a pass of few costs more for each.
+
+    Raises:
+        InputError: a network that cannot be called on these images, or only where no gradient is wanted.
     """
+    try:
+        return _timing(case, batch_size)
+    except InputError:
+        raise
+    except Exception as error:  # of the network's own code, or of a loss that does not fit its output
+        count = min(batch_size, len(case.images))
+        found = f"{case.name} in a batch of {(count, *case.images.shape[1:])}"
+        allowed = "images that it takes, also where a gradient is wanted"
+        raise InputError.of("network", found, allowed, in_a_sentence(error).rstrip(".")) from error
+
+
+def _timing(case: Case, batch_size: int) -> Timing:
     forward = backward = 0.0
     for count in sorted({1, min(batch_size, len(case.images))}):
         voxels = case.images[:count].numel()

@@ -191,7 +191,7 @@ def _figure(kind: Kind, axis: str, chain: Sequence[Level]) -> tuple[Figure, Axes
     figure = Figure(figsize=(5.8, 3.9), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     plot = figure.subplots()
-    plot.set(xlabel=axis, ylabel=SCORE[kind], ylim=(-1, 101), xlim=(0, chain[-1].eps * 1.02))
+    plot.set(xlabel=plain_text(axis), ylabel=SCORE[kind], ylim=(-1, 101), xlim=(0, chain[-1].eps * 1.02))
     ticks = [0.0]
     for level in chain:
         if level.eps - ticks[-1] > (0.08 if len(ticks) == 1 else 0.05) * chain[-1].eps:

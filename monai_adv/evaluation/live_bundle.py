@@ -8,6 +8,7 @@ In a bundle's ``configs/robustness.json``, on top of ``train.json`` and ``evalua
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def evaluate(
     )  # fmt: skip
     folder = Path(output).resolve()
     session = Session([LiveSource(as_subject(bundle))], settings, folder, ThisProcess())
-    session.prepare()
-    session.finish()
+    with closing(session):
+        session.prepare()
+        session.finish()
     return folder / "report.html"

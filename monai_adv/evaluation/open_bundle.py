@@ -197,6 +197,11 @@ class OpenBundle:
     ) -> None:
         if not isinstance(network, nn.Module):
             raise InputError.of("network", type(network).__name__, "a torch.nn.Module under network_def or network")
+        if not callable(inferer):
+            raise InputError.of("inferer", inferer, "a MONAI inferer, or no such key", "it runs the network")
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            allowed = "a data set of items with the keys image and label, with a length and an index"
+            raise InputError.of("dataset", dataset, allowed, "an attack needs the truth")
         self.name, self.dataset, self.box = name, _uncached(dataset), box
         self.rule, self.background, self.channels = rule, background, channels
         self.channel_names, self.absent = list(channel_names), absent

@@ -41,7 +41,10 @@ def usable_device(name: str | torch.device) -> torch.device:
         InputError: it cannot, and why.
     """
     try:
-        return torch.empty(0, device=name).device
+        found = torch.empty(0, device=name).device
+        if found.type == "meta":
+            raise InputError.of("device", str(name), "a device that computes", "a meta device has no numbers")
+        return found
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         todo = f"PyTorch says: {reason}; --device cpu always works"

@@ -170,9 +170,9 @@ def _masks(labels: Tensor, regions: bool, count: int) -> list[Mask]:
     return [(labels[i] > 0 if regions else labels == i + 1).numpy() for i in range(count)]
 
 
-def _label_map(masks: Sequence[Mask]) -> npt.NDArray[np.uint8]:
+def _label_map(masks: Sequence[Mask]) -> npt.NDArray[Any]:
     """Later regions are drawn over earlier ones."""
-    result = np.zeros(masks[0].shape, np.uint8)
+    result = np.zeros(masks[0].shape, np.uint8 if len(masks) < 256 else np.int32)
     for i, mask in enumerate(masks):
         result[mask] = i + 1
     return result

@@ -27,7 +27,7 @@ from monai_adv.attacks.sharp_dice import SharpDice
 from monai_adv.errors import InputError
 from monai_adv.evaluation.settings import Version
 from monai_adv.evaluation.subject import Case, Kind, Level, Score, Subject, mean_known
-from monai_adv.network_state import device_of, frozen
+from monai_adv.network_state import device_of, frozen, inputs_untouched
 from monai_adv.statistics import Passes
 from monai_adv.tasks import ClassificationTask, Output, Target, take, to_device
 from monai_adv.threats import ROUNDING, Threat
@@ -210,11 +210,12 @@ def consistency(case: Case, images: Tensor) -> dict[str, Any]:
     """
     # A single volume gets its own mirror image for company, paler: of another mean and spread.
     batch = images[:8] if len(images) > 1 else torch.cat([images, images.flip(-1) / 2])
-    first = _full(case.network(batch))
+    with inputs_untouched(case.network):
+        first = _full(case.network(batch))
+        again = _full(case.network(batch))
+        alone = torch.cat([_full(case.network(batch[i : i + 1])) for i in range(len(batch))])
+        repeated = torch.cat([_full(case.network(batch[i : i + 1])) for i in range(len(batch))])
     spread = first.double().std().clamp(min=1e-12)
-    again = _full(case.network(batch))
-    alone = torch.cat([_full(case.network(batch[i : i + 1])) for i in range(len(batch))])
-    repeated = torch.cat([_full(case.network(batch[i : i + 1])) for i in range(len(batch))])
 
     def change(a: Tensor, b: Tensor) -> float:
         return float((a - b).double().abs().max() / spread)

@@ -21,6 +21,7 @@ from monai_adv.evaluation.settings import Version
 from monai_adv.evaluation.statistics import Comparison, Interval, Test, level_name
 from monai_adv.evaluation.store import read_pictures
 from monai_adv.evaluation.subject import Level, Picture, Score
+from monai_adv.files import write_whole
 from monai_adv.foreign_text import printable
 from monai_adv.threats import Threat
 
@@ -41,8 +42,8 @@ KNOWS = {
 def write_report(folder: str | Path) -> Path:
     """Write ``report.html``, ``results.json``, ``results.csv``, ``tables.csv`` and the curves into a folder.
 
-    The page needs no other file, no network and no JavaScript. An evaluation that has not finished gets a page as well,
-    which says so.
+    Each is written whole or not at all. The page needs no other file, no network and no JavaScript. An evaluation that
+    has not finished gets a page as well, which says so.
 
     Returns:
         the page.
@@ -56,11 +57,11 @@ def write_report(folder: str | Path) -> Path:
     page = render(results, main, per_model, _worst_cases(folder, results))
     try:
         for curve in (*main, *(c for curves in per_model.values() for c in curves)):
-            (folder / f"{curve.name}.png").write_bytes(curve.png)
-        (folder / "results.json").write_text(as_json(results), encoding="utf-8")
-        (folder / "results.csv").write_text(as_csv(results), encoding="utf-8", newline="")
-        (folder / "tables.csv").write_text(as_table(results), encoding="utf-8", newline="")
-        (folder / "report.html").write_text(page, encoding="utf-8", errors="replace")
+            write_whole(folder / f"{curve.name}.png", curve.png)
+        write_whole(folder / "results.json", as_json(results))
+        write_whole(folder / "results.csv", as_csv(results))
+        write_whole(folder / "tables.csv", as_table(results))
+        write_whole(folder / "report.html", page)
     except OSError as error:
         raise InputError.of("-o", str(folder), f"a folder that can be written ({error.strerror})") from error
     return folder / "report.html"

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from monai_adv.errors import InputError
 from monai_adv.evaluation import statistics, store
 from monai_adv.evaluation.flags import Flag, Verdict, find_flags, verdict
 from monai_adv.evaluation.statistics import CLEAN, ClassRow, Comparison, Detection, Scores, Summary
@@ -109,18 +110,22 @@ def gather(folder: str | Path) -> Results:
     """Read a folder, finished or not, and compute all numbers.
 
     Raises:
-        InputError: not the folder of an evaluation.
+        InputError: not the folder of an evaluation, or nothing in it is finished.
     """
-    evaluation, records = store.read_evaluation(folder), store.read_records(folder)
+    evaluation, records = store.read_evaluation(folder), store.usable_records(folder)
+    if not records:
+        raise InputError(f"{folder}: no case is finished that could be used; run the evaluation first.")
     problems, probes = store.read_problems(folder), store.read_probes(folder)
     seed = int(evaluation["settings"]["seed"])
     lost = {(model, case) for model, case, _ in problems}
     unfinished = {entry["name"]: _unfinished(entry, records) for entry in evaluation["models"]}
     records = finished_records(evaluation, records)
+    keys = [level.key for level in statistics.levels(records)]  # of all models: one of them may not have begun
     models = [
         _model(
             entry,
             [r for r in records if r.model == entry["name"]],
+            keys,
             tuple(case for case in unfinished[entry["name"]] if (entry["name"], case) not in lost),
             probes.get(entry["name"], {}),
             seed,
@@ -166,10 +171,14 @@ def _unfinished(entry: Mapping[str, Any], records: Iterable[Record]) -> tuple[st
 
 
 def _model(
-    entry: Mapping[str, Any], records: list[Record], unfinished: tuple[str, ...], probes: dict[str, Any], seed: int
+    entry: Mapping[str, Any],
+    records: list[Record],
+    keys: list[str],
+    unfinished: tuple[str, ...],
+    probes: dict[str, Any],
+    seed: int,
 ) -> ModelResults:
     name, kind, classes = entry["name"], entry["kind"], tuple(entry["classes"])
-    keys = [level.key for level in statistics.levels(records)]
     scores = {"": statistics.own_scores(records, name, CLEAN)}
     scores |= {key: statistics.worst_scores(records, name, key) for key in keys}
     families = {level: {s["name"]: s["family"] for s in stages} for level, stages in entry["stages"].items()}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from monai_adv.attacks.base import Until, continued
 from monai_adv.attacks.corruptions import CORRUPTIONS, Corruption
-from monai_adv.errors import InputError
+from monai_adv.errors import InputError, PlaceError, in_a_sentence
 from monai_adv.evaluation.plans import Stage, corruption_key, corruptions, stages
 from monai_adv.evaluation.probes import consistency
 from monai_adv.evaluation.settings import EvaluationSettings
@@ -37,6 +38,10 @@ INCONSISTENT = 1e-4
 """From what share of the outputs' standard deviation on a model answers differently from call to call."""
 
 
+class FaultyAttack(RuntimeError):
+    """An attack broke its own rules: no figure of this evaluation can be trusted, so nothing goes on."""
+
+
 def run_case(
     subject: Subject,
     name: str,
@@ -44,7 +49,7 @@ def run_case(
     store: Store,
     tell: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Do all that the store does not have yet for one case.
+    """Do all that the store does not have yet for one case. Whatever it raises is a fault of this case alone.
 
     Args:
         subject: the model with its data.
@@ -55,12 +60,19 @@ def run_case(
 
     Returns:
         whether the case could be used; if not, the reason is in the store.
+
+    Raises:
+        PlaceError: the store cannot be written.
+        FaultyAttack: an error of ours, which no case is to blame for.
     """
     todo = _Run(subject, name, settings, store, tell)
     try:
         todo.all_levels()
-    except InputError as error:
-        store.add_problem(subject.name, name, str(error))
+    except (PlaceError, FaultyAttack):
+        raise
+    except Exception as error:  # of the model's own code, for this one image
+        lines = "" if isinstance(error, InputError) else traceback.format_exc()
+        store.add_problem(subject.name, name, in_a_sentence(error), lines)
         return False
     store.clear_problem(subject.name, name)
     return True
@@ -143,6 +155,7 @@ class _Run:
             for level in chain:
                 lower = self._level(level, clean, lower)
             self.store.drop_images(lower)
+        self.store.drop_all_images(self.subject.name, self.name)
 
     def _saved(self, level: str, stage: str) -> Saved | None:
         return self.store.saved(self.subject.name, self.name, level, stage)
@@ -307,7 +320,7 @@ class _Run:
         """Largest perturbation as a share of its radius.
 
         Raises:
-            RuntimeError: the attack broke its threat: an error of ours.
+            FaultyAttack: the attack broke its threat.
         """
         delta = images.double() - clean.double()
         share = float((threat.size(delta) / threat.radius(clean.double())).max())
@@ -325,7 +338,7 @@ class _Run:
             if bool(delta[:, others].any()):
                 faults.append("a channel that is not an intensity was changed")
         if faults:
-            raise RuntimeError(f"{stage.name} on {self.name}: {'; '.join(faults)}. Please report this.")
+            raise FaultyAttack(f"{stage.name} on {self.name}: {'; '.join(faults)}. Please report this.")
         return share
 
     def _lowest(
@@ -337,7 +350,7 @@ class _Run:
         lowest score that was seen counts, and the red flags tell.
 
         Raises:
-            RuntimeError: an error of ours.
+            FaultyAttack: an error of ours.
         """
         seen = list(zip(worst, own, before, strict=True))
         broken = next((low for low, *others in seen if any(low.remaining > o.remaining + 1e-6 for o in others)), None)
@@ -345,7 +358,7 @@ class _Run:
             return worst
         found = consistency(self.case, images.to(device_of(self.case.network)))
         if found["repeat"] <= INCONSISTENT and found["batch"] <= INCONSISTENT:
-            raise RuntimeError(f"{stage.name} on {broken.case}: the worst score {broken.score} is not the worst.")
+            raise FaultyAttack(f"{stage.name} on {broken.case}: the worst score {broken.score} is not the worst.")
         return tuple(min(scores, key=lambda s: s.remaining) for scores in seen)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -19,14 +19,26 @@ from monai_adv.evaluation.cost import Cost, Size, Timing, duration
 from monai_adv.evaluation.fingerprint import Marks
 from monai_adv.evaluation.probes import CASES, most_passes, spread
 from monai_adv.evaluation.settings import EvaluationSettings
-from monai_adv.evaluation.store import Store, read_cost, read_evaluation, read_probes, read_problems, read_records
+from monai_adv.evaluation.store import (
+    Store,
+    read_cost,
+    read_evaluation,
+    read_probes,
+    read_problems,
+    read_records,
+    usable_records,
+)
 from monai_adv.evaluation.subject import Record, Source, check_distinct
-from monai_adv.evaluation.workers import Job, Pool, ThisProcess, plan_of
+from monai_adv.evaluation.workers import Job, Killed, Pool, ThisProcess, plan_of
+from monai_adv.files import locked, unlocked
 from monai_adv.foreign_text import say
+
+SAMPLE = 20
+"""Cases of a model that a dry run reads: enough for a prediction, and minutes less than reading thousands."""
 
 
 class Session:
-    """Run it with :meth:`prepare`, then :meth:`finish`.
+    """Run it with :meth:`prepare`, then :meth:`finish`; :meth:`close` in any case.
 
     Args:
         sources: of the models.
@@ -48,18 +60,23 @@ class Session:
         say: Callable[[str], None] = say,
     ) -> None:
         run = uuid.uuid4().hex
-        self.jobs = [Job(run, source, settings, str(folder)) for source in sources]
+        self.jobs = [Job(run, source, settings, str(folder), number) for number, source in enumerate(sources)]
         self.settings, self.folder, self.pool, self.say = settings, folder, pool, say
         self.store = Store(folder)
         self.models: list[dict[str, Any]] = []
         self.sizes: list[dict[str, Size]] = []
         self.resumed = False
+        self._evaluation: dict[str, Any] = {}
+        self._marks: dict[str, Marks] = {}
+        self._at_most: dict[str, Any] | None = None
+        self._sampled = 1.0
+        self._lock: TextIO | None = None
 
     def prepare(self, write: bool = True) -> None:
-        """Open the models, look at all cases, predict the cost.
+        """Open the models, look at the cases, predict the cost. A new folder is not begun yet.
 
         Args:
-            write: start or go on with the folder; otherwise nothing is written.
+            write: go on with the folder if it holds this evaluation; look at all cases, not only at a sample.
 
         Raises:
             InputError: a model that does not load, no case that can be used, a folder that cannot be used.
@@ -69,14 +86,13 @@ class Session:
         told = self._all([(job.describe,) for job in self.jobs])
         self.models = [t["model"] for t in told]
         self._check_models()
-        marks: dict[str, Marks] = {}
         if write:
             for model, (found, of_files) in zip(
                 self.models, self._all([(j.identify,) for j in self.jobs]), strict=True
             ):
                 model.update(found)
-                marks[model["name"]] = of_files
-        evaluation = {
+                self._marks[model["name"]] = of_files
+        self._evaluation = {
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "machine": told[0]["machine"],
             "versions": told[0]["versions"],
@@ -86,22 +102,30 @@ class Session:
         }
         goes_on = write and (self.folder / "evaluation.json").exists()
         if goes_on:
-            self.store = Store.open(self.folder, evaluation, marks)
-        self._survey(goes_on)
-        if write:  # only now: input that is refused leaves no folder that the corrected command would have to fit
-            self.store = Store.open(self.folder, evaluation, marks)
-            self.store.add_cost(sizes=self._plain_sizes())
+            self._open()
             self.resumed = bool(read_records(self.folder))
-        self._bound(write)
+        self._survey(goes_on, sample=not write)
+        if not self.resumed:
+            self._bound()
 
     def finish(self) -> int:
         """All that is left, and the report.
 
         Returns:
             the exit code.
+
+        Raises:
+            InputError: no case could be used, or the folder cannot be used.
         """
+        # Only now: input that was refused, or not agreed to, leaves no folder that the corrected command has to fit.
+        self._open()
+        self.store.add_cost(sizes=self._plain_sizes(), **({"bound": self._at_most} if self._at_most else {}))
         self._run_cases()
+        if not usable_records(self.folder):
+            model, case, reason = next(problem for problem in read_problems(self.folder) if problem[1])
+            raise InputError(f"cases: none could be used. {model}, {case}: {reason}")
         self._measured()
+        self.store.drop_partials()  # nobody has anything left to write
         page = import_module("monai_adv.evaluation.report").write_report(self.folder)
         problems = read_problems(self.folder)
         verdicts = self._verdicts()
@@ -118,9 +142,40 @@ class Session:
             return 3
         return 1 if problems else 0
 
+    def close(self) -> None:
+        """Give the folder free."""
+        unlocked(self._lock)
+        self._lock = None
+
+    def _open(self) -> None:
+        """Start the folder or go on with it, for this process alone.
+
+        Raises:
+            InputError: it cannot be used, or another process uses it.
+        """
+        if self._lock is None:
+            self.store.check_place()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock = locked(self.folder)
+            except BlockingIOError as error:
+                raise InputError.of(
+                    "-o", str(self.folder), f"a folder in which no other evaluation runs, here {error}",
+                    "wait for its end, or give another folder",
+                ) from error  # fmt: skip
+        self.store = Store.open(self.folder, self._evaluation, self._marks)
+
     def _all(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Results of (function, arguments...), in their order."""
-        return [result for _, result in sorted(self.pool.run(_call, calls), key=lambda pair: pair[0])]
+        """Results of (function, arguments...), in their order.
+
+        Raises:
+            InputError: a process was killed.
+        """
+        results = [result for _, result in sorted(self.pool.run(_call, calls), key=lambda pair: pair[0])]
+        for i, result in enumerate(results):
+            if isinstance(result, Killed):
+                raise InputError(f"model {i + 1}: cannot be opened or called; {result.reason}.")
+        return results
 
     def _check_models(self) -> None:
         names = [m["name"] for m in self.models]
@@ -132,15 +187,15 @@ class Session:
             kinds = {m["name"]: m["kind"] for m in self.models}
             raise InputError.of("models", kinds, "only classifiers or only segmentation models in one comparison")
 
-    def _survey(self, goes_on: bool) -> None:
-        """Load every case once: its size, and whether it can be used, before hours of attacks."""
+    def _survey(self, goes_on: bool, sample: bool) -> None:
+        """Load every case once, or a sample: its size, and whether it can be used, before hours of attacks."""
         known = read_cost(self.folder).get("sizes", {}) if goes_on else {}
         self.sizes = [
             {case: Size(*size) for case, size in known.get(model["name"], {}).items()} for model in self.models
         ]
-        todo = [
-            (i, case) for i, model in enumerate(self.models) for case in model["cases"] if case not in self.sizes[i]
-        ]
+        looked_at: list[list[str]] = [spread(m["cases"], SAMPLE) if sample else list(m["cases"]) for m in self.models]
+        self._sampled = sum(map(len, looked_at)) / sum(len(m["cases"]) for m in self.models)
+        todo = [(i, case) for i, cases in enumerate(looked_at) for case in cases if case not in self.sizes[i]]
         calls = [(self.jobs[i].survey, case) for i, case in todo]
         reasons: dict[int, str] = {}
         for number, found in tqdm(self.pool.run(_call, calls), "reading", len(calls), unit="case", disable=not calls):
@@ -148,7 +203,7 @@ class Session:
             if isinstance(found, Size):
                 self.sizes[i][case] = found
             else:
-                reasons.setdefault(i, f"{case}: {found}")
+                reasons.setdefault(i, f"{case}: {found.reason if isinstance(found, Killed) else found}")
         for i, model in enumerate(self.models):
             if not self.sizes[i]:
                 raise InputError(f"{model['name']}: no case can be used. {reasons[i]}")
@@ -159,29 +214,29 @@ class Session:
             for model, found in zip(self.models, self.sizes, strict=True)
         }
 
-    def _bound(self, write: bool) -> None:
+    def _bound(self) -> None:
         """An upper bound of the cost, from the time of a pass."""
-        if self.resumed:
-            return
         total = Cost(0, 0, 0.0)
-        timings = self._all([(job.timing, self._good(i)[0]) for i, job in enumerate(self.jobs)])
+        timings = self._all([(job.timing, spread(self._good(i), SAMPLE)) for i, job in enumerate(self.jobs)])
         for i, timing in enumerate(timings):
             for part in self._most(i, timing):
                 total += part
-        cases, levels = sum(map(len, self.sizes)), len(self.settings.levels)
+        read, levels = sum(map(len, self.sizes)), len(self.settings.levels)
+        cases = round(read / self._sampled)
         self.say(
             f"{_count(len(self.models), 'model')}, {_count(cases, 'case')}, {_count(levels, 'level')}: at most "
             f"{total.forward} forward and {total.backward} backward passes of one input, about "
             f"{duration(total.seconds / self.pool.workers)}; less if attacks succeed early."
+            + ("" if self._sampled == 1 else f" Only {_count(read, 'case')} of them were looked at.")
         )
-        if write:
-            self.store.add_cost(bound={"forward": total.forward, "backward": total.backward, "seconds": total.seconds})
+        self._at_most = {"forward": total.forward, "backward": total.backward, "seconds": total.seconds}
 
     def _most(self, i: int, timing: Timing) -> tuple[Cost, Cost]:
         """Upper bounds for a model's cases, and for its probes."""
         model, sizes = self.models[i], self.sizes[i]
         plan = plan_of(self.settings, model["kind"], len(model["classes"]))
         attacks = cost.bound(plan, sizes.values(), timing, len(model["corruptions"]))
+        attacks = attacks.times(1 / self._sampled)
         probed = most_passes(model["kind"], self.settings.levels, self.settings.attacks, self.settings.box is not None)
         return attacks, cost.priced(probed, [sizes[case] for case in self._probed(i)], timing)
 
@@ -194,6 +249,22 @@ class Session:
             self._predict(pilot)
             probes = [((job.probe, self._probed(i)), 1) for i, job in enumerate(self.jobs)]
             self._run(probes + self._attacks(rest, tell), tell)
+        self._probe_again()
+
+    def _probe_again(self) -> None:
+        """Probes that met a case which could not be used are made again without those; now all of them are known."""
+        bad = {(model, case) for model, case, _ in read_problems(self.folder)}
+        for i, model in enumerate(self.models):
+            name = model["name"]
+            if self.store.probe(name) is None:
+                usable = [case for case in self._good(i) if (name, case) not in bad]
+                if not usable:
+                    continue
+                ((_, found),) = self.pool.run(_call, [(self.jobs[i].probe, tuple(spread(usable, CASES)))])
+                if reason := found.reason if isinstance(found, Killed) else found:
+                    self.store.add_problem(name, "", f"the probes for the red flags could not be made: {reason}")
+                    continue
+            self.store.clear_problem(name, "")
 
     def _tasks(self) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
         """(model, case) of the pilot and of the rest; cases that the survey could not use are among the rest."""
@@ -215,8 +286,11 @@ class Session:
         ]
 
     def _run(self, calls: Sequence[tuple[tuple[Any, ...], int]], tell: Callable[..., None]) -> None:
-        for number, _ in self.pool.run(_call, [call for call, _ in calls]):
-            tell(calls[number][1])
+        for number, result in self.pool.run(_call, [call for call, _ in calls]):
+            (function, *arguments), records = calls[number]
+            if isinstance(result, Killed) and function.__name__ == Job.attack.__name__:
+                self.store.add_problem(self.models[function.__self__.number]["name"], arguments[0], result.reason)
+            tell(records)
 
     def _good(self, i: int) -> list[str]:
         """Cases of a model that can be used."""
@@ -284,7 +358,7 @@ class Session:
     def _finished(self) -> list[Record]:
         """Records of the cases that the report is about."""
         results = import_module("monai_adv.evaluation.results")
-        return list(results.finished_records(read_evaluation(self.folder), read_records(self.folder)))
+        return list(results.finished_records(read_evaluation(self.folder), usable_records(self.folder)))
 
     def _table(self) -> str:
         """Mean score per model and level; one decimal, in percent."""

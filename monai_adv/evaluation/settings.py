@@ -12,6 +12,10 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation.subject import Level
 
 Version = Literal["quick", "standard", "full"]
+SMALLEST, LARGEST = 1e-12, 1e12
+"""Radii whose squares, summed over the voxels of a volume, single precision still holds."""
+MOST_THREADS = 512
+"""More than any machine uses well; tens of thousands end the process."""
 VERSIONS: tuple[Version, ...] = ("quick", "standard", "full")
 
 
@@ -53,6 +57,8 @@ class EvaluationSettings:
         for level in self.levels:
             if not (math.isfinite(level.eps) and level.eps > 0):
                 raise InputError.of("eps", level.eps, "finite radii > 0", "the clean score is always measured")
+            if not SMALLEST <= level.eps <= LARGEST:
+                raise InputError.of("eps", level.eps, f"radii from {SMALLEST:g} to {LARGEST:g}", "check its unit")
             if level.unit == "rms" and level.norm == "linf":
                 raise InputError.of("unit", "rms", "'norm' or 'raw' for linf", "its radius is per voxel already")
         for norm, group in groupby(sorted(self.levels, key=lambda level: level.norm), lambda level: level.norm):
@@ -67,8 +73,8 @@ class EvaluationSettings:
             raise InputError.of("seed", self.seed, "a whole number >= 0")
         if self.batch_size < 1:
             raise InputError.of("batch-size", self.batch_size, "a whole number >= 1")
-        if self.threads < 1:
-            raise InputError.of("threads", self.threads, "a whole number >= 1")
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise InputError.of("threads", self.threads, f"a whole number from 1 to {MOST_THREADS}")
         if self.box is not None and not (all(map(math.isfinite, self.box)) and self.box[0] < self.box[1]):
             raise InputError.of("box", self.box, "finite numbers LOW < HIGH", "give no box for z-scored images")
         if self.cases is not None and (self.cases < 1 if isinstance(self.cases, int) else not self.cases):

@@ -8,9 +8,10 @@ Layout; every file is written beside its place and then moved into it, so a file
     records/MODEL/CASE/LEVEL.STAGE.json
     images/MODEL/CASE/LEVEL.STAGE.npz      worst images so far, only as long as they are needed to go on
     pictures/MODEL/CASE/LEVEL.npz          worst images as pictures, written after the last stage of a level
-    problems/MODEL/CASE.json               a case that could not be used, with the reason
+    problems/MODEL/CASE.json               a case that could not be used, with the reason; MODEL.json: its probes
     probes/MODEL.json                      what the probes for the red flags found
     files.json                             content hashes of the files that an evaluation depends on
+    lock                                   held by the process that writes; see :func:`monai_adv.files.locked`
 
 Every file carries a checksum over its content and its place (see seal.py), also over the evaluation that it belongs to:
 what was edited, copied or shortened is refused, with its name. Nothing outside the folder is read or deleted, whatever
@@ -28,7 +29,7 @@ import hashlib
 import io
 import json
 import re
-import secrets
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,14 +42,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_adv.errors import InputError, first_cause
+from monai_adv.errors import InputError, PlaceError, first_cause
 from monai_adv.evaluation import seal
 from monai_adv.evaluation.fingerprint import Marks, changed, same_computed
 from monai_adv.evaluation.subject import Picture, Record, Score
-from monai_adv.files import whole_file
+from monai_adv.files import LOCK, PARTIAL, write_whole
 
 FORMAT = 2
-PARTIAL = ".partial"
 EVALUATION = "evaluation"
 AGAIN = "delete it and give the same command again"
 NOT_COMPARED = ("started", "machine")
@@ -111,6 +111,12 @@ def read_records(folder: str | Path) -> list[Record]:
     return records
 
 
+def usable_records(folder: str | Path) -> list[Record]:
+    """:func:`read_records` without the cases that could not be used: of those some levels may be missing."""
+    lost = {(model, case) for model, case, _ in read_problems(folder)}
+    return [record for record in read_records(folder) if (record.model, record.case) not in lost]
+
+
 def read_pictures(folder: str | Path, model: str, case: str, level: str) -> list[Picture]:
     """The worst images of one case at one level as pictures; empty while its level is not finished."""
     store = Store(folder)
@@ -126,11 +132,17 @@ def read_pictures(folder: str | Path, model: str, case: str, level: str) -> list
 
 
 def read_problems(folder: str | Path) -> list[tuple[str, str, str]]:
-    """``(model, case, reason)`` of all files that could not be used; the case is "" where it has no name."""
+    """``(model, case, reason)`` of all files that could not be used; the case is "" where it has no name.
+
+    Raises:
+        InputError: not the folder of an evaluation, or a damaged file in it.
+    """
     problems, store = [], Store(folder)
     for model in read_evaluation(folder)["models"]:
         problems += [(model["name"], "", reason) for reason in model["problems"]]
-        for path in sorted(store.path("problems", model["name"], suffix="").glob("*.json")):
+        of_model = store.path("problems", model["name"])
+        of_cases = sorted(store.path("problems", model["name"], suffix="").glob("*.json"))
+        for path in [*([of_model] if of_model.exists() else []), *of_cases]:
             content = store._read(path)
             problems.append((model["name"], content["case"], content["reason"]))
     return problems
@@ -155,6 +167,9 @@ def read_cost(folder: str | Path) -> dict[str, Any]:
         - ``sizes``: model -> case -> [inputs, voxels].
 
         Passes are counted in inputs. Seconds are those of all workers together, probes included.
+
+    Raises:
+        InputError: a damaged file.
     """
     path = Path(folder) / "cost.json"
     return Store(folder)._read(path) if path.exists() else {}
@@ -242,7 +257,7 @@ class Store:
         content = json.loads(json.dumps({"format": FORMAT, **evaluation}))
         if path.exists():
             here = read_evaluation(folder)
-            store._drop_partials()
+            store.drop_partials(3600)
             found = dict(_differences(here, content))
             # Plans follow from settings, levels and kinds: they are news only if nothing else differs.
             told = {k: v for k, v in found.items() if ".stages" not in k and ".corruptions" not in k} or found
@@ -258,7 +273,10 @@ class Store:
                     "Give its own settings to go on with it, or a new folder."
                 )
         else:
-            _write(path, _json(seal.sealed(content, EVALUATION)))
+            try:
+                write_whole(path, _json(seal.sealed(content, EVALUATION)))
+            except OSError as error:
+                raise InputError.of("-o", str(folder), f"a folder that can be written ({error.strerror})") from error
         if marks:
             store._write(store.folder / "files.json", dict(marks))
         return store
@@ -280,9 +298,9 @@ class Store:
         try:
             new = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / "trial", b"")
+            write_whole(self.folder / "trial", b"")
             (self.folder / "trial").unlink()
-            names = [p.name for p in self.folder.iterdir() if not p.name.endswith(PARTIAL)]
+            names = [p.name for p in self.folder.iterdir() if p.name != LOCK and not p.name.endswith(PARTIAL)]
             for folder in new:  # they come with the first file, when all input has been accepted
                 folder.rmdir()
         except OSError as error:
@@ -368,8 +386,12 @@ class Store:
     def drop_images(self, saved: Saved | None) -> None:
         """Delete images that no later stage needs."""
         if saved is not None and saved.images is not None:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 self._images_path(saved.images, saved.record.model, saved.record.case).unlink()
+
+    def drop_all_images(self, model: str, case: str) -> None:
+        """Delete what a case needed to go on, also what was left behind by a process that was killed."""
+        shutil.rmtree(self.path("images", model, case, suffix=""), ignore_errors=True)
 
     def add_pictures(self, model: str, case: str, level: str, pictures: list[Picture]) -> None:
         """Keep what a page can draw of a finished level."""
@@ -386,14 +408,15 @@ class Store:
         """Whether :meth:`add_pictures` was called."""
         return self.path("pictures", model, case, level, suffix=".npz").exists()
 
-    def add_problem(self, model: str, case: str, reason: str) -> None:
-        """Note that a case could not be used."""
-        self._write(self.path("problems", model, case), {"case": case, "reason": reason})
+    def add_problem(self, model: str, case: str, reason: str, details: str = "") -> None:
+        """Note that a case could not be used, or with case "" something else of a model; ``details``: a traceback."""
+        path = self.path("problems", model, case) if case else self.path("problems", model)
+        self._write(path, {"case": case, "reason": reason, "details": details})
 
     def clear_problem(self, model: str, case: str) -> None:
         """The case can be used now."""
         with suppress(FileNotFoundError):
-            self.path("problems", model, case).unlink()
+            (self.path("problems", model, case) if case else self.path("problems", model)).unlink()
 
     def add_probe(self, model: str, result: dict[str, Any]) -> None:
         """Keep what the probes of a model found."""
@@ -408,18 +431,22 @@ class Store:
         """Add to ``cost.json``; see :func:`read_cost`."""
         self._write(self.folder / "cost.json", {**read_cost(self.folder), **parts})
 
-    def _drop_partials(self) -> None:
-        """Delete what killed processes had not finished writing; recent files may belong to a living one."""
+    def drop_partials(self, age: float = 0.0) -> None:
+        """Delete what killed processes had not finished writing.
+
+        Args:
+            age: in seconds, of the youngest: a younger file may belong to a worker that still lives.
+        """
         for path in self.folder.rglob(f"*{PARTIAL}"):
-            with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > 3600:
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime >= age:
                     path.unlink()
 
     def _place(self, path: Path) -> tuple[str, str]:
         return self._identity, path.relative_to(self.folder).as_posix()
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
-        _write(path, _json(seal.sealed(content, *self._place(path))))
+        self._write_bytes(path, _json(seal.sealed(content, *self._place(path))))
 
     def _read(self, path: Path, todo: str = AGAIN) -> dict[str, Any]:
         """What :meth:`_write` wrote there.
@@ -431,7 +458,7 @@ class Store:
             return seal.opened(json.loads(path.read_text(encoding="utf-8")), *self._place(path))
 
     def _write_arrays(self, path: Path, compressed: bool = False, **arrays: np.ndarray[Any, Any]) -> None:
-        _write(path, _npz(compressed, **seal.sealed_arrays(arrays, *self._place(path))))
+        self._write_bytes(path, _npz(compressed, **seal.sealed_arrays(arrays, *self._place(path))))
 
     def _read_arrays(self, path: Path, model: str, case: str) -> dict[str, np.ndarray[Any, Any]]:
         with _reading(path, self._again(model, case)), np.load(path) as file:
@@ -447,6 +474,22 @@ class Store:
         if path.parent != self.path("images", model, case, suffix="") or path.is_symlink() or path.suffix != ".npz":
             raise ValueError(f"it names the images {name!r}, which are not of its case")
         return path
+
+    def _write_bytes(self, path: Path, content: bytes) -> None:
+        """Write a file of an evaluation that has begun.
+
+        Raises:
+            PlaceError: it cannot be written, or somebody deleted the folder.
+        """
+        if not (self.folder / "evaluation.json").exists():
+            raise PlaceError(f"{self.folder}: was deleted or moved away while the evaluation ran; start it again.")
+        try:
+            write_whole(path, content)
+        except OSError as error:
+            raise PlaceError(
+                f"{path}: cannot be written ({error.strerror or error}); make room or give the permission, and go on "
+                "with the same command. What was finished is kept."
+            ) from error
 
     def _record_path(self, model: str, case: str, level: str, stage: str) -> Path:
         return self.path("records", model, case, f"{level}.{stage}" if level else "clean")
@@ -521,9 +564,3 @@ def _npz(compressed: bool = False, **arrays: np.ndarray[Any, Any]) -> bytes:
     buffer = io.BytesIO()
     (np.savez_compressed if compressed else np.savez)(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Another process may be writing the same file."""
-    with whole_file(path, f"-{secrets.token_hex(4)}{PARTIAL}") as file:
-        file.write(content)

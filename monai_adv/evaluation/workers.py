@@ -1,13 +1,13 @@
 """Who does the work: this process, or the workers of a Dask cluster. The numbers are the same.
 
 Every case is a task of its own and keeps each finished stage in the store, which all workers reach by the same path.
-The task of a worker that dies is given to another one, which goes on from the store.
+The task of a worker that dies is given to another one, which goes on from the store. A task that kills every worker
+that takes it, as by lack of memory, is given up, and the others go on.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
-from monai_adv.errors import InputError
+from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation import cost
 from monai_adv.evaluation.fingerprint import Marks, computed, contents, marks_of
 from monai_adv.evaluation.plans import Stage, corruption_key, corruptions, stages
@@ -41,12 +41,14 @@ class Job:
         source: of the model.
         settings: of the evaluation.
         folder: of the store, absolute.
+        number: of the model in the run.
     """
 
     run: str
     source: Source
     settings: EvaluationSettings
     folder: str
+    number: int = 0
 
     def describe(self) -> dict[str, Any]:
         """What ``evaluation.json`` says about the model, and the ``versions`` and the ``machine`` where it is opened.
@@ -89,30 +91,45 @@ class Job:
             loaded = self._subject().load(case)
             for level in self.settings.levels:
                 check_threat(loaded.threat(level), loaded.images)
-        except InputError as error:
-            return str(error)
+        except Exception as error:  # of whatever reads the images
+            return in_a_sentence(error)
         return cost.Size(len(loaded.images), loaded.images.numel())
 
-    def timing(self, case: str) -> cost.Timing:
-        """Seconds of a pass."""
-        with reproducible(self.settings):
-            return cost.measure(self._subject().load(case), self.settings.batch_size)
+    def timing(self, cases: Sequence[str]) -> cost.Timing:
+        """Seconds of a pass on the first of these cases that the network takes.
+
+        Raises:
+            InputError: it takes none of them; says why not the first.
+        """
+        refused: InputError | None = None
+        for case in cases:
+            try:
+                with reproducible(self.settings):
+                    return cost.measure(self._subject().load(case), self.settings.batch_size)
+            except InputError as error:
+                refused = refused or error
+        assert refused is not None
+        raise InputError(f"{self._subject().name}: {refused}") from refused
 
     def attack(self, case: str, tell: Callable[[], None] = lambda: None) -> bool:
         """All levels and attacks of one case that the store does not have; see :func:`run_case`."""
         with reproducible(self.settings):
             return run_case(self._subject(), case, self.settings, self._store(), tell)
 
-    def probe(self, cases: tuple[str, ...]) -> None:
-        """The probes for the red flags, on these cases, unless the store has them."""
+    def probe(self, cases: tuple[str, ...]) -> str:
+        """The probes for the red flags, on these cases, unless the store has them; returns why they failed, or ""."""
         flags = import_module("monai_adv.evaluation.flags")  # draws the statistics of a report in with it
         store, subject = self._store(), self._subject()
         if store.probe(subject.name) is None:
             start = time.perf_counter()
-            with reproducible(self.settings):
-                steps = flags.STEPS[self.settings.attacks]
-                found = flags.probe(subject, self.settings.levels, self.settings.seed, cases, steps)
+            try:
+                with reproducible(self.settings):
+                    steps = flags.STEPS[self.settings.attacks]
+                    found = flags.probe(subject, self.settings.levels, self.settings.seed, cases, steps)
+            except Exception as error:  # of the model's own code, for some image
+                return in_a_sentence(error)
             store.add_probe(subject.name, {**found, "seconds": time.perf_counter() - start})
+        return ""
 
     def _store(self) -> Store:
         if not (Path(self.folder) / "evaluation.json").exists():
@@ -123,7 +140,7 @@ class Job:
         return Store(self.folder)
 
     def _subject(self) -> Subject:
-        key = self.run, pickle.dumps(self.source)
+        key = self.run, self.number
         if key not in _subjects:
             for old in [k for k in _subjects if k[0] != self.run]:
                 del _subjects[old]
@@ -131,7 +148,7 @@ class Job:
         return _subjects[key]
 
 
-_subjects: dict[tuple[str, bytes], Subject] = {}
+_subjects: dict[tuple[str, int], Subject] = {}
 
 
 def plan_of(settings: EvaluationSettings, kind: Kind, classes: int) -> dict[str, list[Stage]]:
@@ -160,6 +177,13 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()}, {cores} cores{gpu}"
 
 
+@dataclass(frozen=True)
+class Killed:
+    """What a task gives that killed every process that took it."""
+
+    reason: str = "every process that took it was killed, as the system does where memory is short; use fewer --workers"
+
+
 class Pool(Protocol):
     """Runs functions.
 
@@ -170,7 +194,10 @@ class Pool(Protocol):
     workers: int
 
     def run(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Call the function with each tuple of arguments; yields (number of the task, result) as they finish."""
+        """Call the function with each tuple of arguments; yields (number of the task, result) as they finish.
+
+        The result of a task that kills its process is :class:`Killed`, where that is not this process.
+        """
 
     def close(self) -> None:
         """Stop what is still running."""
@@ -221,11 +248,23 @@ class Dask:
 
     def run(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """See :class:`Pool`."""
-        as_completed: Any = import_module("distributed").as_completed
+        distributed: Any = import_module("distributed")
         futures = [self._client.submit(function, *task, pure=False) for task in tasks]
         numbers = {future.key: i for i, future in enumerate(futures)}
-        for future, result in as_completed(futures, with_results=True):
-            yield numbers[future.key], result
+        suspects = []
+        for future in distributed.as_completed(futures):
+            try:
+                result = future.result()
+            except distributed.KilledWorker:
+                suspects.append(numbers[future.key])
+            else:
+                yield numbers[future.key], result
+        for i in suspects:  # one by one: which of those that waited for a dying worker was it?
+            try:
+                result = self._client.submit(function, *tasks[i], pure=False).result()
+            except distributed.KilledWorker:
+                result = Killed()
+            yield i, result
 
     def close(self) -> None:
         """Cancel the tasks; stop the cluster if it is ours."""
