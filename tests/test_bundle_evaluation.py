@@ -554,6 +554,8 @@ def test_overrides(tmp_path: Path) -> None:
     merged = opened('+validate#inferer={"overlap": 0.75}').bundle.network.inferer
     assert (merged.overlap, merged.mode) == (0.75, inferer.mode)  # type: ignore[union-attr]
     opened("+datasetdir=/x")
+    # An argument that the config leaves to its default may look like another one (cache_rate).
+    opened("validate#dataset#cache_num=1")
     for word, message in (
         (
             "datasetdir=/x",

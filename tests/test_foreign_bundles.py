@@ -374,7 +374,7 @@ def test_two_processes(trained: Trained) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "Sample ids: file names, 12 files in 12 items of the data list." in done.stdout
+    assert "Sample ids: positions in the data list, 12 samples in 12 files." in done.stdout
     assert "Got new best metric of robust" in done.stdout
     first, second, best, state = (
         torch.load(trained.folder / "two" / f"{name}.pt", weights_only=True)

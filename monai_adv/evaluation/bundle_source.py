@@ -194,7 +194,8 @@ def _override(parser: ConfigParser, word: str) -> None:
         known = [k for k in siblings if not k.startswith("_")] if isinstance(siblings, dict) else []
         if above and not isinstance(siblings, dict):
             raise InputError.of("bundle-override", word, "a key of the bundle's config", f"there is no {above!r}")
-        if close := get_close_matches(last, known, n=1):
+        # A part may be given any argument that its config leaves to the default, whatever it looks like.
+        if not above and (close := get_close_matches(last, known, n=1)):
             todo = f"did you mean {close[0]!r}? A new key: +{word}"
             raise InputError.of("bundle-override", word, "a key of the bundle's config", todo)
     try:
