@@ -23,47 +23,48 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from monai_adv.evaluation.classification import ClassificationSubject
-from monai_adv.evaluation.live_bundle import LiveSource
-from monai_adv.evaluation.plain_segmentation import SegmentationSubject
-from monai_adv.evaluation.report import write_report
-from monai_adv.evaluation.session import Session
+from monai_adv.evaluation.models.bundle.live import LiveSource
+from monai_adv.evaluation.models.classifier import Classifier
+from monai_adv.evaluation.models.protocol import Model
+from monai_adv.evaluation.models.segmenter import Segmenter
+from monai_adv.evaluation.records import Level
+from monai_adv.evaluation.report.page import write_report
+from monai_adv.evaluation.run.session import Session
+from monai_adv.evaluation.run.workers import ThisProcess
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import read_records
-from monai_adv.evaluation.subject import Level, Subject
-from monai_adv.evaluation.workers import ThisProcess
 
 SETTINGS = EvaluationSettings((Level("linf", 0.02), Level("linf", 0.06)), "quick")
 
 
-def classifier() -> ClassificationSubject:
+def classifier() -> Classifier:
     """A linear network on 12 images in three groups."""
     generator = torch.Generator().manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     with torch.no_grad():
         network[1].weight.copy_(torch.randn(3, 16, generator=generator))
     images = torch.rand(12, 1, 4, 4, generator=generator)
-    return ClassificationSubject("tiny", network, images, network(images).argmax(1), "abc", box=(0, 1), group=4)
+    return Classifier("tiny", network, images, network(images).argmax(1), "abc", box=(0, 1), group=4)
 
 
-def segmenter() -> SegmentationSubject:
+def segmenter() -> Segmenter:
     """A threshold on two images."""
     network = nn.Conv2d(1, 2, 1)
     with torch.no_grad():
         network.weight.copy_(torch.tensor([0.0, 4.0]).view(2, 1, 1, 1))
         network.bias.copy_(torch.tensor([0.0, -2.0]))
     images = [torch.rand(1, 6, 6, generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    return SegmentationSubject("threshold", network, images, [(i[0] > 0.5).long() for i in images], ("lesion",))
+    return Segmenter("threshold", network, images, [(i[0] > 0.5).long() for i in images], ("lesion",))
 
 
-def evaluate(subject: Subject, folder: Path) -> int:
+def evaluate(model: Model, folder: Path) -> int:
     """The whole command, without what it prints."""
-    with closing(Session([LiveSource(subject)], SETTINGS, folder, ThisProcess(), say=lambda line: None)) as session:
+    with closing(Session([LiveSource(model)], SETTINGS, folder, ThisProcess(), say=lambda line: None)) as session:
         session.prepare()
         return session.finish()
 
 
-def left_after(subject: Subject, folder: Path, draw: random.Random, longest: float, kills: int) -> int:
+def left_after(model: Model, folder: Path, draw: random.Random, longest: float, kills: int) -> int:
     """Start, kill, start again until the evaluation ends; returns how often it was killed, at most ``kills`` times."""
     killed = 0
     while True:
@@ -71,7 +72,7 @@ def left_after(subject: Subject, folder: Path, draw: random.Random, longest: flo
         if child == 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # progress bars
             try:
-                evaluate(subject, folder)
+                evaluate(model, folder)
             except BaseException:
                 os._exit(1)
             os._exit(0)

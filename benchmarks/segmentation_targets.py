@@ -17,8 +17,8 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from torch import Tensor, nn
 
 from monai_adv.attacks.base import Attack, continued
-from monai_adv.evaluation.bundle_source import BundleSource
-from monai_adv.evaluation.subject import Case
+from monai_adv.evaluation.models.bundle.source import BundleSource
+from monai_adv.evaluation.models.protocol import Case
 from monai_adv.tasks import SegmentationTask, Task, take
 from monai_adv.threats import Threat
 from nnunet_trainers.evaluation.source import NNUNetSource
@@ -104,14 +104,14 @@ def problems(target: str, data: Path, weights: Path, cases: int) -> Iterable[Pro
     folder = data / "Dataset004_Hippocampus"
     names = sorted(file.name.removesuffix(".nii.gz") for file in (folder / "labelsTr").glob("*.nii.gz"))
     held_out = generate_crossval_split(names)[0]["val"][:cases]
-    subject: Any
+    model: Any
     if target.startswith("nnunet"):
         places = str(BUNDLE / "models" / target), str(folder / "imagesTr"), str(folder / "labelsTr")
-        subject = NNUNetSource(*places, cases=tuple(held_out)).open()
+        model = NNUNetSource(*places, cases=tuple(held_out)).open()
     else:
-        subject = BundleSource(str(BUNDLE), None, (f"dataset_dir={folder}",), f"models/{target}.pt").open()
-    for name in subject.cases[:cases]:
-        yield Patient(subject.load(name))
+        model = BundleSource(str(BUNDLE), None, (f"dataset_dir={folder}",), f"models/{target}.pt").open()
+    for name in model.cases[:cases]:
+        yield Patient(model.load(name))
 
 
 def attacked(

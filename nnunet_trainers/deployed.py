@@ -23,7 +23,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.geometry import Geometry, compare
+from monai_adv.evaluation.models.geometry import Geometry, compare
 from monai_adv.tasks.base import whole_labels
 from monai_adv.threats import Beyond
 from nnunet_trainers.raw_units import note_raw_units, plan_range, plan_raw_unit

@@ -6,7 +6,7 @@ import os
 import tempfile
 from importlib.util import find_spec
 
-from monai_adv.doctor import Check
+from monai_adv.cli.doctor import Check
 from monai_adv.probe import Outcome, run_steps
 from nnunet_trainers.discovery import (
     SEARCH_VARIABLE,

@@ -15,7 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.plain import usable_device
+from monai_adv.evaluation.models.plain import usable_device
 from nnunet_trainers.checkpoint import load_data
 from nnunet_trainers.named_code import check_named_code
 

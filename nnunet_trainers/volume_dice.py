@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from monai_adv.evaluation.subject import mean_known
-from monai_adv.evaluation.volume_scores import Mask, dice
+from monai_adv.metrics.score import mean_known
+from monai_adv.metrics.segmentation import Mask, dice
 
 Labels = Mapping[str, int | Sequence[int]]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from monai.bundle.workflows import ConfigWorkflow
 
-from monai_adv.bundles.command import copy_bundle
+from monai_adv.cli.bundle import copy_bundle
 from monai_adv.errors import InputError
 
 

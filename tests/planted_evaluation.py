@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from monai_adv.evaluation.statistics import parse_level
+from monai_adv.evaluation.models.protocol import Picture
+from monai_adv.evaluation.records import Record, parse_level
 from monai_adv.evaluation.store import Store
-from monai_adv.evaluation.subject import Picture, Record, Score
+from monai_adv.metrics.score import Score
 
 CLASSES = ("anterior", "posterior")
 FAMILIES = {"white noise": "random", "APGD-CE": "white-box", "SegPGD": "white-box", "Square": "black-box"}

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_adv.evaluation.classification import ClassificationSubject
-from monai_adv.evaluation.plain_segmentation import SegmentationSubject
+from monai_adv.evaluation.models.classifier import Classifier
+from monai_adv.evaluation.models.segmenter import Segmenter
 
 UNIT = "standard deviations of the z-scored image"
 
@@ -44,7 +44,7 @@ class ClippedGradient(torch.autograd.Function):
         return torch.where(gradient.abs() < 1e-5, gradient, torch.zeros_like(gradient))
 
 
-def classifier(before: Any = None, after: Any = None, name: str = "planted", **more: Any) -> ClassificationSubject:
+def classifier(before: Any = None, after: Any = None, name: str = "planted", **more: Any) -> Classifier:
     """16 images of 8 x 8 voxels in noise, half of them with a brighter, half with a darker centre."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(16) % 2
@@ -59,10 +59,10 @@ def classifier(before: Any = None, after: Any = None, name: str = "planted", **m
         linear.weight.copy_(torch.stack([-bright, bright]))
         linear.bias.zero_()
     network = Wrapped(nn.Sequential(nn.Flatten(), linear), before, after)
-    return ClassificationSubject(name, network, images, labels, ("dark", "bright"), unit=more.pop("unit", UNIT), **more)
+    return Classifier(name, network, images, labels, ("dark", "bright"), unit=more.pop("unit", UNIT), **more)
 
 
-def segmenter(before: Any = None, after: Any = None, name: str = "planted", **more: Any) -> SegmentationSubject:
+def segmenter(before: Any = None, after: Any = None, name: str = "planted", **more: Any) -> Segmenter:
     """Two images of 16 x 16 voxels with a bright disc in noise."""
     generator = torch.Generator().manual_seed(0)
     row, column = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
@@ -75,50 +75,50 @@ def segmenter(before: Any = None, after: Any = None, name: str = "planted", **mo
         network.weight.copy_(torch.stack([torch.zeros(1, 3, 3), torch.full((1, 3, 3), 4 / 9)]))
         network.bias.copy_(torch.tensor([0.0, -2.0]))
     planted = Wrapped(network, before, after)
-    return SegmentationSubject(name, planted, list(images), list(labels), ("disc",), unit=UNIT, **more)
+    return Segmenter(name, planted, list(images), list(labels), ("disc",), unit=UNIT, **more)
 
 
-def honest() -> ClassificationSubject:
+def honest() -> Classifier:
     return classifier(name="honest")
 
 
-def honest_segmenter() -> SegmentationSubject:
+def honest_segmenter() -> Segmenter:
     return segmenter(name="honest")
 
 
-def quantised_input() -> ClassificationSubject:
+def quantised_input() -> Classifier:
     return classifier(before=lambda x: (2 * x).round() / 2)
 
 
-def quantised_input_segmenter() -> SegmentationSubject:
+def quantised_input_segmenter() -> Segmenter:
     return segmenter(before=lambda x: (2 * x).round() / 2)
 
 
-def saturated_softmax() -> ClassificationSubject:
+def saturated_softmax() -> Classifier:
     return classifier(after=lambda y: (1e4 * y).softmax(1))
 
 
-def temperature_scaled_logits() -> ClassificationSubject:
+def temperature_scaled_logits() -> Classifier:
     return classifier(after=lambda y: 1e4 * y)
 
 
-def randomised_layer() -> ClassificationSubject:
+def randomised_layer() -> Classifier:
     return classifier(before=lambda x: x + 0.3 * torch.randn_like(x))
 
 
-def randomised_segmenter() -> SegmentationSubject:
+def randomised_segmenter() -> Segmenter:
     return segmenter(before=lambda x: x + 0.3 * torch.randn_like(x))
 
 
-def clipped_gradient() -> ClassificationSubject:
+def clipped_gradient() -> Classifier:
     return classifier(before=ClippedGradient.apply)
 
 
-def batch_statistics() -> ClassificationSubject:
+def batch_statistics() -> Classifier:
     return classifier(before=lambda x: x - x.mean())
 
 
-def guarded() -> ClassificationSubject:
+def guarded() -> Classifier:
     """What is brighter or darker than a scan gets the commonest answer, and no gradient: large attacks get lost."""
 
     def guard(x: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def guarded() -> ClassificationSubject:
     return classifier(before=guard)
 
 
-def detours() -> ClassificationSubject:
+def detours() -> Classifier:
     """A ripple along one direction that changes no answer and is most of the gradient."""
     direction = torch.randn(64, generator=torch.Generator().manual_seed(3))
 
@@ -139,20 +139,20 @@ def detours() -> ClassificationSubject:
     return classifier(before=ripple)
 
 
-def blind() -> ClassificationSubject:
+def blind() -> Classifier:
     """The same answer whatever it sees."""
     return classifier(after=lambda y: 0 * y + torch.tensor([5.0, 0.0]))
 
 
-def wrong_scale() -> ClassificationSubject:
+def wrong_scale() -> Classifier:
     """Images of 0 to 255 under a unit that says otherwise."""
     return classifier(before=lambda x: x / 100, scale=100.0)
 
 
-def honest_but_sure() -> ClassificationSubject:
+def honest_but_sure() -> Classifier:
     """Logits 5 times as large, which hide nothing from attacks that rescale their gradients."""
     return classifier(after=lambda y: 5 * y, name="honest")
 
 
-def roughly_quantised_input() -> ClassificationSubject:
+def roughly_quantised_input() -> Classifier:
     return classifier(before=lambda x: x.round())

@@ -18,7 +18,7 @@ from monai_adv import Threat
 from monai_adv.attacks.base import Strongest
 from monai_adv.attacks.segmentation_ensemble import SegmentationEnsemble
 from monai_adv.attacks.sharp_dice import SharpDice
-from monai_adv.evaluation.volume_scores import volume_score
+from monai_adv.metrics.segmentation import volume_score
 from monai_adv.tasks import SegmentationTask, dice_score
 from monai_adv.tasks.volume_slices import VolumeSlicesTask
 from nnunet_trainers.evaluation.slice_choice import worst_slices

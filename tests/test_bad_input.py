@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import bad_subjects
+import bad_models
 import pytest
 import torch
 from test_bundle_evaluation import _classification
@@ -19,20 +19,20 @@ from tiny_evaluate import evaluate
 from tiny_nnunet import write_case, write_model
 from torch import nn
 
-from monai_adv.bundles.command import copy_bundle
 from monai_adv.cli import main
+from monai_adv.cli.bundle import copy_bundle
 from monai_adv.errors import InputError
-from monai_adv.evaluation import live_bundle
-from monai_adv.evaluation.bundle_source import BundleSource
-from monai_adv.evaluation.classification import ClassificationSubject
-from monai_adv.evaluation.factory import FactorySource
-from monai_adv.evaluation.open_bundle import OpenBundle
-from monai_adv.evaluation.plain import usable_device
-from monai_adv.evaluation.plain_segmentation import SegmentationSubject
-from monai_adv.evaluation.report import write_report
+from monai_adv.evaluation.models.bundle import live as live_bundle
+from monai_adv.evaluation.models.bundle.opened import OpenBundle
+from monai_adv.evaluation.models.bundle.source import BundleSource
+from monai_adv.evaluation.models.classifier import Classifier
+from monai_adv.evaluation.models.factory import FactorySource
+from monai_adv.evaluation.models.plain import usable_device
+from monai_adv.evaluation.models.segmenter import Segmenter
+from monai_adv.evaluation.records import Level
+from monai_adv.evaluation.report.page import write_report
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import read_evaluation
-from monai_adv.evaluation.subject import Level
 from monai_adv.threats import Threat
 from nnunet_trainers.evaluation.source import NNUNetSource
 
@@ -86,7 +86,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return {
         "nnU-Net": ["-m", str(folder / "model"), *data],
         "bundle": ["--bundle", str(folder / "zoo")],
-        "factory": ["--factory", f"{bad_subjects.__file__}:without_graph"],
+        "factory": ["--factory", f"{bad_models.__file__}:without_graph"],
     }
 
 
@@ -139,7 +139,7 @@ def test_words_of_the_command(
         ("--factory no.such.module:f", "No module named 'no'"),
         ("--factory math:sqroot", "allowed is a function in math; "),
         ("--factory math:sqrt", "it raised TypeError"),
-        ("--factory tempfile:gettempdir", "a function that returns a subject; this one's lacks name, kind"),
+        ("--factory tempfile:gettempdir", "a function that returns a model; this one's lacks name, kind"),
         ("", "models: none were given"),
     ],
 )
@@ -199,16 +199,16 @@ def test_parts_of_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str], o
 # -------------------------------------------------------------------- Python
 
 IMAGES, LABELS = torch.rand(4, 1, 2, 2), torch.zeros(4)
-NETWORK = bad_subjects.Wrapped()
+NETWORK = bad_models.Wrapped()
 MAP = torch.zeros(4, 4)
 
 
 def classify(*images: Any, **more: Any) -> Any:
-    return ClassificationSubject("name", NETWORK, *images, **{"classes": "ab", **more})
+    return Classifier("name", NETWORK, *images, **{"classes": "ab", **more})
 
 
 def segment(images: Any, labels: Any, **more: Any) -> Any:
-    return SegmentationSubject("name", bad_subjects.EvenOnly(), images, labels, ("lesion",), **more)
+    return Segmenter("name", bad_models.EvenOnly(), images, labels, ("lesion",), **more)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def segment(images: Any, labels: Any, **more: Any) -> Any:
         (lambda: segment([MAP[None]], [MAP + 3]), "labels"),
         (lambda: segment([MAP[None]], [MAP], box=(0.0, 0.0)), "box"),
         (lambda: FactorySource("nowhere").open(), "factory"),
-        (lambda: FactorySource(f"{bad_subjects.__file__}:in_place", device="meta").open(), "device"),
+        (lambda: FactorySource(f"{bad_models.__file__}:in_place", device="meta").open(), "device"),
         (lambda: BundleSource("nowhere").open(), "nowhere: bundle"),
         (lambda: BundleSource(".", overrides=("x",)), "bundle-override"),
         (lambda: OpenBundle("name", NETWORK, lambda x, f: f(x), None), "dataset"),

@@ -28,13 +28,13 @@ from torch import Tensor, nn
 
 from monai_adv.attacks import PGD
 from monai_adv.errors import InputError
-from monai_adv.evaluation import bundle
-from monai_adv.evaluation.bundle_network import BundleNetwork
-from monai_adv.evaluation.bundle_source import BundleSource
-from monai_adv.evaluation.fingerprint import contents, marks_of
-from monai_adv.evaluation.open_bundle import BundleClassification, BundleSegmentation
+from monai_adv.evaluation.models.bundle import arguments as bundle
+from monai_adv.evaluation.models.bundle.opened import BundleClassifier, BundleSegmenter
+from monai_adv.evaluation.models.bundle.source import BundleSource
+from monai_adv.evaluation.models.fingerprint import contents, marks_of
+from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.store import read_records
-from monai_adv.evaluation.subject import Level
+from monai_adv.networks.inferer import BundleNetwork
 
 AFFINE = np.diag([2.0, 1.0, 1.0, 1.0])
 DENSENET = {"_target_": "DenseNet", "spatial_dims": 2, "in_channels": 1, "out_channels": 3, "init_features": 4,
@@ -148,14 +148,14 @@ def _classification(folder: Path, **changes: Any) -> BundleSource:
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_segmenting_bundle(tmp_path: Path, dims: int) -> None:
     source = _segmentation(tmp_path / "spleen", dims, size=20 if dims == 2 else 12)
-    subject = pickle.loads(pickle.dumps(source)).open()
-    assert isinstance(subject, BundleSegmentation)
-    assert (subject.name, subject.kind, subject.classes, subject.problems) == ("spleen", "segmentation", ("cube",), ())
-    assert subject.cases == ("image0.nii.gz", "image1.nii.gz")
-    assert "SlidingWindowInferer, windows" in subject.space
-    assert subject.unit == "units of the bundle's preprocessed image, 1 = 400 in the files"
+    model = pickle.loads(pickle.dumps(source)).open()
+    assert isinstance(model, BundleSegmenter)
+    assert (model.name, model.kind, model.classes, model.problems) == ("spleen", "segmentation", ("cube",), ())
+    assert model.cases == ("image0.nii.gz", "image1.nii.gz")
+    assert "SlidingWindowInferer, windows" in model.space
+    assert model.unit == "units of the bundle's preprocessed image, 1 = 400 in the files"
 
-    case = subject.load("image1.nii.gz")
+    case = model.load("image1.nii.gz")
     raw = nib.load(tmp_path / "spleen" / "data" / "image1.nii.gz").get_fdata()
     np.testing.assert_allclose(case.images[0, 0], (raw + 100) / 400, atol=1e-5)
     network = UNet(dims, 1, 2, (4, 8), (2,)).eval()
@@ -173,9 +173,9 @@ def test_a_segmenting_bundle(tmp_path: Path, dims: int) -> None:
 
 
 def test_hd95_is_in_the_files_millimetres(tmp_path: Path) -> None:
-    subject = _segmentation(tmp_path / "b", 3, size=12).open()
-    assert isinstance(subject, BundleSegmentation)
-    case = subject.load(subject.cases[0])
+    model = _segmentation(tmp_path / "b", 3, size=12).open()
+    assert isinstance(model, BundleSegmenter)
+    case = model.load(model.cases[0])
     assert case.spacing == pytest.approx((2.0, 1.0, 1.0))
 
 
@@ -197,7 +197,7 @@ def test_gradient_through_the_sliding_window() -> None:
 
 def test_regions_and_single_outputs(tmp_path: Path) -> None:
     one = _segmentation(tmp_path / "one", 2, heads=1).open()
-    assert isinstance(one, BundleSegmentation)
+    assert isinstance(one, BundleSegmenter)
     assert one.regions
     assert one.classes == ("region 1",)
     case = one.load("image0.nii.gz")
@@ -216,11 +216,11 @@ def test_one_hot_labels_are_classes_and_others_regions(tmp_path: Path) -> None:
         dataset = json.loads((tmp_path / name / "configs" / "train.json").read_text())["validate"]["dataset"]
         dataset["transform"]["transforms"].append(stack)
         file.write_text(json.dumps({"validate#dataset": dataset}))
-        subject = source.open()
-        assert isinstance(subject, BundleSegmentation)
-        assert (subject.regions, subject.layout.classes) == (name == "multi", 2 if name == "hot" else 0)
-        assert subject.classes == (("cube",) if name == "hot" else ("background", "cube"))
-        case = subject.load("image0.nii.gz")
+        model = source.open()
+        assert isinstance(model, BundleSegmenter)
+        assert (model.regions, model.layout.classes) == (name == "multi", 2 if name == "hot" else 0)
+        assert model.classes == (("cube",) if name == "hot" else ("background", "cube"))
+        case = model.load("image0.nii.gz")
         assert case.target.shape[1] == (1 if name == "hot" else 2)  # type: ignore[union-attr]
         # An unknown function may change intensities as well.
         with pytest.raises(InputError, match="unless ScaleIntensityRanged is all that changes the intensities"):
@@ -232,11 +232,11 @@ def test_one_hot_labels_are_classes_and_others_regions(tmp_path: Path) -> None:
 
 def test_a_classifying_bundle(tmp_path: Path) -> None:
     source = _classification(tmp_path / "zoo")
-    subject = source.open()
-    assert isinstance(subject, BundleClassification)
-    assert (subject.kind, subject.classes, subject.problems) == ("classification", ("cat", "dog", "owl"), ())
-    assert subject.cases == ("images 0 to 4",)
-    case = subject.load(subject.cases[0])
+    model = source.open()
+    assert isinstance(model, BundleClassifier)
+    assert (model.kind, model.classes, model.problems) == ("classification", ("cat", "dog", "owl"), ())
+    assert model.cases == ("images 0 to 4",)
+    case = model.load(model.cases[0])
     assert case.target.tolist() == [0, 1, 2, 0, 1]
     network = DenseNet(2, 1, 3, 4, 4, (2, 2)).eval()
     network.load_state_dict(torch.load(tmp_path / "zoo" / "models" / "model.pt"))
@@ -265,12 +265,12 @@ def test_items_that_cannot_be_read_are_problems(tmp_path: Path) -> None:
         "        generator", "        if i in (0, 3): raise OSError('bad disk')\n        generator"
     )
     data.write_text(text)
-    subject = source.open()
-    assert subject.problems == (
+    model = source.open()
+    assert model.problems == (
         "case: received '0', allowed is a case that the bundle can read; OSError: bad disk.",
         "case: received '3', allowed is a case that the bundle can read; OSError: bad disk.",
     )
-    assert [score.case for score in subject.load("images 0 to 2").scores(subject.load("images 0 to 2").images)] == [
+    assert [score.case for score in model.load("images 0 to 2").scores(model.load("images 0 to 2").images)] == [
         "1", "2", "4",
     ]  # fmt: skip
 
@@ -285,22 +285,22 @@ def test_files_that_are_missing_are_problems(tmp_path: Path) -> None:
                                     "$[@bundle_root + f'/data/label{i}.nii.gz' for i in range(2)]")  # fmt: skip
     file.write_text(text)
     (tmp_path / "b" / "data" / "label0.nii.gz").unlink()
-    subject = source.open()
-    assert subject.cases == ("image1.nii.gz",)
-    assert subject.problems == (f"image0.nii.gz: there is no {tmp_path / 'b' / 'data' / 'label0.nii.gz'}",)
+    model = source.open()
+    assert model.cases == ("image1.nii.gz",)
+    assert model.problems == (f"image0.nii.gz: there is no {tmp_path / 'b' / 'data' / 'label0.nii.gz'}",)
 
 
 def test_a_case_that_cannot_be_read_or_has_other_labels_is_named(tmp_path: Path) -> None:
     source = _segmentation(tmp_path / "b", 2, labels=lambda truth: truth)
-    subject = source.open()
+    model = source.open()
     data = tmp_path / "b" / "data"
     nib.save(nib.Nifti1Image(np.full((20, 20), 5, np.uint8), AFFINE), data / "label1.nii.gz")
     with pytest.raises(InputError, match=r"labels of image1.nii.gz: received \[5\]"):
-        subject.load("image1.nii.gz")
+        model.load("image1.nii.gz")
     (data / "image1.nii.gz").write_bytes(b"x")
     with pytest.raises(InputError, match="case: received 'image1.nii.gz', allowed is a case that the bundle can read"):
-        subject.load("image1.nii.gz")
-    assert subject.load("image0.nii.gz").name == "image0.nii.gz"
+        model.load("image1.nii.gz")
+    assert model.load("image0.nii.gz").name == "image0.nii.gz"
 
 
 def _rewrite(folder: Path, **changes: Any) -> None:
@@ -372,9 +372,9 @@ def test_checkpoints_with_more_in_them(tmp_path: Path) -> None:
     weights = torch.load(file)
     before = contents(marks_of(source.open().files))
     torch.save({"epoch": 3, "model": {f"module.{name}": value for name, value in weights.items()}}, file)
-    subject = source.open()
-    assert contents(marks_of(subject.files)) != before
-    loaded = subject.load(subject.cases[0]).network.network.state_dict()  # type: ignore[union-attr]
+    model = source.open()
+    assert contents(marks_of(model.files)) != before
+    loaded = model.load(model.cases[0]).network.network.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(loaded[name], value) for name, value in weights.items())
 
 
@@ -535,10 +535,10 @@ def test_overrides(tmp_path: Path) -> None:
     folder = str(_zoo_segmentation(tmp_path / "b", tmp_path / "d", 2))
     data = f"dataset_dir={tmp_path / 'd' / 'data'}"
 
-    def opened(*more: str) -> BundleSegmentation:
-        subject = BundleSource(folder, overrides=(data, *more)).open()
-        assert isinstance(subject, BundleSegmentation)
-        return subject
+    def opened(*more: str) -> BundleSegmenter:
+        model = BundleSource(folder, overrides=(data, *more)).open()
+        assert isinstance(model, BundleSegmenter)
+        return model
 
     inferer = opened("validate#inferer#overlap=0.25", "validate::inferer::roi_size=[4, 4, 4]").bundle.network.inferer
     assert isinstance(inferer, SlidingWindowInferer)
@@ -572,22 +572,22 @@ def test_overrides(tmp_path: Path) -> None:
 
 def test_a_zoo_classification_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = _zoo_classification(tmp_path / "cells")
-    subject = BundleSource(str(folder)).open()
-    assert isinstance(subject, BundleClassification)
-    assert subject.names == tuple(f"scan {i}.png" for i in range(1, 6))
-    assert subject.labels.tolist() == [1, 2, 0, 1, 2]
-    assert subject.classes == ("class 0", "class 1", "class 2")
-    assert subject.unit == "units of the bundle's preprocessed image, 1 = 255 in the files"
+    model = BundleSource(str(folder)).open()
+    assert isinstance(model, BundleClassifier)
+    assert model.names == tuple(f"scan {i}.png" for i in range(1, 6))
+    assert model.labels.tolist() == [1, 2, 0, 1, 2]
+    assert model.classes == ("class 0", "class 1", "class 2")
+    assert model.unit == "units of the bundle's preprocessed image, 1 = 255 in the files"
     network = DenseNet(2, 1, 3, 4, 4, (2, 2)).eval()
     network.load_state_dict(torch.load(folder / "models" / "model.pt")["model"])
     with torch.no_grad():
-        right = (network(subject.images).argmax(1) == subject.labels).double().mean()
+        right = (network(model.images).argmax(1) == model.labels).double().mean()
     # A radius of 2 grey levels of the files.
     words = ["--bundle", str(folder), "--norm", "linf", "--eps", "2", "--unit", "raw", "--box", "0", "1"]
     assert evaluate(tmp_path / "out", *words, models=()) == 0
     assert re.search(rf"cells +clean +{100 * right:.1f} +5\n", capsys.readouterr().out)
-    (case,) = subject.cases
-    assert subject.load(case).threat(Level("linf", 2.0, "raw")).eps == pytest.approx(2 / 255)
+    (case,) = model.cases
+    assert model.load(case).threat(Level("linf", 2.0, "raw")).eps == pytest.approx(2 / 255)
 
 
 def test_bundles_that_are_not_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

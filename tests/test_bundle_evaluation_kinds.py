@@ -23,9 +23,9 @@ from test_bundle_evaluation import (
 from torch import nn
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.bundle_source import BundleSource
-from monai_adv.evaluation.open_bundle import BundleClassification, BundleSegmentation, OpenBundle, as_subject
-from monai_adv.evaluation.subject import Level
+from monai_adv.evaluation.models.bundle.opened import BundleClassifier, BundleSegmenter, OpenBundle, as_model
+from monai_adv.evaluation.models.bundle.source import BundleSource
+from monai_adv.evaluation.records import Level
 
 Config = dict[str, Any]
 DICE: Config = {"_target_": "DiceLoss", "sigmoid": True, "to_onehot_y": True, "include_background": False}
@@ -52,10 +52,10 @@ def items(shape: tuple[int, ...] = (1, 4, 4)) -> list[Config]:
     return [{"image": image, "label": (image > 0).float()} for _ in range(2)]
 
 
-def segmentation(**more: Any) -> BundleSegmentation:
-    subject = as_subject(OpenBundle("b", Constant(), _simple, _Items(items()), **more))
-    assert isinstance(subject, BundleSegmentation)
-    return subject
+def segmentation(**more: Any) -> BundleSegmenter:
+    model = as_model(OpenBundle("b", Constant(), _simple, _Items(items()), **more))
+    assert isinstance(model, BundleSegmenter)
+    return model
 
 
 def _simple(images: torch.Tensor, network: Any) -> Any:
@@ -91,10 +91,10 @@ def test_sigmoid_classes_are_measured_as_the_bundle_decides() -> None:
 
 
 def test_sigmoid_classes_do_not_swallow_label_values() -> None:
-    subject = segmentation(rule="sigmoid")
-    subject.bundle.dataset.data[1]["label"] = torch.full((1, 4, 4), 3.0)
+    model = segmentation(rule="sigmoid")
+    model.bundle.dataset.data[1]["label"] = torch.full((1, 4, 4), 3.0)
     with pytest.raises(InputError, match="labels of 1.*whole numbers from 0 to 2"):
-        subject.load("1")
+        model.load("1")
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_sigmoid_classes_do_not_swallow_label_values() -> None:
 def test_the_config_says_it(tmp_path: Path, more: Config, given: Any, sigmoid: bool) -> None:
     _segmentation(tmp_path / "b", 2, heads=3)
     (tmp_path / "b" / "configs" / "evaluate.json").write_text(json.dumps({"train": {}, **more}))
-    subject = BundleSource(str(tmp_path / "b"), activation=given).open()
-    assert isinstance(subject, BundleSegmentation)
-    assert subject.layout.sigmoid == sigmoid
+    model = BundleSource(str(tmp_path / "b"), activation=given).open()
+    assert isinstance(model, BundleSegmenter)
+    assert model.layout.sigmoid == sigmoid
 
 
 def test_a_third_rule_is_refused(tmp_path: Path) -> None:
@@ -147,12 +147,12 @@ class Pooled(nn.Module):
 
 
 def test_items_that_a_transform_splits() -> None:
-    subject = as_subject(OpenBundle("b", Pooled(), _simple, Split([{}] * 2)))
-    assert isinstance(subject, BundleClassification)
-    assert subject.names == tuple(f"{i} part {k}" for i in range(2) for k in range(1, 5))
-    assert subject.labels.tolist() == [0, 1, 0, 1] * 2
-    (case,) = subject.cases
-    loaded = subject.load(case)
+    model = as_model(OpenBundle("b", Pooled(), _simple, Split([{}] * 2)))
+    assert isinstance(model, BundleClassifier)
+    assert model.names == tuple(f"{i} part {k}" for i in range(2) for k in range(1, 5))
+    assert model.labels.tolist() == [0, 1, 0, 1] * 2
+    (case,) = model.cases
+    loaded = model.load(case)
     # Means 0, .1, .2, .3 are below 0.5 and so class 0; those above 1 are class 1.
     assert [score.score for score in loaded.scores(loaded.images)] == [1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0]
 
@@ -162,9 +162,9 @@ def test_a_segmentation_must_not_be_split() -> None:
         def __getitem__(self, i: int) -> Any:
             return items()
 
-    subject = as_subject(OpenBundle("b", Constant(), _simple, Halves([{}])))
+    model = as_model(OpenBundle("b", Constant(), _simple, Halves([{}])))
     with pytest.raises(InputError, match="2 patches of 0.*leave the splitting to the inferer"):
-        subject.load("0")
+        model.load("0")
 
 
 # -------------------------------------------------------------------- caches and spacing
@@ -184,15 +184,15 @@ def test_a_cache_on_disk_is_neither_read_nor_written(tmp_path: Path) -> None:
 
     write_bundle(folder, train, {}, UNet(3, 1, 2, (4, 8), (2,)))
     for _ in range(2):
-        subject = BundleSource(str(folder)).open()
-        assert isinstance(subject, BundleSegmentation)
-        assert subject.load(subject.cases[0]).spacing == pytest.approx((2.0, 1.0, 1.0))
+        model = BundleSource(str(folder)).open()
+        assert isinstance(model, BundleSegmenter)
+        assert model.load(model.cases[0]).spacing == pytest.approx((2.0, 1.0, 1.0))
     assert not (folder / "cache").exists()
 
 
 def test_nor_that_of_a_data_set_that_is_made_already(tmp_path: Path) -> None:
     cached = PersistentDataset(items(), [], cache_dir=tmp_path / "cache")
-    as_subject(OpenBundle("b", Constant(), _simple, torch.utils.data.Subset(cached, [0])))
+    as_model(OpenBundle("b", Constant(), _simple, torch.utils.data.Subset(cached, [0])))
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -207,9 +207,9 @@ def test_spacing_comes_from_the_label_where_a_transform_makes_a_new_image(tmp_pa
             {"_target_": "Lambdad", "keys": keys, "func": func}
         )
         file.write_text(json.dumps(config))
-        subject = source.open()
-        assert subject.load(subject.cases[0]).spacing == pytest.approx(spacing)  # type: ignore[union-attr]
-        assert ("HD95 in voxels because their size is not known" in subject.space) == said
+        model = source.open()
+        assert model.load(model.cases[0]).spacing == pytest.approx(spacing)  # type: ignore[union-attr]
+        assert ("HD95 in voxels because their size is not known" in model.space) == said
 
 
 # -------------------------------------------------------------------- channels, keys, files
@@ -226,7 +226,7 @@ def test_channels(tmp_path: Path) -> None:
             return torch.cat([x[:, :1], 1 - x[:, :1]], 1)
 
     def opened(**more: Any) -> Any:
-        return as_subject(OpenBundle("b", Two(), _simple, _Items(data), **more))
+        return as_model(OpenBundle("b", Two(), _simple, _Items(data), **more))
 
     with pytest.warns(UserWarning, match=r"channels \[1\] of the images hold only 0 and 1"):
         everything = opened()

@@ -13,7 +13,7 @@ from monai.transforms.spatial.dictionary import RandFlipd
 from torch import Tensor, nn
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.open_bundle import BundleClassification, BundleSegmentation, OpenBundle, as_subject
+from monai_adv.evaluation.models.bundle.opened import BundleClassifier, BundleSegmenter, OpenBundle, as_model
 
 IMAGE = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(0))
 THERE = (IMAGE > 0.5).float()
@@ -27,9 +27,9 @@ def bundle(*labels: Any, network: nn.Module | None = None) -> OpenBundle:
 
 @pytest.mark.parametrize("layout", [INDEX, ONE_HOT, REGIONS], ids=["index", "one-hot", "regions"])
 def test_labels_of_one_layout_give_one_truth(layout: Tensor) -> None:
-    subject = as_subject(bundle(layout, layout))
-    assert isinstance(subject, BundleSegmentation)
-    targets = [subject.load(case).target for case in subject.cases]
+    model = as_model(bundle(layout, layout))
+    assert isinstance(model, BundleSegmenter)
+    targets = [model.load(case).target for case in model.cases]
     assert torch.equal(*targets)  # type: ignore[arg-type]
     assert torch.equal(targets[1][0, -1], THERE[0].long())  # type: ignore[index]
 
@@ -47,18 +47,18 @@ def test_labels_of_one_layout_give_one_truth(layout: Tensor) -> None:
     ],
 )
 def test_another_layout_is_refused_for_its_case_alone(first: Tensor, second: Tensor, said: str) -> None:
-    subject = as_subject(bundle(first, second, first))
-    subject.load("0"), subject.load("2")
+    model = as_model(bundle(first, second, first))
+    model.load("0"), model.load("2")
     with pytest.raises(InputError, match=said):
-        subject.load("1")
+        model.load("1")
 
 
 def test_a_classifiers_labels_have_one_layout() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
-    subject = as_subject(bundle(0, torch.tensor([0.0, 1.0]), INDEX, 0.5, 1, network=network))
-    assert isinstance(subject, BundleClassification)
-    assert subject.names == ("0", "4")
-    assert [problem.split(",")[0] for problem in subject.problems] == [
+    model = as_model(bundle(0, torch.tensor([0.0, 1.0]), INDEX, 0.5, 1, network=network))
+    assert isinstance(model, BundleClassifier)
+    assert model.names == ("0", "4")
+    assert [problem.split(",")[0] for problem in model.problems] == [
         "label of 1: received (2", "label of 2: received (1", "label of 3: received [0.5]",
     ]  # fmt: skip
 
@@ -69,18 +69,18 @@ def test_a_case_that_is_another_one_the_next_time_is_refused() -> None:
             noise = torch.rand(1) if i == 1 else 0
             return {"image": IMAGE + noise, "label": INDEX}
 
-    subject = as_subject(OpenBundle("m", nn.Conv2d(1, 2, 1), SimpleInferer(), Items([0, 1])))
-    subject.load("0")
+    model = as_model(OpenBundle("m", nn.Conv2d(1, 2, 1), SimpleInferer(), Items([0, 1])))
+    model.load("0")
     with pytest.raises(InputError, match="preprocessing that is random.*see 1"):
-        subject.load("1")
+        model.load("1")
 
 
 def test_what_is_meant_to_be_random_is_refused_even_if_it_did_nothing_yet() -> None:
-    def subject(prob: float) -> Any:
+    def model(prob: float) -> Any:
         transform = Compose([RandFlipd("image", prob=prob)])
         items = Dataset([{"image": IMAGE, "label": INDEX}], transform)
-        return as_subject(OpenBundle("m", nn.Conv2d(1, 2, 1), SimpleInferer(), items))
+        return as_model(OpenBundle("m", nn.Conv2d(1, 2, 1), SimpleInferer(), items))
 
-    assert subject(0.0).cases == ("0",)
+    assert model(0.0).cases == ("0",)
     with pytest.raises(InputError, match=r"preprocessing that is random \(RandFlipd\)"):
-        subject(1e-9)
+        model(1e-9)

@@ -20,12 +20,12 @@ from monai.utils.misc import set_determinism
 from PIL import Image
 from torch import nn
 
-from monai_adv.bundles.command import bundles
 from monai_adv.bundles.fine_tuning import MEAN, STD, prepared
 from monai_adv.bundles.folds import read_metrics
 from monai_adv.bundles.image_index import read_index
 from monai_adv.bundles.parts import Parts
 from monai_adv.bundles.saliency import COLOURS, METHODS, saliency_map, write_saliency
+from monai_adv.cli.bundle import bundles
 from monai_adv.errors import InputError
 from monai_adv.networks import vgg16, vgg16_bn
 

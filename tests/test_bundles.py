@@ -18,8 +18,8 @@ from bundle_runs import BundleRun
 from monai.bundle.config_parser import ConfigParser
 from monai.bundle.scripts import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
-from monai_adv.bundles.command import bundles
 from monai_adv.cli import main
+from monai_adv.cli.bundle import bundles
 
 NAMES = sorted(bundles())
 SCHEMA = Path(__file__).parent / "data" / "meta_schema.json"

@@ -14,9 +14,9 @@ from torch import Tensor
 from monai_adv.attacks import APGD, FGSM, PGD, SegPGD, Square, WhiteNoise
 from monai_adv.attacks.cw import CWL2
 from monai_adv.errors import InputError
-from monai_adv.evaluation.probes import _outside
-from monai_adv.evaluation.runner import check_threat
-from monai_adv.evaluation.subject import Level
+from monai_adv.evaluation.checks.probes import _outside
+from monai_adv.evaluation.records import Level
+from monai_adv.evaluation.search.runner import check_threat
 from monai_adv.threats import Norm, Threat
 from nnunet_trainers.deployed import DeployedModel
 from nnunet_trainers.evaluation.case import NNUNetCase, bounds_of

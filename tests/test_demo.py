@@ -16,7 +16,9 @@ from tiny_nnunet import write_case, write_model
 
 from monai_adv import cli
 from monai_adv.errors import InputError
-from monai_adv.evaluation.subject import Level, Picture, Record, Score
+from monai_adv.evaluation.models.protocol import Picture
+from monai_adv.evaluation.records import Level, Record
+from monai_adv.metrics.score import Score
 from monai_adv.settings import combine, read_settings
 from nnunet_trainers import IMATrainer
 from nnunet_trainers.demo import __main__ as demo
@@ -333,6 +335,6 @@ def test_short_training_sets_the_schedule_and_reports_each_epoch(monkeypatch: py
 def test_without_nnunet_the_command_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("monai_adv.demo.find_spec", lambda name: None)
+    monkeypatch.setattr("monai_adv.cli.demo.find_spec", lambda name: None)
     assert cli.main(["demo"]) == 2
     assert "pip install" in capsys.readouterr().err

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from monai_adv.cli.method_tables import refreshed
 from monai_adv.defenses import METHODS
-from monai_adv.method_tables import refreshed
 from monai_adv.tasks import SegmentationSettings
 from nnunet_trainers.run_settings import RunSettings
 
@@ -37,7 +37,7 @@ def test_every_setting_is_documented_as_it_is() -> None:
 @pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda p: p.name)
 def test_the_registrys_tables_are_up_to_date(page: Path) -> None:
     text = page.read_text()
-    assert refreshed(text) == text, "run: python -m monai_adv.method_tables docs/methods"
+    assert refreshed(text) == text, "run: python -m monai_adv.cli.method_tables docs/methods"
 
 
 @pytest.mark.parametrize("key", METHODS)

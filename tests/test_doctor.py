@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from monai_adv import cli, doctor, probe
-from monai_adv.doctor import Check
+from monai_adv import cli, probe
+from monai_adv.cli import doctor
+from monai_adv.cli.doctor import Check
 from monai_adv.probe import Outcome
 from nnunet_trainers import doctor as nnunet_doctor
 from nnunet_trainers import trainers

@@ -20,17 +20,17 @@ from tiny_evaluate import evaluate
 from tiny_nnunet import write_case, write_model
 
 from monai_adv.cli import main
-from monai_adv.evaluation import flags
-from monai_adv.evaluation.report import write_report
+from monai_adv.evaluation.checks import flags
+from monai_adv.evaluation.records import Level, Record
+from monai_adv.evaluation.report.page import write_report
 from monai_adv.evaluation.store import read_problems, read_records
-from monai_adv.evaluation.subject import Level, Record
 from nnunet_trainers.evaluation.source import NNUNetSource
 
 PLAIN = '''
 import torch
 from torch import nn
-from monai_adv.evaluation.classification import ClassificationSubject
-from monai_adv.evaluation.plain_segmentation import SegmentationSubject
+from monai_adv.evaluation.classification import Classifier
+from monai_adv.evaluation.plain_segmentation import Segmenter
 
 class Fragile(nn.Module):
     """NaN for a sample with any intensity outside [0, 1]."""
@@ -51,7 +51,7 @@ def odd_names():
     x = torch.full((6, 1, 2, 2), 0.5)
     x[:4, 0, 0, 0] = 0.999
     names = [f"<script>alert({i})</script>.png" for i in range(6)]
-    return ClassificationSubject("<b>mine & yours</b>", Fragile(nn.Sequential(nn.Flatten(), linear)), x,
+    return Classifier("<b>mine & yours</b>", Fragile(nn.Sequential(nn.Flatten(), linear)), x,
                                  torch.zeros(6), ("<i>ill</i>", "it's & \\"well\\""), names=names)
 
 def fragile_segmenter():
@@ -61,7 +61,7 @@ def fragile_segmenter():
         network.bias.copy_(torch.tensor([0.0, -2.0]))
     image = torch.full((1, 4, 4), 0.1)
     image[0, 1:3, 1:3] = 0.999
-    return SegmentationSubject("fragile", Fragile(network), [image], [(image[0] > 0.5).long()], ("lesion",))
+    return Segmenter("fragile", Fragile(network), [image], [(image[0] > 0.5).long()], ("lesion",))
 '''
 
 

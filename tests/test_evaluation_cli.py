@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import tiny_evaluate
 from tiny_evaluate import SUBJECTS, evaluate
-from tiny_subjects import KILL_AT
+from tiny_models import KILL_AT
 
+from monai_adv.cli import evaluate as command
 from monai_adv.cli import main
-from monai_adv.evaluation import command, workers
+from monai_adv.evaluation.records import Record
+from monai_adv.evaluation.run import workers
 from monai_adv.evaluation.store import Store, read_cost, read_evaluation, read_probes, read_problems, read_records
-from monai_adv.evaluation.subject import Record
 
 
 def numbers(folder: Path) -> list[Record]:

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from test_evaluation_runner import open_store, run_all
-from tiny_subjects import classifier, segmenter
+from tiny_models import classifier, segmenter
 from torch import nn
 
 from monai_adv.attacks.pgd import PGD
-from monai_adv.evaluation import cost
-from monai_adv.evaluation.cost import Cost, Size, Timing
-from monai_adv.evaluation.plans import Stage
-from monai_adv.evaluation.runner import run_case
+from monai_adv.evaluation.records import Level
+from monai_adv.evaluation.run.workers import plan_of
+from monai_adv.evaluation.search import cost
+from monai_adv.evaluation.search.cost import Cost, Size, Timing
+from monai_adv.evaluation.search.plan import Stage
+from monai_adv.evaluation.search.runner import run_case
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import read_records
-from monai_adv.evaluation.subject import Level
-from monai_adv.evaluation.workers import plan_of
 from monai_adv.threats import Threat
 
 
@@ -36,15 +36,15 @@ class _Counter:
 @pytest.mark.parametrize("make", [classifier, segmenter])
 @pytest.mark.parametrize("attacks", ["quick", "standard"])
 def test_no_evaluation_makes_more_passes_than_its_bound(tmp_path: Path, make, attacks) -> None:  # type: ignore[no-untyped-def]
-    subject = make()
+    model = make()
     settings = EvaluationSettings((Level("linf", 0.002),), attacks)
-    sizes = [Size(len(subject.load(c).images), 1) for c in subject.cases[:1]]
-    plan = plan_of(settings, subject.kind, len(subject.classes))
+    sizes = [Size(len(model.load(c).images), 1) for c in model.cases[:1]]
+    plan = plan_of(settings, model.kind, len(model.classes))
     corruptions = 27 if attacks == "standard" else 0
     bound = cost.bound(plan, sizes, Timing(0.0, 0.0), corruptions)
-    counter = _Counter(subject.network)
-    store = open_store(tmp_path, settings, subject)
-    run_case(subject, subject.cases[0], settings, store)
+    counter = _Counter(model.network)
+    store = open_store(tmp_path, settings, model)
+    run_case(model, model.cases[0], settings, store)
     spent = cost.measured(read_records(tmp_path))
     assert spent.forward <= counter.forward <= bound.forward
     assert spent.backward <= bound.backward
@@ -53,9 +53,9 @@ def test_no_evaluation_makes_more_passes_than_its_bound(tmp_path: Path, make, at
 
 
 def test_what_the_records_count_is_what_the_network_sees(tmp_path: Path) -> None:
-    subject = classifier()
-    counter = _Counter(subject.network)
-    records = run_all(tmp_path, subject, EvaluationSettings((Level("linf", 0.03),), "quick"))
+    model = classifier()
+    counter = _Counter(model.network)
+    records = run_all(tmp_path, model, EvaluationSettings((Level("linf", 0.03),), "quick"))
     # A classifier needs no pass to aim.
     scoring = (cost.SCORING - 1) * sum(len(r.own) for r in records if r.level and r.attacked)
     rest = 20 * (cost.CLEAN - 1 + 1)  # the clean scores, and the pictures

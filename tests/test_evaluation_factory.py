@@ -1,4 +1,4 @@
-"""Plain PyTorch subjects: what they refuse, how they score, and which of two images is the worse."""
+"""Plain PyTorch models: what they refuse, how they score, and which of two images is the worse."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_subjects import classifier, segmenter
+from tiny_models import classifier, segmenter
 from torch import Tensor, nn
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.classification import ClassificationSubject
-from monai_adv.evaluation.factory import FactorySource
-from monai_adv.evaluation.plain_segmentation import SegmentationSubject
-from monai_adv.evaluation.subject import Level
+from monai_adv.evaluation.models.classifier import Classifier
+from monai_adv.evaluation.models.factory import FactorySource
+from monai_adv.evaluation.models.segmenter import Segmenter
+from monai_adv.evaluation.records import Level
 
-SUBJECTS = Path(__file__).with_name("tiny_subjects.py")
+SUBJECTS = Path(__file__).with_name("tiny_models.py")
 
 
-def small(**changes: Any) -> ClassificationSubject:
+def small(**changes: Any) -> Classifier:
     arguments: dict[str, Any] = {
         "name": "m",
         "network": nn.Sequential(nn.Flatten(), nn.Linear(4, 3)),
@@ -29,7 +29,7 @@ def small(**changes: Any) -> ClassificationSubject:
         "labels": torch.tensor([0, 1, 2, 0, 1]),
         "classes": ("a", "b", "c"),
     }
-    return ClassificationSubject(**{**arguments, **changes})
+    return Classifier(**{**arguments, **changes})
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_classification_scores() -> None:
 
 
 def test_two_classes_from_one_logit() -> None:
-    subject = small(network=nn.Sequential(nn.Flatten(), nn.Linear(4, 1)), labels=[0, 1, 0, 0, 1], classes=("no", "yes"))
-    (score, *_) = subject.load(subject.cases[0]).scores(subject.images)
+    model = small(network=nn.Sequential(nn.Flatten(), nn.Linear(4, 1)), labels=[0, 1, 0, 0, 1], classes=("no", "yes"))
+    (score, *_) = model.load(model.cases[0]).scores(model.images)
     assert len(score.probabilities) == 2
 
 
@@ -124,7 +124,7 @@ def test_a_segmentation_that_does_not_fit_is_refused(changes: dict[str, Any], sa
         "classes": ("lesion",),
     }
     with pytest.raises(InputError, match=said):
-        SegmentationSubject(**{**arguments, **changes})
+        Segmenter(**{**arguments, **changes})
 
 
 def test_segmentation_scores_by_hand() -> None:
@@ -154,7 +154,7 @@ def test_the_lower_dice_is_the_worse_image() -> None:
 def test_spacings_that_measure_nothing(spacing: tuple[float, ...]) -> None:
     volume = torch.zeros(1, 3, 4, 5)
     with pytest.raises(InputError, match="^spacing: received .*3 numbers > 0"):
-        SegmentationSubject("s", nn.Identity(), [volume], [volume[0].long()], ("a",), regions=True, spacing=spacing)
+        Segmenter("s", nn.Identity(), [volume], [volume[0].long()], ("a",), regions=True, spacing=spacing)
 
 
 def test_regions_and_volumes() -> None:
@@ -169,8 +169,8 @@ def test_regions_and_volumes() -> None:
     image[:, 2, 1:4, 1:5] = 0.5  # the largest slice
     image[:, 2, 2, 2] = 1
     labels = torch.stack([image[0] > 0.2, image[0] > 0.6]).long()
-    subject = SegmentationSubject("s", Shells(), [image], [labels], ("whole", "core"), regions=True, spacing=(3, 1, 1))
-    case = subject.load("0")
+    model = Segmenter("s", Shells(), [image], [labels], ("whole", "core"), regions=True, spacing=(3, 1, 1))
+    case = model.load("0")
     assert case.scores(case.images)[0].dice == {"whole": 1.0, "core": 1.0}
     moved = case.images.clone()
     moved[0, 0, 2, 2, 2], moved[0, 0, 3, 2, 2] = 0.5, 1

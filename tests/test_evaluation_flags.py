@@ -20,8 +20,8 @@ from planted_evaluation import FAMILIES, plant
 from torch import nn
 
 from monai_adv.cli import main
-from monai_adv.evaluation import probes
-from monai_adv.evaluation.flags import (
+from monai_adv.evaluation.checks import probes
+from monai_adv.evaluation.checks.flags import (
     Flag,
     batch,
     black_box,
@@ -35,10 +35,11 @@ from monai_adv.evaluation.flags import (
     verdict,
     zero_gradients,
 )
-from monai_adv.evaluation.plans import Stage, stages
-from monai_adv.evaluation.results import gather
+from monai_adv.evaluation.records import Level, Record
+from monai_adv.evaluation.report.results import gather
+from monai_adv.evaluation.search.plan import Stage, stages
 from monai_adv.evaluation.settings import VERSIONS
-from monai_adv.evaluation.subject import Level, Record, Score
+from monai_adv.metrics.score import Score
 from monai_adv.threats import Threat
 
 LEVELS = (Level("l2", 3.0), Level("l2", 5.0), Level("linf", 0.5))
@@ -52,11 +53,14 @@ def _short_unbounded_attack(monkeypatch):
 
 def _evaluate(folder: Path, model: str, attacks: str, *eps: str, norm: str = "l2") -> tuple[int, dict[str, Flag]]:
     """Exit code and flags of ``monai-adv evaluate``, without the page."""
-    page: Any = ModuleType("monai_adv.evaluation.report")
+    page: Any = ModuleType("monai_adv.evaluation.report.page")
     page.write_report = lambda folder: folder
     factory = f"{planted_models.__file__}:{model}"
     words = ["--factory", factory, "--attacks", attacks, "--norm", norm, "--eps", *eps, "--device", "cpu", "-y"]
-    with patch.dict(sys.modules, {"monai_adv.evaluation.report": page}), patch.dict(probes.STEPS, {"standard": 60}):
+    with (
+        patch.dict(sys.modules, {"monai_adv.evaluation.report.page": page}),
+        patch.dict(probes.STEPS, {"standard": 60}),
+    ):
         code = main(["evaluate", *words, "-o", str(folder)])
     return code, {flag.name: flag for flag in gather(folder).models[0].flags}
 
@@ -260,19 +264,19 @@ def test_dead_gradients_of_the_attacks_are_counted():
     ],
 )
 def test_images_of_another_scale(scale, box, unit, word):
-    subject = planted_models.classifier(box=box, unit=unit)
-    subject.images = scale * torch.rand(subject.images.shape, generator=torch.Generator().manual_seed(0))
-    flag = inputs(probe(subject, (Level("linf", 8 / 255), Level("linf", 0.08)), steps=5))
+    model = planted_models.classifier(box=box, unit=unit)
+    model.images = scale * torch.rand(model.images.shape, generator=torch.Generator().manual_seed(0))
+    flag = inputs(probe(model, (Level("linf", 8 / 255), Level("linf", 0.08)), steps=5))
     assert flag.up is bool(word)
     assert word in flag.measured
 
 
 def test_the_probes_leave_the_model_and_the_random_stream_as_they_were():
-    subject = planted_models.honest()
-    subject.network = network = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5), subject.network).train()
+    model = planted_models.honest()
+    model.network = network = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5), model.network).train()
     before = {n: v.clone() for n, v in network.state_dict().items()}
     state = torch.random.get_rng_state()
-    found = probe(subject, LEVELS, steps=5)
+    found = probe(model, LEVELS, steps=5)
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(v, before[n]) for n, v in network.state_dict().items())
     assert all(m.training for m in network.modules())
@@ -281,14 +285,14 @@ def test_the_probes_leave_the_model_and_the_random_stream_as_they_were():
 
 
 def test_batch_statistics_in_eval_mode_show_on_a_single_volume():
-    subject = planted_models.segmenter(before=nn.BatchNorm2d(1, track_running_stats=False))
-    assert batch(probe(subject, LEVELS, cases=["0"], steps=5)).up
+    model = planted_models.segmenter(before=nn.BatchNorm2d(1, track_running_stats=False))
+    assert batch(probe(model, LEVELS, cases=["0"], steps=5)).up
 
 
 def test_a_gradient_too_small_for_its_digits_is_none():
     for factor, up in ((1e-30, False), (1e-40, True)):
-        subject = planted_models.classifier(after=lambda y, factor=factor: y * factor)
-        assert zero_gradients([], {}, probe(subject, LEVELS[:1], steps=5)).up is up
+        model = planted_models.classifier(after=lambda y, factor=factor: y * factor)
+        assert zero_gradients([], {}, probe(model, LEVELS[:1], steps=5)).up is up
 
 
 def test_nothing_measured_is_not_fully_checked():

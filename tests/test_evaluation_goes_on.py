@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import bad_subjects
+import bad_models
 import pytest
 import torch
 from planted_evaluation import dice_score, folder_of, plant
@@ -23,26 +23,29 @@ from tiny_evaluate import evaluate
 from monai_adv import cli
 from monai_adv.attacks import APGD, FAB, PGD
 from monai_adv.attacks.cw import CW
+from monai_adv.cli import evaluate as command
 from monai_adv.cli import main
 from monai_adv.errors import InputError, say_it_last
-from monai_adv.evaluation import command, flags, session, store, workers
-from monai_adv.evaluation.live_bundle import LiveSource
-from monai_adv.evaluation.report import write_report
-from monai_adv.evaluation.runner import run_case
-from monai_adv.evaluation.session import Session
+from monai_adv.evaluation import store
+from monai_adv.evaluation.checks import flags
+from monai_adv.evaluation.models.bundle.live import LiveSource
+from monai_adv.evaluation.records import Level, Record
+from monai_adv.evaluation.report.page import write_report
+from monai_adv.evaluation.run import session, workers
+from monai_adv.evaluation.run.session import Session
+from monai_adv.evaluation.run.workers import Dask, Killed, ThisProcess
+from monai_adv.evaluation.search.runner import run_case
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store, read_cost, read_evaluation, read_pictures, read_problems, read_records
-from monai_adv.evaluation.subject import Level, Record
-from monai_adv.evaluation.workers import Dask, Killed, ThisProcess
 from monai_adv.files import locked, unlocked
 from monai_adv.threats import Threat
 
 HERE = Path(__file__).parent
 
 
-def bad(folder: Path, subject: str, *words: str) -> int:
-    """The exit code of a small evaluation of one of ``bad_subjects``."""
-    factory = ("--factory", f"{HERE / 'bad_subjects.py'}:{subject}")
+def bad(folder: Path, model: str, *words: str) -> int:
+    """The exit code of a small evaluation of one of ``bad_models``."""
+    factory = ("--factory", f"{HERE / 'bad_models.py'}:{model}")
     return evaluate(folder, *factory, *(words or ("--norm", "linf", "--eps", "0.02")), models=())
 
 
@@ -70,24 +73,24 @@ def interrupted_at(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[
 # -------------------------------------------------------------------- cases that fail
 
 
-@pytest.mark.parametrize(("subject", "name"), [("odd_size", "1"), ("first_odd", "0")])
+@pytest.mark.parametrize(("model", "name"), [("odd_size", "1"), ("first_odd", "0")])
 def test_a_case_on_which_the_network_raises_is_not_used_and_the_others_go_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], subject: str, name: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, name: str
 ) -> None:
-    assert bad(tmp_path / "out", subject) == 1
+    assert bad(tmp_path / "out", model) == 1
     said = capsys.readouterr().out
-    size = "RuntimeError: The size of tensor a (5) must match the size of tensor b (bad_subjects.py, line "
+    size = "RuntimeError: The size of tensor a (5) must match the size of tensor b (bad_models.py, line "
     assert f"not used: even, {name}: {size}" in said
     assert (tmp_path / "out" / "report.html").exists()
     assert set(by_case(tmp_path / "out")) == {"0", "1", "2"} - {name}
     (problem,) = (tmp_path / "out" / "problems" / "even").iterdir()
     assert "Traceback" in json.loads(problem.read_text())["details"]
-    assert bad(tmp_path / "out", subject) == 1  # and nothing blocks the way
+    assert bad(tmp_path / "out", model) == 1  # and nothing blocks the way
 
 
 def test_user_code_that_raises_while_a_case_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bad(tmp_path, "raises_in_python") == 1
-    assert "not used: bad, images 0 to 1: KeyError: 'no such key' (bad_subjects.py, line " in capsys.readouterr().out
+    assert "not used: bad, images 0 to 1: KeyError: 'no such key' (bad_models.py, line " in capsys.readouterr().out
 
 
 def test_no_case_that_the_network_takes_is_2_and_leaves_nothing(
@@ -100,7 +103,7 @@ def test_no_case_that_the_network_takes_is_2_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("subject", "said"),
+    ("model", "said"),
     [
         (
             "in_numpy",
@@ -113,9 +116,9 @@ def test_no_case_that_the_network_takes_is_2_and_leaves_nothing(
     ],
 )
 def test_a_network_that_fails_in_the_first_passes_is_2_and_leaves_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], subject: str, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, said: str
 ) -> None:
-    assert bad(tmp_path / "out", subject) == 2
+    assert bad(tmp_path / "out", model) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("monai-adv: bad: network: ")
     assert said in last
@@ -178,17 +181,17 @@ def test_probes_that_meet_a_bad_case_are_made_without_it(
     """All three cases would be probed, and the second one fails."""
     probed = []
 
-    def probe(subject: Any, levels: Any, seed: int, cases: Sequence[str], steps: int) -> dict[str, Any]:
+    def probe(model: Any, levels: Any, seed: int, cases: Sequence[str], steps: int) -> dict[str, Any]:
         probed.append(list(cases))
         for case in cases:
             with torch.no_grad():
-                subject.network(subject.load(case).images)
+                model.network(model.load(case).images)
         return {"cases": list(cases)}
 
     monkeypatch.setattr(flags, "probe", probe)
     monkeypatch.setattr(flags, "find_flags", lambda *_: [])
-    jobs = [LiveSource(bad_subjects.odd_size())]
-    monkeypatch.setattr("monai_adv.evaluation.report.write_report", lambda folder: None)
+    jobs = [LiveSource(bad_models.odd_size())]
+    monkeypatch.setattr("monai_adv.evaluation.report.page.write_report", lambda folder: None)
     running = Session(jobs, EvaluationSettings((Level("linf", 0.02),), "quick"), tmp_path / "out", ThisProcess())
     running.prepare()
     assert running.finish() == 1
@@ -207,8 +210,8 @@ def test_probes_that_meet_a_bad_case_are_made_without_it(
 )
 def test_no_gradient_means_dead_samples_not_a_crash(after: Any) -> None:
     decide = after if after(torch.zeros(1, 2)).dtype != torch.bool else lambda y: after(y).float()
-    subject = bad_subjects.classifier(bad_subjects.Wrapped(after=decide))
-    case = subject.load(subject.cases[1])
+    model = bad_models.classifier(bad_models.Wrapped(after=decide))
+    case = model.load(model.cases[1])
     threat = Threat("linf", 0.01)
     for attack in (PGD(threat, 3), APGD(threat, 3, None, until="wrong"), CW(Threat("l2", 0.01), steps=2), FAB(threat)):
         found = attack(case.network, case.images, case.target, case.task, generator=torch.Generator().manual_seed(0))
@@ -217,13 +220,13 @@ def test_no_gradient_means_dead_samples_not_a_crash(after: Any) -> None:
 
 
 def test_no_gradient_is_a_failed_check(tmp_path: Path) -> None:
-    subject = bad_subjects.without_graph()
+    model = bad_models.without_graph()
     settings = EvaluationSettings((Level("linf", 0.01),), "quick")
-    running = Session([LiveSource(subject)], settings, tmp_path / "out", ThisProcess(), say=lambda line: None)
+    running = Session([LiveSource(model)], settings, tmp_path / "out", ThisProcess(), say=lambda line: None)
     running.prepare()
     running._open()
-    for case in subject.cases:
-        assert run_case(subject, case, settings, running.store)
+    for case in model.cases:
+        assert run_case(model, case, settings, running.store)
     families = {k: {s["name"]: s["family"] for s in v} for k, v in running.models[0]["stages"].items()}
     found = flags.find_flags(read_records(tmp_path / "out"), "classification", families)
     assert next(flag for flag in found if flag.name == "zero-gradients").up
@@ -234,8 +237,8 @@ def test_a_network_that_works_in_place_leaves_the_images_alone() -> None:
     """Doubling in place or not is the same function."""
     threat, found = Threat("linf", 0.2), []
     for before in (lambda x: x.mul_(2.0), lambda x: 2.0 * x):
-        subject = bad_subjects.classifier(bad_subjects.Wrapped(before=before))
-        case = subject.load(subject.cases[2])
+        model = bad_models.classifier(bad_models.Wrapped(before=before))
+        case = model.load(model.cases[2])
         images = case.images.clone()
         result = PGD(threat, 3)(case.network, case.images, case.target, case.task)
         scores = case.scores(result.images)
@@ -396,8 +399,8 @@ def test_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_more_classes_than_a_byte_counts() -> None:
-    subject = bad_subjects.segmenter([4], 300)
-    case = subject.load("0")
+    model = bad_models.segmenter([4], 300)
+    case = model.load("0")
     (picture,) = case.picture(case.images)
     assert picture.on_clean.max() == 300
     assert picture.truth.max() == 1
@@ -431,11 +434,11 @@ def test_what_was_not_agreed_to_leaves_nothing(
 
 def test_an_open_subject_is_not_pickled(tmp_path: Path) -> None:
     """A live bundle holds its whole data set, and transforms that cannot be pickled."""
-    subject = bad_subjects.odd_size()
-    subject.transform = lambda x: x  # type: ignore[attr-defined]
-    subject.__class__ = type("Own", (type(subject),), {"__reduce_ex__": lambda self, protocol: 1 / 0})
+    model = bad_models.odd_size()
+    model.transform = lambda x: x  # type: ignore[attr-defined]
+    model.__class__ = type("Own", (type(model),), {"__reduce_ex__": lambda self, protocol: 1 / 0})
     settings = EvaluationSettings((Level("linf", 0.02),), "quick")
-    running = Session([LiveSource(subject)], settings, tmp_path / "out", ThisProcess(), say=lambda line: None)
+    running = Session([LiveSource(model)], settings, tmp_path / "out", ThisProcess(), say=lambda line: None)
     running.prepare()
     assert [m["name"] for m in running.models] == ["even"]
 

@@ -18,12 +18,17 @@ from planted_evaluation import dice_score, folder_of, label_score, picture, plan
 
 from monai_adv.cli import main
 from monai_adv.errors import InputError
-from monai_adv.evaluation import curves, pictures, report, statistics, store
-from monai_adv.evaluation.curves import chains, repetitions
-from monai_adv.evaluation.pictures import draw, largest_change
-from monai_adv.evaluation.report import _settings_of, duration, p_value, percent, points, write_report
-from monai_adv.evaluation.results import gather
-from monai_adv.evaluation.subject import Picture, Record, Score
+from monai_adv.evaluation import store
+from monai_adv.evaluation.models.protocol import Picture
+from monai_adv.evaluation.records import Record
+from monai_adv.evaluation.report import curves, pictures
+from monai_adv.evaluation.report import page as report
+from monai_adv.evaluation.report.curves import chains, repetitions
+from monai_adv.evaluation.report.page import _settings_of, duration, p_value, percent, points, write_report
+from monai_adv.evaluation.report.pictures import draw, largest_change
+from monai_adv.evaluation.report.results import gather
+from monai_adv.metrics import statistics
+from monai_adv.metrics.score import Score
 
 
 @pytest.fixture(autouse=True)

@@ -11,19 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_subjects import classifier, other_classifier, segmenter
+from tiny_models import classifier, other_classifier, segmenter
 from torch import Tensor, nn
 
 from monai_adv.attacks import PGD, AttackResult
 from monai_adv.attacks.corruptions import Corruption
 from monai_adv.errors import InputError
-from monai_adv.evaluation import runner as runner_module
 from monai_adv.evaluation import store as store_module
-from monai_adv.evaluation.plans import Stage, stages
-from monai_adv.evaluation.runner import check_threat, random_stream, reproducible, run_case
+from monai_adv.evaluation.models.protocol import Model
+from monai_adv.evaluation.records import Level, Record
+from monai_adv.evaluation.search import runner as runner_module
+from monai_adv.evaluation.search.plan import Stage, stages
+from monai_adv.evaluation.search.runner import check_threat, random_stream, reproducible, run_case
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store, read_pictures, read_records
-from monai_adv.evaluation.subject import Level, Record, Subject
 from monai_adv.statistics import Passes
 from monai_adv.tasks import Target, Task
 from monai_adv.threats import Threat
@@ -32,7 +33,7 @@ LINF = EvaluationSettings((Level("linf", 0.02), Level("linf", 0.06)), "quick", b
 BOTH = EvaluationSettings((Level("l2", 0.2), Level("l2", 0.5)), "quick", seed=3)
 
 
-def open_store(folder: Path, settings: EvaluationSettings, *subjects: Subject) -> Store:
+def open_store(folder: Path, settings: EvaluationSettings, *models: Model) -> Store:
     models = [
         {
             "name": s.name,
@@ -48,16 +49,16 @@ def open_store(folder: Path, settings: EvaluationSettings, *subjects: Subject) -
                 for level in settings.levels
             },
         }
-        for s in subjects
+        for s in models
     ]
     return Store.open(folder, {"models": models})
 
 
-def run_all(folder: Path, subject: Subject, settings: EvaluationSettings) -> list[Record]:
-    store = open_store(folder, settings, subject)
+def run_all(folder: Path, model: Model, settings: EvaluationSettings) -> list[Record]:
+    store = open_store(folder, settings, model)
     with reproducible(settings):
-        for case in subject.cases:
-            assert run_case(subject, case, settings, store)
+        for case in model.cases:
+            assert run_case(model, case, settings, store)
     return timeless(read_records(folder))
 
 
@@ -68,24 +69,24 @@ def timeless(records: list[Record]) -> list[Record]:
 @pytest.mark.parametrize(("norm", "eps"), [("l2", 0.3), ("linf", 0.1)])
 def test_a_linear_network_has_its_closed_form_accuracy(tmp_path: Path, norm: Any, eps: float) -> None:
     """The distance of an image to the boundary is its margin over the dual norm of the weights."""
-    subject = classifier(classes=2)
-    subject.box = None
-    weight = subject.network.network[1].weight.detach().double()  # type: ignore[union-attr, index]
+    model = classifier(classes=2)
+    model.box = None
+    weight = model.network.network[1].weight.detach().double()  # type: ignore[union-attr, index]
     difference = weight[0] - weight[1]
-    margin = (subject.images.double().flatten(1) @ difference) * (1 - 2 * subject.labels)
+    margin = (model.images.double().flatten(1) @ difference) * (1 - 2 * model.labels)
     robust = margin > eps * difference.norm(p=2 if norm == "l2" else 1)
     assert 0 < robust.sum() < 19
-    records = run_all(tmp_path, subject, EvaluationSettings((Level(norm, eps),), "quick"))
+    records = run_all(tmp_path, model, EvaluationSettings((Level(norm, eps),), "quick"))
     last = [s for r in records if r.attack == "PGD-20 from random starts" for s in r.worst]
     assert [s.score for s in last] == robust.double().tolist()
 
 
 @pytest.mark.parametrize("make", [classifier, segmenter])
-def test_worst_scores_never_rise(tmp_path: Path, make: Callable[[], Subject]) -> None:
+def test_worst_scores_never_rise(tmp_path: Path, make: Callable[[], Model]) -> None:
     """Over attacks and radii; they are no better than any attack's own, and within the radius."""
-    subject = make()
-    for case in subject.cases:
-        records = [r for r in run_all(tmp_path, subject, BOTH) if r.case == case]
+    model = make()
+    for case in model.cases:
+        records = [r for r in run_all(tmp_path, model, BOTH) if r.case == case]
         for before, after in pairwise(records):
             for low, own, previous in zip(after.worst, after.own, before.worst, strict=True):
                 assert low.score <= own.score
@@ -95,9 +96,9 @@ def test_worst_scores_never_rise(tmp_path: Path, make: Callable[[], Subject]) ->
 
 def test_what_is_finished_is_not_attacked_again(tmp_path: Path) -> None:
     """Wrong on the clean image: never. Wrong after an attack: not at this level, but at the next, for its own score."""
-    subject = classifier()
-    records = run_all(tmp_path, subject, LINF)
-    first = [r for r in records if r.case == subject.cases[0]]
+    model = classifier()
+    records = run_all(tmp_path, model, LINF)
+    first = [r for r in records if r.case == model.cases[0]]
     right = sum(s.score for s in first[0].own)
     assert right == 7
     for level in LINF.levels:
@@ -118,8 +119,8 @@ def test_the_lower_level_is_a_candidate_of_the_higher_one(tmp_path: Path, monkey
 
     monkeypatch.setattr(runner_module, "stages", blind_above)
     settings = EvaluationSettings((Level("linf", 0.06), Level("linf", 0.2)), "quick")
-    subject = classifier()
-    records = run_all(tmp_path, subject, settings)
+    model = classifier()
+    records = run_all(tmp_path, model, settings)
     low = [r for r in records if r.level == "linf-0.06"]
     high = [r for r in records if r.level == "linf-0.2"]
     assert sum(s.score for r in low for s in r.worst) < 15
@@ -129,10 +130,10 @@ def test_the_lower_level_is_a_candidate_of_the_higher_one(tmp_path: Path, monkey
     assert [r.carried for r in low] == [0, 0, 0]
 
 
-def interruptions(folder: Path, subject: Subject, settings: EvaluationSettings) -> int:
+def interruptions(folder: Path, model: Model, settings: EvaluationSettings) -> int:
     """Die before every write in turn; returns how often."""
     write, died = store_module.write_whole, 0
-    for case in subject.cases:
+    for case in model.cases:
         at = 1
         while True:
             count = 0
@@ -147,7 +148,7 @@ def interruptions(folder: Path, subject: Subject, settings: EvaluationSettings) 
             store_module.write_whole = writes
             try:
                 with reproducible(settings):
-                    run_case(subject, case, settings, Store(folder))
+                    run_case(model, case, settings, Store(folder))
                 break
             except KeyboardInterrupt:
                 died += 1
@@ -158,15 +159,15 @@ def interruptions(folder: Path, subject: Subject, settings: EvaluationSettings) 
 
 
 @pytest.mark.parametrize("make", [classifier, segmenter])
-def test_interrupted_at_every_write_it_ends_with_the_same_numbers(tmp_path: Path, make: Callable[[], Subject]) -> None:
-    subject = make()
-    expected = run_all(tmp_path / "at once", subject, BOTH)
-    open_store(tmp_path / "in bits", BOTH, subject)
-    assert interruptions(tmp_path / "in bits", subject, BOTH) > 10
+def test_interrupted_at_every_write_it_ends_with_the_same_numbers(tmp_path: Path, make: Callable[[], Model]) -> None:
+    model = make()
+    expected = run_all(tmp_path / "at once", model, BOTH)
+    open_store(tmp_path / "in bits", BOTH, model)
+    assert interruptions(tmp_path / "in bits", model, BOTH) > 10
     assert repr(timeless(read_records(tmp_path / "in bits"))) == repr(expected)
     assert not list((tmp_path / "in bits" / "images").rglob("*.npz"))  # only pictures are kept
     shown = [
-        [p.attacked.tolist() for p in read_pictures(tmp_path / f, subject.name, subject.cases[0], "l2-0.5")]
+        [p.attacked.tolist() for p in read_pictures(tmp_path / f, model.name, model.cases[0], "l2-0.5")]
         for f in ("at once", "in bits")
     ]
     assert shown[0] == shown[1] != []
@@ -176,9 +177,9 @@ def test_numbers_do_not_depend_on_order_or_company(tmp_path: Path) -> None:
     one, other = classifier(), other_classifier()
     expected = [run_all(tmp_path / str(i), s, LINF) for i, s in enumerate((one, other))]
     store = open_store(tmp_path / "both", LINF, one, other)
-    for subject in (other, one):
-        for case in reversed(subject.cases):
-            run_case(subject, case, LINF, store)
+    for model in (other, one):
+        for case in reversed(model.cases):
+            run_case(model, case, LINF, store)
     assert timeless(read_records(store.folder)) == expected[0] + expected[1]
 
 
@@ -212,14 +213,14 @@ class _Nothing:
 
 def test_an_attack_that_leaves_its_ball_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module, "stages", lambda k, v, threat, c: [Stage("cheat", _Nothing(threat, 1.001))])
-    subject = classifier()
-    subject.box = None
+    model = classifier()
+    model.box = None
     with pytest.raises(RuntimeError, match="cheat on images 0 to 7: the perturbation is 1.00"):
-        run_all(tmp_path, subject, LINF)
-    subject.box = (0.0, 1.0)
+        run_all(tmp_path, model, LINF)
+    model.box = (0.0, 1.0)
     monkeypatch.setattr(runner_module, "stages", lambda k, v, threat, c: [Stage("cheat", _Nothing(threat, 0.9))])
     with pytest.raises(RuntimeError, match="leaves the box"):
-        run_all(tmp_path / "box", subject, LINF)
+        run_all(tmp_path / "box", model, LINF)
 
 
 def test_an_attack_cannot_claim_success_that_the_score_does_not_show(
@@ -248,11 +249,11 @@ class _NaNWhenBright(nn.Module):
 
 
 def test_broken_outputs_are_wrong_and_counted(tmp_path: Path) -> None:
-    subject = classifier()
-    brightness = subject.images.flatten(1).mean(1)
+    model = classifier()
+    brightness = model.images.flatten(1).mean(1)
     limit = float(brightness.median())
-    subject.network = _NaNWhenBright(subject.network, limit)
-    records = [r for r in run_all(tmp_path, subject, LINF) if not r.level]
+    model.network = _NaNWhenBright(model.network, limit)
+    records = [r for r in run_all(tmp_path, model, LINF) if not r.level]
     assert sum(r.broken for r in records) == int((brightness > limit).sum()) > 5
     for record in records:
         for score in record.own:
@@ -261,26 +262,26 @@ def test_broken_outputs_are_wrong_and_counted(tmp_path: Path) -> None:
 
 
 def test_an_image_without_foreground_is_scored_by_the_stated_policy(tmp_path: Path) -> None:
-    subject = segmenter()
-    subject.labels[0].zero_()
-    subject.images[0].fill_(0.2)
+    model = segmenter()
+    model.labels[0].zero_()
+    model.images[0].fill_(0.2)
     settings = EvaluationSettings((Level("linf", 0.1), Level("linf", 0.4)), "quick")
-    last = {r.level: r.worst[0] for r in run_all(tmp_path, subject, settings) if r.case == subject.cases[0]}
+    last = {r.level: r.worst[0] for r in run_all(tmp_path, model, settings) if r.case == model.cases[0]}
     assert all(math.isnan(score.score) for score in last.values())  # it has no Dice, before an attack or after it
     found = {level: score.false_positives for level, score in last.items()}
-    assert found == {"": (), "linf-0.1": (), "linf-0.4": subject.classes}  # nothing can be found in it at first
+    assert found == {"": (), "linf-0.1": (), "linf-0.4": model.classes}  # nothing can be found in it at first
 
 
 def test_corruptions_are_a_second_axis(tmp_path: Path) -> None:
-    subject = segmenter()
+    model = segmenter()
     settings = EvaluationSettings((Level("linf", 0.01),), "quick")
-    store = open_store(tmp_path, settings, subject)
-    run = runner_module._Run(subject, "0", settings, store, lambda: None)
+    store = open_store(tmp_path, settings, model)
+    run = runner_module._Run(model, "0", settings, store, lambda: None)
     clean = run._clean()
     run._corruption(Corruption("gain", 3), clean)
     (record,) = [r for r in read_records(tmp_path) if r.level]
     assert (record.attack, record.level) == ("corruption:gain", "3")
-    case = subject.load("0")
+    case = model.load("0")
     low = case.images.min()
     assert record.own == tuple(case.scores(low + (case.images - low) * 1.2))
 
@@ -300,11 +301,11 @@ def test_levels_that_make_no_sense_are_refused(threat: Threat, said: str) -> Non
 
 
 def test_a_case_that_cannot_be_used_is_noted_and_the_others_go_on(tmp_path: Path) -> None:
-    subject = classifier()
-    subject.images[10] += 1  # leaves the box
-    store = open_store(tmp_path, LINF, subject)
-    assert [run_case(subject, case, LINF, store) for case in subject.cases] == [True, False, True]
-    assert {r.case for r in read_records(tmp_path)} == {subject.cases[0], subject.cases[2]}
+    model = classifier()
+    model.images[10] += 1  # leaves the box
+    store = open_store(tmp_path, LINF, model)
+    assert [run_case(model, case, LINF, store) for case in model.cases] == [True, False, True]
+    assert {r.case for r in read_records(tmp_path)} == {model.cases[0], model.cases[2]}
     (problem,) = (tmp_path / "problems" / "tiny").glob("*.json")
     assert "a box that contains the images" in problem.read_text()
 

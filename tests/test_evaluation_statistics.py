@@ -12,25 +12,24 @@ from hypothesis import strategies as st
 from planted_evaluation import CLASSES, dice_score, label_score, plant
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation import statistics
-from monai_adv.evaluation.statistics import (
+from monai_adv.evaluation import records as kept
+from monai_adv.evaluation.records import Level, Record, own_scores, parse_level, worst_scores
+from monai_adv.evaluation.report.comparisons import compare_all
+from monai_adv.metrics import statistics
+from monai_adv.metrics.score import Score
+from monai_adv.metrics.statistics import (
     auc,
     bootstrap,
     compare,
-    compare_all,
     detection,
     holm,
     mcnemar,
-    own_scores,
-    parse_level,
     per_class_detection,
     per_class_dice,
     quartiles,
     summarise,
     wilson,
-    worst_scores,
 )
-from monai_adv.evaluation.subject import Level, Record, Score
 
 
 @pytest.fixture(autouse=True)
@@ -73,15 +72,15 @@ def test_worst_scores_do_not_depend_on_the_order_and_ignore_corruptions():
     for order in ([*records, bad], [bad, *records[::-1]]):
         assert {k[1]: s.score for k, s in worst_scores(order, "m", "l2-5").items()} == {"a": 0.5, "b": 0.2}
     assert {k[1]: s.score for k, s in own_scores(records, "m", "Square", "l2-5").items()} == {"a": 0.6, "b": 0.2}
-    assert statistics.attacks([*records, bad]) == ["PGD", "Square"]
-    assert statistics.corruptions([*records, bad]) == [("corruption: blur", "l2-5")]
+    assert kept.attacks([*records, bad]) == ["PGD", "Square"]
+    assert kept.corruptions([*records, bad]) == [("corruption: blur", "l2-5")]
 
 
 def test_levels_are_sorted_by_radius_within_norm_and_unit():
     records = plant(
         "m", [dice_score("a", 1)], {(k, "PGD"): [dice_score("a", 0)] for k in ("linf-0.1", "l2-15", "l2-5")}
     )
-    assert [v.key for v in statistics.levels(records)] == ["l2-5", "l2-15", "linf-0.1"]
+    assert [v.key for v in kept.levels(records)] == ["l2-5", "l2-15", "linf-0.1"]
 
 
 def test_summary_names_the_worst_patient_and_counts_what_is_not_defined():
@@ -284,5 +283,5 @@ def test_lowest_cases_and_totals():
     records = plant("m", clean, {("l2-5", "PGD"): attacked})
     keys = statistics.lowest_cases(own_scores(records, "m", "clean"), worst_scores(records, "m", "l2-5"), 3)
     assert [k[1] for k in keys] == ["b", "c", "a"]
-    total = statistics.totals(records, "m")
+    total = kept.totals(records, "m")
     assert (total["forward"], total["backward"], total["seconds"], total["largest"]) == (306, 300, 7.5, 0.999999)

@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_adv.errors import InputError
+from monai_adv.evaluation.models.protocol import Picture
+from monai_adv.evaluation.records import Record
 from monai_adv.evaluation.store import (
     State,
     Store,
@@ -25,7 +27,7 @@ from monai_adv.evaluation.store import (
     read_records,
     safe_name,
 )
-from monai_adv.evaluation.subject import Picture, Record, Score
+from monai_adv.metrics.score import Score
 
 
 def evaluation(**changes: Any) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from test_evaluation_cli import numbers
 from tiny_evaluate import SUBJECTS, evaluate
-from tiny_subjects import KILL_AT, KILL_ONCE
+from tiny_models import KILL_AT, KILL_ONCE
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.factory import FactorySource
+from monai_adv.evaluation.models.factory import FactorySource
+from monai_adv.evaluation.records import Level
+from monai_adv.evaluation.run.workers import Dask, Job, ThisProcess
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store
-from monai_adv.evaluation.subject import Level
-from monai_adv.evaluation.workers import Dask, Job, ThisProcess
 
 distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")  # comes with distributed
@@ -43,9 +43,9 @@ def test_this_process_runs_one_after_the_other() -> None:
 
 
 def test_a_worker_opens_a_model_once_per_run(tmp_path: Path) -> None:
-    subjects = [job(tmp_path, run)._subject() for run in ("1", "1", "2")]
-    assert subjects[0] is subjects[1]
-    assert subjects[1] is not subjects[2]
+    models = [job(tmp_path, run)._model() for run in ("1", "1", "2")]
+    assert models[0] is models[1]
+    assert models[1] is not models[2]
 
 
 def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:

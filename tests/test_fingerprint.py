@@ -20,15 +20,16 @@ from tiny_nnunet import write_case, write_model
 from torch import nn
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation import fingerprint as module
-from monai_adv.evaluation.bundle_source import BundleSource
-from monai_adv.evaluation.classification import ClassificationSubject
-from monai_adv.evaluation.factory import FactorySource
-from monai_adv.evaluation.fingerprint import changed, code_files, computed, contents, marks_of, same_computed
-from monai_adv.evaluation.session import Session
+from monai_adv.evaluation.models import fingerprint as module
+from monai_adv.evaluation.models.bundle.source import BundleSource
+from monai_adv.evaluation.models.classifier import Classifier
+from monai_adv.evaluation.models.factory import FactorySource
+from monai_adv.evaluation.models.fingerprint import changed, code_files, computed, contents, marks_of, same_computed
+from monai_adv.evaluation.models.protocol import Source
+from monai_adv.evaluation.records import Level
+from monai_adv.evaluation.run.session import Session
+from monai_adv.evaluation.run.workers import ThisProcess
 from monai_adv.evaluation.settings import EvaluationSettings
-from monai_adv.evaluation.subject import Level, Source
-from monai_adv.evaluation.workers import ThisProcess
 from nnunet_trainers.evaluation.source import NNUNetSource
 
 SETTINGS = EvaluationSettings((Level("linf", 0.01),), "quick")
@@ -165,9 +166,9 @@ def test_what_a_bundle_takes_from_elsewhere_shows_in_what_it_computes(tmp_path: 
     source = _segmentation(tmp_path / "b", 2)
     before = computed(source.open())
     assert same_computed(before, computed(source.open()))
-    subject = source.open()
-    subject.bundle.network.network.register_forward_hook(lambda _, __, y: 1.01 * y)
-    assert not same_computed(before, computed(subject))
+    model = source.open()
+    model.bundle.network.network.register_forward_hook(lambda _, __, y: 1.01 * y)
+    assert not same_computed(before, computed(model))
 
 
 def test_data_that_come_from_no_file_are_compared(tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_data_that_come_from_no_file_are_compared(tmp_path: Path) -> None:
 FACTORY = """
 import torch
 from silent_helper import double
-from monai_adv.evaluation.classification import ClassificationSubject
+from monai_adv.evaluation.classification import Classifier
 
 class Net(torch.nn.Module):
     def __init__(self):
@@ -194,7 +195,7 @@ class Net(torch.nn.Module):
 
 def make():
     torch.manual_seed(0)
-    return ClassificationSubject("m", Net(), torch.rand(6, 1, 2, 2), torch.arange(6) % 2, ("a", "b"))
+    return Classifier("m", Net(), torch.rand(6, 1, 2, 2), torch.arange(6) % 2, ("a", "b"))
 """
 
 
@@ -241,7 +242,7 @@ def test_a_number_that_no_weight_holds_shows_in_the_output() -> None:
 
     def numbers(scale: float) -> dict[str, list[float]]:
         torch.manual_seed(0)
-        return computed(ClassificationSubject("m", Scaled(scale), torch.rand(4, 1, 2, 2), torch.arange(4) % 2, "ab"))
+        return computed(Classifier("m", Scaled(scale), torch.rand(4, 1, 2, 2), torch.arange(4) % 2, "ab"))
 
     assert same_computed(numbers(1.0), numbers(1.0 + 1e-5))  # as two machines differ
     assert not same_computed(numbers(1.0), numbers(1.01))
@@ -254,8 +255,8 @@ def test_a_model_that_is_random_has_no_output_to_compare() -> None:
             noise = torch.from_numpy(np.random.default_rng().normal(size=(len(x), 2)))
             return x.flatten(1)[:, :2] + noise.float()
 
-    subject = ClassificationSubject("m", Noisy(), torch.rand(4, 1, 2, 2), torch.arange(4) % 2, "ab")
-    assert set(computed(subject)) == {"image", "target"}
+    model = Classifier("m", Noisy(), torch.rand(4, 1, 2, 2), torch.arange(4) % 2, "ab")
+    assert set(computed(model)) == {"image", "target"}
 
 
 # -------------------------------------------------------------------- cheap

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from monai_adv.attacks import PGD
 from monai_adv.engines.bundle_task import loss_of_each_sample
-from monai_adv.evaluation.bundle_source import BundleSource
-from monai_adv.evaluation.subject import Level
+from monai_adv.evaluation.models.bundle.source import BundleSource
+from monai_adv.evaluation.records import Level
 
 ROOT = Path(__file__).parents[1]
 ZOO = Path(__file__).parent / "foreign_bundles"
@@ -318,15 +318,15 @@ def test_the_most_robust_epoch_is_kept_and_its_figures_can_be_measured_again(tra
     best = robust.index(max(robust))
     assert found.best == robust[best]
     words = tuple(f"{key}={json.dumps(value)}" for key, value in evaluated(trained).items())
-    subject: Any = BundleSource(
+    model: Any = BundleSource(
         str(trained.bundle), overrides=words, weights="models/robust/model.pt", box=zoo.box
     ).open()
-    assert subject.problems == ()
-    assert subject.kind == ("classification" if zoo.clean == "val_accu" else "segmentation")
+    assert model.problems == ()
+    assert model.kind == ("classification" if zoo.clean == "val_accu" else "segmentation")
     for eps, expected in ((0.0, found.validate[best][zoo.clean]), (zoo.eps, robust[best])):
         scores = []
-        for case in map(subject.load, subject.cases):
-            lowest = subject.kind == "segmentation"
+        for case in map(model.load, model.cases):
+            lowest = model.kind == "segmentation"
             attack = PGD(
                 case.threat(Level("linf", eps)), 5, stop="lowest" if lowest else "first_wrong", keep="strongest"
             )

@@ -22,7 +22,7 @@ from tiny_nnunet import write_case, write_model
 from monai_adv.bundles.image_index import file_cells, read_index, write_table
 from monai_adv.cli import main
 from monai_adv.errors import InputError
-from monai_adv.evaluation.report import write_report
+from monai_adv.evaluation.report.page import write_report
 from monai_adv.foreign_text import cell, csv_text, from_cell, printable, say
 from nnunet_trainers import NNUNetModel
 from nnunet_trainers.deployed import DeployedModel

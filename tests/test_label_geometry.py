@@ -15,7 +15,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from tiny_nnunet import write_case, write_model
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.geometry import Geometry, compare
+from monai_adv.evaluation.models.geometry import Geometry, compare
 from nnunet_trainers.deployed import DeployedModel, _geometry
 from nnunet_trainers.evaluation.case import NNUNetCase
 from nnunet_trainers.evaluation.case_files import CaseFiles

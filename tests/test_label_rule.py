@@ -16,8 +16,8 @@ from tiny_nnunet import write_case, write_model
 from torch import Tensor, nn
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.classification import ClassificationSubject
-from monai_adv.evaluation.plain_segmentation import SegmentationSubject
+from monai_adv.evaluation.models.classifier import Classifier
+from monai_adv.evaluation.models.segmenter import Segmenter
 from monai_adv.tasks import ClassificationTask, SegmentationTask
 from monai_adv.tasks.base import is_one_hot, whole_labels
 from nnunet_trainers.deployed import DeployedModel
@@ -29,19 +29,19 @@ REFUSED = (0.9, 0.5, 1.002, math.nan, math.inf)  # interpolated, or damaged
 
 def plain(value: float, folder: Path) -> Tensor:
     labels = torch.tensor([[0.0, value], [0.0, 0.0]])
-    subject = SegmentationSubject("m", nn.Conv2d(1, 2, 1), [torch.zeros(1, 2, 2)], [labels], ("lesion",))
-    return subject.labels[0]
+    model = Segmenter("m", nn.Conv2d(1, 2, 1), [torch.zeros(1, 2, 2)], [labels], ("lesion",))
+    return model.labels[0]
 
 
 def regions(value: float, folder: Path) -> Tensor:
     labels = torch.tensor([[[0.0, value], [0.0, 0.0]]])
-    subject = SegmentationSubject("m", nn.Conv2d(1, 1, 1), [torch.zeros(1, 2, 2)], [labels], ("a",), regions=True)
-    return subject.labels[0]
+    model = Segmenter("m", nn.Conv2d(1, 1, 1), [torch.zeros(1, 2, 2)], [labels], ("a",), regions=True)
+    return model.labels[0]
 
 
 def classes(value: float, folder: Path) -> Tensor:
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-    return ClassificationSubject("m", network, torch.zeros(2, 1, 2, 2), torch.tensor([0.0, value]), "ab").labels
+    return Classifier("m", network, torch.zeros(2, 1, 2, 2), torch.tensor([0.0, value]), "ab").labels
 
 
 def bundle(value: float, folder: Path) -> Tensor:

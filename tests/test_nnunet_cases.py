@@ -17,7 +17,7 @@ from test_nnunet_evaluation import _sources, nnunet
 from tiny_nnunet import write_case, write_model, write_planned
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.subject import Level
+from monai_adv.evaluation.records import Level
 from nnunet_trainers import NNUNetModel
 from nnunet_trainers.deployed import DeployedModel
 from nnunet_trainers.evaluation.arguments import _random_split
@@ -56,14 +56,14 @@ def colours(tmp_path: Path) -> Path:
 def test_a_colour_image_is_one_file_with_three_channels(colours: Path) -> None:
     image = io.imread(colours / "imagesTr" / "case_0000.png").transpose(2, 0, 1) / np.float32(255)
     source = NNUNetSource(str(colours / "model"), str(colours / "imagesTr"), str(colours / "labelsTr"))
-    subject = source.open()
-    assert (subject.cases, subject.problems) == (("case",), ())
-    case = subject.load("case")
+    model = source.open()
+    assert (model.cases, model.problems) == (("case",), ())
+    case = model.load("case")
     np.testing.assert_array_equal(case.images[0].numpy(), image)
     threat = case.threat(Level("linf", 8.0, "raw"))
     assert threat.eps == pytest.approx(8 / 255)
     assert (threat.box, threat.beyond) == ((0.0, 1.0), "keep")
-    assert "attacked images keep to the range of the files, 0 to 255" in subject.space
+    assert "attacked images keep to the range of the files, 0 to 255" in model.space
     model = NNUNetModel(colours / "model")
     loaded = model.preprocess([colours / "imagesTr" / "case_0000.png"])
     np.testing.assert_array_equal(loaded[0, :, 0].numpy(), image)
@@ -104,9 +104,9 @@ def test_cases_that_a_dataset_json_lists(nnunet: Path, monkeypatch: pytest.Monke
     assert cases[1].image_files == (nnunet / "elsewhere" / "imagesTr" / "b_0000.nii.gz",)
     assert problems[0].startswith("c: there is no ")
     (source,) = _sources(*WORDS)
-    subject = source.open()
-    assert subject.cases == ("b",)
-    assert subject.load("b").name == "b"
+    model = source.open()
+    assert model.cases == ("b",)
+    assert model.load("b").name == "b"
     path.write_text(json.dumps({"dataset": {"a": {"label": "x"}}}))
     with pytest.raises(InputError, match='where "dataset" has "images" and "label" for each case; KeyError'):
         _sources(*WORDS)
@@ -120,9 +120,9 @@ def test_the_fold_all_says_that_it_has_seen_its_cases(nnunet: Path) -> None:
         nnunet / "results" / "Dataset999_Tiny" / "nnUNetTrainer__tinyPlans__2d" / "fold_all"
     )
     (source,) = _sources(*WORDS, "-f", "all")
-    subject = source.open()
-    assert subject.cases == ("a", "b")
-    assert "on which fold all was trained: the figures flatter it" in subject.space
+    model = source.open()
+    assert model.cases == ("a", "b")
+    assert "on which fold all was trained: the figures flatter it" in model.space
 
 
 @pytest.mark.parametrize("fold", [5, 6, 40])
@@ -154,11 +154,11 @@ def test_cross_validation(nnunet: Path) -> None:
     torch.save(content, folder / "fold_1" / "checkpoint_final.pth")
     (source,) = _sources(*WORDS, "-f", "0", "1")
     assert (source.folds, source.held_out) == ((0, 1), (("b",), ("a",)))
-    subject = source.open()
-    assert subject.cases == ("b", "a")
-    assert "cross-validation: folds 0, 1, each on its own validation cases" in subject.space
+    model = source.open()
+    assert model.cases == ("b", "a")
+    assert "cross-validation: folds 0, 1, each on its own validation cases" in model.space
     for case, fold in (("b", 0), ("a", 1), ("b", 0)):
-        loaded = subject.load(case)
+        loaded = model.load(case)
         alone = dataclasses.replace(source, folds=(fold,), held_out=None, cases=(case,)).open().load(case)
         assert torch.equal(loaded.logits(loaded.images), alone.logits(alone.images))
     with pytest.raises(InputError, match="one list for each fold, each case in one of them"):

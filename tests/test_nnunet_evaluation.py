@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from monai_adv.attacks import PGD
 from monai_adv.errors import InputError
-from monai_adv.evaluation.fingerprint import contents, marks_of
-from monai_adv.evaluation.subject import Level
-from monai_adv.evaluation.volume_scores import dice, hausdorff95, volume_score
+from monai_adv.evaluation.models.fingerprint import contents, marks_of
+from monai_adv.evaluation.records import Level
+from monai_adv.metrics.segmentation import dice, hausdorff95, volume_score
 from monai_adv.tasks.volume_slices import VolumeSlicesTask
 from nnunet_trainers.deployed import DeployedModel
 from nnunet_trainers.evaluation import arguments
@@ -386,7 +386,7 @@ def test_units_that_cannot_be_converted(tmp_path: Path) -> None:
         case.threat(Level("linf", 1.0, "raw"))
 
 
-# -------------------------------------------------------------------- source and subject
+# -------------------------------------------------------------------- source and model
 
 
 @pytest.fixture
@@ -399,26 +399,26 @@ def data(tmp_path: Path) -> tuple[Path, NNUNetSource]:
 
 def test_subject(data: tuple[Path, NNUNetSource]) -> None:
     _, source = data
-    subject = pickle.loads(pickle.dumps(source)).open()
-    assert (subject.name, subject.kind, subject.classes) == ("model", "segmentation", ("front", "back"))
-    assert (subject.cases, subject.problems) == (("a", "b"), ())
-    assert "whole volumes through nnU-Net's sliding window (Gaussian weighting" in subject.space
-    assert "mirroring off" in subject.space
-    assert "each slice has a radius of its own" in subject.space
-    assert subject.unit == "standard deviations of the normalised image (MRI ZScoreNormalization)"
-    assert subject.load("b").name == "b"
+    model = pickle.loads(pickle.dumps(source)).open()
+    assert (model.name, model.kind, model.classes) == ("model", "segmentation", ("front", "back"))
+    assert (model.cases, model.problems) == (("a", "b"), ())
+    assert "whole volumes through nnU-Net's sliding window (Gaussian weighting" in model.space
+    assert "mirroring off" in model.space
+    assert "each slice has a radius of its own" in model.space
+    assert model.unit == "standard deviations of the normalised image (MRI ZScoreNormalization)"
+    assert model.load("b").name == "b"
     with pytest.raises(InputError, match="case: received 'c', allowed is one of a, b"):
-        subject.load("c")
+        model.load("c")
     boxed = dataclasses.replace(source, box=(-9.0, 9.0)).open().load("a")
     assert boxed.threat(Level("linf", 0.1)).box == (-9.0, 9.0)
 
 
 def test_what_is_said_about_other_modes(data: tuple[Path, NNUNetSource], tmp_path: Path) -> None:
     _, source = data
-    subject = dataclasses.replace(source, mode="patch", mirroring=True, note="held out").open()
-    assert "one patch (16 × 12) per volume" in subject.space
-    assert "faster, and not the deployed measure; mirroring on; held out" in subject.space
-    assert isinstance(subject.load("a"), NNUNetPatch)
+    model = dataclasses.replace(source, mode="patch", mirroring=True, note="held out").open()
+    assert "one patch (16 × 12) per volume" in model.space
+    assert "faster, and not the deployed measure; mirroring on; held out" in model.space
+    assert isinstance(model.load("a"), NNUNetPatch)
     ct = dataclasses.replace(source, model_folder=str(write_planned(tmp_path / "ct", ["CTNormalization"]))).open()
     assert ct.unit == "units of the normalised image, 1 = 40 in the files (channel 0 CTNormalization)"
 
@@ -453,12 +453,12 @@ def test_folds_are_averaged(data: tuple[Path, NNUNetSource], tmp_path: Path) -> 
     content["network_weights"] = {k: v + 0.05 for k, v in content["network_weights"].items()}
     torch.save(content, second / "checkpoint_final.pth")
     other = dataclasses.replace(source, folds=(1,)).open().load("a")
-    subject = dataclasses.replace(source, folds=(0, 1)).open()
-    both = subject.load("a")
+    model = dataclasses.replace(source, folds=(0, 1)).open()
+    both = model.load("a")
     mean = (single.logits(single.images) + other.logits(single.images)) / 2
     torch.testing.assert_close(both.logits(single.images), mean, atol=1e-5, rtol=1e-5)
-    assert "mean of the folds 0, 1" in subject.space
-    assert subject.fingerprint != source.open().fingerprint
+    assert "mean of the folds 0, 1" in model.space
+    assert model.fingerprint != source.open().fingerprint
     volume, _ = both.model.preprocess([root / "imagesTr" / "a_0000.nii.gz"])
     host = both.model.predictor.predict_logits_from_preprocessed_data(volume).float()
     ours = both.model.to_volume(both.logits(both.images))
@@ -473,12 +473,12 @@ def test_problems_are_collected_and_named(data: tuple[Path, NNUNetSource]) -> No
     root, source = data
     (root / "labelsTr" / "a.nii.gz").unlink()
     (root / "imagesTr" / "empty_0000.nii.gz").touch()
-    subject = source.open()
-    assert subject.cases == ("b",)
-    assert len(subject.problems) == 2
-    assert subject.problems[0].startswith(f"a: there is no {root / 'labelsTr' / 'a.nii.gz'}")
-    assert subject.problems[1].startswith("empty: ")
-    assert "empty_0000.nii.gz is empty" in subject.problems[1]
+    model = source.open()
+    assert model.cases == ("b",)
+    assert len(model.problems) == 2
+    assert model.problems[0].startswith(f"a: there is no {root / 'labelsTr' / 'a.nii.gz'}")
+    assert model.problems[1].startswith("empty: ")
+    assert "empty_0000.nii.gz is empty" in model.problems[1]
     with pytest.raises(InputError, match="at least one case with all its files; images are called CASE_0000.nii.gz"):
         dataclasses.replace(source, cases=("a", "x")).open()
 
@@ -486,22 +486,22 @@ def test_problems_are_collected_and_named(data: tuple[Path, NNUNetSource]) -> No
 def test_files_that_cannot_be_used_are_named(data: tuple[Path, NNUNetSource], monkeypatch: pytest.MonkeyPatch) -> None:
     root, source = data
     image, truth = root / "imagesTr" / "a_0000.nii.gz", root / "labelsTr" / "a.nii.gz"
-    subject = source.open()
+    model = source.open()
     good = truth.read_bytes(), image.read_bytes()
     _rewrite(truth, np.full((14, 11, 9), 7, np.uint8))
     with pytest.raises(InputError, match=r"labelsTr/a.nii.gz with the values 7', allowed is the model's labels"):
-        subject.load("a")
+        model.load("a")
     truth.write_bytes(b"no image")
     with pytest.raises(InputError, match=f"ground_truth_file: received '{truth}', allowed is a whole gzip file"):
-        subject.load("a")
+        model.load("a")
     write_case(root, (9, 9, 9), "other")
     truth.write_bytes((root / "labelsTr" / "other.nii.gz").read_bytes())
     with pytest.raises(InputError, match="a_0000.nii.gz.*readable images of one shape; nnU-Net says: Shape mismatch"):
-        subject.load("a")
+        model.load("a")
     truth.write_bytes(good[0])
     image.write_bytes(good[1][:200])
     with pytest.raises(InputError, match="a_0000.nii.gz', allowed is a whole gzip file; .*copy it again"):
-        subject.load("a")
+        model.load("a")
     image.write_bytes(good[1])
     read = SimpleITKIO.read_images
 
@@ -513,9 +513,9 @@ def test_files_that_cannot_be_used_are_named(data: tuple[Path, NNUNetSource], mo
 
     monkeypatch.setattr(SimpleITKIO, "read_images", with_nan)
     with pytest.raises(InputError, match="a_0000.nii.gz.*there is NaN or infinity"):
-        subject.load("a")
+        model.load("a")
     monkeypatch.undo()
-    assert subject.load("b").name == "b"
+    assert model.load("b").name == "b"
 
 
 @pytest.mark.parametrize(
@@ -595,9 +595,9 @@ def test_by_data_set(nnunet: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Path(ima.model_folder).name == "IMATrainer__tinyPlans__2d"
     assert (plain.cases, plain.folds, plain.mirroring, plain.mode) == (("b",), (0,), True, "whole")
     assert "1 validation cases of fold 0 of Dataset999_Tiny" in capsys.readouterr().err
-    subject = plain.open()
-    assert subject.cases == ("b",)
-    assert "; 1 validation cases of fold 0 of Dataset999_Tiny" in subject.space
+    model = plain.open()
+    assert model.cases == ("b",)
+    assert "; 1 validation cases of fold 0 of Dataset999_Tiny" in model.space
     (patches,) = _sources("-d", "Dataset999_Tiny", "-c", "2d", "-p", "tinyPlans", "-f", "1", "--patches", box=[0, 1])
     assert (patches.cases, patches.mode, patches.box) == (("a",), "patch", (0.0, 1.0))
     assert _sources() == []

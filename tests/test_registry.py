@@ -11,11 +11,11 @@ from typing import get_args
 
 import pytest
 
+from monai_adv.cli.methods import FAMILIES, declared
 from monai_adv.defenses import METHODS
 from monai_adv.defenses.method import Family
 from monai_adv.defenses.sat import METHOD, SAT
 from monai_adv.errors import InputError
-from monai_adv.methods import FAMILIES, declared
 
 MINE = """
 from monai_adv.defenses import Method

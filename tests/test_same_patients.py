@@ -16,12 +16,13 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from planted_evaluation import folder_of, plant
 from tiny_nnunet import REGIONS, write_case, write_model
 
-from monai_adv.evaluation.curves import _line
-from monai_adv.evaluation.probes import _gradients
-from monai_adv.evaluation.results import as_csv, as_table, gather
-from monai_adv.evaluation.statistics import mean_over_classes, parse_level
-from monai_adv.evaluation.subject import Score
-from monai_adv.evaluation.volume_scores import overlap_score
+from monai_adv.evaluation.checks.probes import _gradients
+from monai_adv.evaluation.records import parse_level
+from monai_adv.evaluation.report.curves import _line
+from monai_adv.evaluation.report.results import as_csv, as_table, gather
+from monai_adv.metrics.score import Score
+from monai_adv.metrics.segmentation import overlap_score
+from monai_adv.metrics.statistics import mean_over_classes
 from monai_adv.tasks import SegmentationTask
 from nnunet_trainers.deployed import DeployedModel
 from nnunet_trainers.evaluation.case import NNUNetCase

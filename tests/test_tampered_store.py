@@ -18,6 +18,7 @@ from tiny_evaluate import evaluate
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation import seal
+from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.store import (
     Store,
     read_cost,
@@ -27,7 +28,6 @@ from monai_adv.evaluation.store import (
     read_problems,
     read_records,
 )
-from monai_adv.evaluation.subject import Picture
 
 ONE, TWO = "records/m/c1", "records/m/c2"
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from monai_adv.bundles.start import check_keys, device
     from monai_adv.bundles.transforms import GreySliced, WithinRanged
     from monai_adv.bundles.weights import load_weights
-    from monai_adv.evaluation.live_bundle import evaluate
+    from monai_adv.evaluation.models.bundle.live import evaluate
 
 say_it_last()
 
@@ -26,7 +26,7 @@ _PLACES = {
     "WithinRanged": "monai_adv.bundles.transforms",
     "check_keys": "monai_adv.bundles.start",
     "device": "monai_adv.bundles.start",
-    "evaluate": "monai_adv.evaluation.live_bundle",
+    "evaluate": "monai_adv.evaluation.models.bundle.live",
     "load_weights": "monai_adv.bundles.weights",
     "file_cells": "monai_adv.bundles.image_index",
     "image_files": "monai_adv.bundles.image_index",

@@ -30,7 +30,7 @@ def device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    from monai_adv.evaluation.plain import usable_device
+    from monai_adv.evaluation.models.plain import usable_device
 
     return usable_device(name)
 

@@ -21,8 +21,8 @@ from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.engines.bundle_rule import Rule, check_rule, postprocessing_of, rule_of
 from monai_adv.engines.bundle_task import KINDS, Kind, Layout, kind_of_batch, layout_of
 from monai_adv.errors import InputError
-from monai_adv.evaluation.bundle_network import BundleNetwork
 from monai_adv.network_state import unwrap_ddp
+from monai_adv.networks.inferer import BundleNetwork
 from monai_adv.statistics import wide_dtype
 from monai_adv.tasks import ClassificationTask, SegmentationTask, Target, Task
 from monai_adv.tasks.base import plain

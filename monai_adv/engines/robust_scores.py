@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from monai_adv.attacks.base import AttackResult
 from monai_adv.engines.robust_metric import RobustMetric
 from monai_adv.errors import InputError
-from monai_adv.evaluation.statistics import detection
-from monai_adv.evaluation.subject import Score
+from monai_adv.metrics.score import Score
+from monai_adv.metrics.statistics import detection
 from monai_adv.network_state import frozen
 from monai_adv.tasks import ClassificationTask, Target
 

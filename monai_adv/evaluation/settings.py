@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.subject import Level
+from monai_adv.evaluation.records import Level
 
 Version = Literal["quick", "standard", "full"]
 SMALLEST, LARGEST = 1e-12, 1e12
@@ -25,11 +25,11 @@ class EvaluationSettings:
 
     Args:
         levels: radii, ascending and without repetition within each norm, all > 0: the clean score is always measured.
-        attacks: ``"quick"``, ``"standard"`` or ``"full"``; see :mod:`monai_adv.evaluation.plans`.
+        attacks: ``"quick"``, ``"standard"`` or ``"full"``; see :mod:`monai_adv.evaluation.search.plan`.
         seed: of all random draws.
         batch_size: inputs that an attack gets at once. Random draws depend on it.
         cases: ``None``: all; a number: the first ones, which for a classifier are groups of images; or names.
-        box: lowest and highest intensity of an attacked image in network units; ``None``: the subject's own, if any.
+        box: lowest and highest intensity of an attacked image in network units; ``None``: the model's own, if any.
         device: type of device; its kernels and random streams decide the last digits.
         threads: CPU threads of each process; sums depend on it in the last digit.
 
@@ -81,10 +81,10 @@ class EvaluationSettings:
             raise InputError.of("cases", self.cases, "a number >= 1, names of cases, or nothing for all")
 
     def select(self, cases: Sequence[str]) -> tuple[str, ...]:
-        """Those of a subject's cases that are evaluated, in the subject's order.
+        """Those of a model's cases that are evaluated, in the model's order.
 
         Raises:
-            InputError: no cases, or names that the subject does not have.
+            InputError: no cases, or names that the model does not have.
         """
         if not cases:
             raise InputError("cases: the model has no case that can be used; see the problems above.")

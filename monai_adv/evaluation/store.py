@@ -44,9 +44,11 @@ from torch import Tensor
 
 from monai_adv.errors import InputError, PlaceError, first_cause
 from monai_adv.evaluation import seal
-from monai_adv.evaluation.fingerprint import Marks, changed, same_computed
-from monai_adv.evaluation.subject import Picture, Record, Score
+from monai_adv.evaluation.models.fingerprint import Marks, changed, same_computed
+from monai_adv.evaluation.models.protocol import Picture
+from monai_adv.evaluation.records import Record
 from monai_adv.files import LOCK, PARTIAL, write_whole
+from monai_adv.metrics.score import Score
 
 FORMAT = 2
 EVALUATION = "evaluation"
@@ -70,7 +72,7 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
         - ``levels``: ``[{"key", "norm", "eps", "unit"}, ...]``, ascending within a norm.
         - ``models``: one dict per model, in the order of the command line: ``name``, ``kind``, ``classes``,
           ``fingerprint`` (of what is in memory), ``files`` (of the contents of all files), ``computes`` (see
-          :func:`monai_adv.evaluation.fingerprint.computed`), ``space``, ``unit`` (in words, of network inputs),
+          :func:`monai_adv.evaluation.models.fingerprint.computed`), ``space``, ``unit`` (in words, of network inputs),
           ``cases`` (names of those selected), ``problems`` (files left out, with reasons), ``stages`` (``{level key:
           [{"name", "family", "settings"}, ...]}`` in the order they run; family is random, white-box, black-box or
           transfer), ``corruptions`` (``[{"name", "severity"}, ...]``: of their records these are the attack and the

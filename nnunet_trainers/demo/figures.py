@@ -14,8 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from monai_adv.evaluation.curves import chains, worst_case_curve
-from monai_adv.evaluation.subject import Picture, Record
+from monai_adv.evaluation.models.protocol import Picture
+from monai_adv.evaluation.records import Record
+from monai_adv.evaluation.report.curves import chains, worst_case_curve
 from nnunet_trainers.demo.phantom import LABELS
 from nnunet_trainers.demo.summary import CLASSES, NOISE
 from nnunet_trainers.volume_dice import dice_per_class, mean_dice

@@ -12,12 +12,13 @@ import numpy.typing as npt
 import torch
 
 from monai_adv.attacks import SegmentationEnsemble
-from monai_adv.evaluation.session import Session
-from monai_adv.evaluation.statistics import CLEAN
+from monai_adv.evaluation.models.protocol import Picture
+from monai_adv.evaluation.records import CLEAN, Level, Record
+from monai_adv.evaluation.run.session import Session
+from monai_adv.evaluation.run.workers import ThisProcess
 from monai_adv.evaluation.store import read_problems, read_records
-from monai_adv.evaluation.subject import Level, Picture, Record, Score
-from monai_adv.evaluation.volume_scores import overlap_score
-from monai_adv.evaluation.workers import ThisProcess
+from monai_adv.metrics.score import Score
+from monai_adv.metrics.segmentation import overlap_score
 from monai_adv.tasks import take
 from nnunet_trainers.demo.phantom import LABELS
 from nnunet_trainers.demo.progress import StageFailed, Stages

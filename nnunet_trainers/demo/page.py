@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from monai_adv.evaluation.statistics import CLEAN
+from monai_adv.evaluation.records import CLEAN
 from nnunet_trainers.demo.progress import clock
 from nnunet_trainers.demo.summary import NOISE, WORST
 

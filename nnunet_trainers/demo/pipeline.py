@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from monai_adv.doctor import available_cores
+from monai_adv.cli.doctor import available_cores
+from monai_adv.evaluation.run.workers import versions
 from monai_adv.evaluation.store import read_evaluation, read_records
-from monai_adv.evaluation.workers import versions
 from nnunet_trainers.demo import figures, nnunet_steps
 from nnunet_trainers.demo.measure import measure, predicted, read_slice
 from nnunet_trainers.demo.page import render

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.settings import EvaluationSettings, Version
-from monai_adv.evaluation.subject import Level
 from nnunet_trainers.demo.phantom import Phantom
 
 DATASET_ID = 990

@@ -8,11 +8,11 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from monai_adv.evaluation.plans import NOISE_DRAWS, Stage, stages
-from monai_adv.evaluation.results import plain_values
-from monai_adv.evaluation.statistics import CLEAN, own_scores, worst_scores
-from monai_adv.evaluation.subject import Record, Score
-from monai_adv.evaluation.workers import versions
+from monai_adv.evaluation.records import CLEAN, Record, own_scores, worst_scores
+from monai_adv.evaluation.report.results import plain_values
+from monai_adv.evaluation.run.workers import versions
+from monai_adv.evaluation.search.plan import NOISE_DRAWS, Stage, stages
+from monai_adv.metrics.score import Score
 from monai_adv.threats import Threat
 from nnunet_trainers.demo.phantom import LABELS
 from nnunet_trainers.demo.progress import Timing

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_adv.errors import InputError, did_you_mean
-from monai_adv.evaluation.bundle import unique_names
+from monai_adv.evaluation.models.bundle.arguments import unique_names
 from monai_adv.foreign_text import say
 
 if TYPE_CHECKING:

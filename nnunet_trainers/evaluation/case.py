@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.subject import Level, Picture, Score
-from monai_adv.evaluation.volume_scores import overlap_score, volume_score
+from monai_adv.evaluation.models.protocol import Picture
+from monai_adv.evaluation.records import Level
+from monai_adv.metrics.score import Score
+from monai_adv.metrics.segmentation import overlap_score, volume_score
 from monai_adv.tasks import SegmentationTask, Target
 from monai_adv.tasks.volume_slices import VolumeSlicesTask, counts
 from monai_adv.threats import Beyond, Threat
@@ -29,7 +31,7 @@ EXPECTED_DICE = 0.3
 
 
 class NNUNetCase:
-    """See :class:`monai_adv.evaluation.subject.Case`. Each input is a slice (2D network) or the volume (3D).
+    """See :class:`monai_adv.evaluation.models.protocol.Case`. Each input is a slice (2D network) or the volume (3D).
 
     Scores are those of the host's export in the original geometry, as in :func:`volume_score`. An input on which the
     network gives NaN or infinity counts as segmented wrong in every voxel.

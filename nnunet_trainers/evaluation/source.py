@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.fingerprint import fingerprint
-from monai_adv.evaluation.subject import Kind
+from monai_adv.evaluation.models.fingerprint import fingerprint
+from monai_adv.metrics.score import Kind
 from nnunet_trainers.deployed import DeployedModel
 from nnunet_trainers.evaluation.case import Box, NNUNetCase, NNUNetPatch, bounds_of
 from nnunet_trainers.evaluation.case_files import find_cases, listed_cases, listed_files
@@ -79,20 +79,20 @@ class NNUNetSource:
         if self.box is not None and not (self.box[0] < self.box[1] and all(map(math.isfinite, self.box))):
             raise InputError.of("box", self.box, "(lowest, highest) with lowest < highest, or None")
 
-    def open(self) -> NNUNetSubject:
+    def open(self) -> EvaluatedNNUNet:
         """Load the model.
 
         Raises:
             InputError: why it does not load, or that there is no case.
         """
         try:
-            return NNUNetSubject(self)
+            return EvaluatedNNUNet(self)
         except InputError as error:
             raise error.about(self.name or Path(self.model_folder).resolve().name) from error
 
 
-class NNUNetSubject:
-    """See :class:`monai_adv.evaluation.subject.Subject`.
+class EvaluatedNNUNet:
+    """See :class:`monai_adv.evaluation.models.protocol.Model`.
 
     Raises:
         InputError: see :meth:`NNUNetSource.open`.

@@ -1,0 +1,89 @@
+"""The command ``monai-adv``. Each subcommand is a module with ``add_parser``, listed in ``COMMANDS``."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import metadata
+
+from monai_adv.cli import bundle, demo, doctor, evaluate, export, methods, report
+from monai_adv.errors import InputError, in_a_sentence
+
+# Parsers are built at every start: these modules import torch and the like only inside what they run.
+COMMANDS = (bundle, demo, doctor, evaluate, export, methods, report)
+UNEXPECTED = 4
+"""Exit code of an error that none of us foresaw; 1, Python's own, is a result of ``monai-adv evaluate``."""
+BROKEN_PIPE = 141
+"""As of any program that writes to ``| head`` when that has ended."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; a parsed subcommand carries its function as ``run``."""
+    parser = argparse.ArgumentParser(prog="monai-adv", description="Adversarial robustness for nnU-Net and MONAI.")
+    parser.add_argument("--version", action="version", version=f"monai-adv {_version()}")
+    subparsers = parser.add_subparsers(metavar="command", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Args:
+        argv: the words after ``monai-adv``; those of the process when None.
+
+    Returns:
+        The exit code: the subcommand's own, 2 for input that cannot be used, or 4 for an unexpected error, which the
+        last line names.
+
+    Raises:
+        SystemExit: for ``--help``, ``--version`` and words that argparse rejects.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name that the terminal cannot show must not end a long run
+            stream.reconfigure(errors="backslashreplace")
+    args = build_parser().parse_args(argv)
+    args.words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except InputError as error:
+        print(f"monai-adv: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return BROKEN_PIPE
+        traceback.print_exc()
+        print(
+            f"monai-adv: unexpected error, exit code {UNEXPECTED}: {in_a_sentence(error)} What was finished is kept; "
+            "please report this with the lines above.",
+            file=sys.stderr,
+        )
+        return UNEXPECTED
+    return code
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is closed at its other end; then Python shall not complain about it again."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _version() -> str:
+    try:
+        return metadata.version("monai-adv")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""``monai-adv evaluate``: how robust are these models, honestly?
+
+Each host (nnU-Net, MONAI bundles, ...) is a module with two functions, ``add_arguments(parser) -> None`` and
+``sources(args) -> list[Source]``, registered in the entry point group ``monai_adv.evaluate``. ``args`` also holds the
+options below; ``args.device`` and ``args.box`` are already checked. A host returns no sources if none of its own
+options were given. Its module is imported whenever the command line is parsed: it imports torch only inside functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from importlib import metadata
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monai_adv.errors import InputError
+from monai_adv.evaluation.models import factory
+from monai_adv.openmp import wait_passively
+
+if TYPE_CHECKING:
+    from monai_adv.evaluation.models.protocol import Source
+    from monai_adv.evaluation.settings import EvaluationSettings
+
+ENTRY_POINTS = "monai_adv.evaluate"
+INTERRUPTED = 130
+
+TLS = {  # in the words of `dask scheduler`
+    "tls_ca_file": ("--tls-ca-file", "certificate of the authority that signed those of the cluster (PEM)"),
+    "tls_client_cert": ("--tls-cert", "certificate of this client (PEM)"),
+    "tls_client_key": ("--tls-key", "its key, if that is a file of its own (PEM)"),
+}
+"""Names in :class:`distributed.Security` -> options."""
+
+EPILOG = """\
+exit codes:
+  0    all is well
+  1    finished, but some cases could not be used; the summary names the files
+  2    the input, or the folder of the report, cannot be used
+  3    finished, and a red flag says that the figures are not reliable (also if cases could not be used)
+  4    an unexpected error, which the last line names; what was finished is kept
+  130  interrupted; the same command goes on
+
+examples:
+  monai-adv evaluate --factory my_model.py:model --norm linf --eps 0.01 0.03 --box 0 1 -o report
+  monai-adv evaluate -d 4 -c 2d -f 0 -tr IMATrainer --norm l2 --eps 5 15 25 -o report
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``evaluate`` to the command line."""
+    parser = subparsers.add_parser(
+        "evaluate", help="measure how robust models are, and write a report",
+        description="Attack models and write a report. Several models in one call become one comparison.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    broken: dict[str, str] = {}
+    factory.add_arguments(parser)
+    hosts: list[Any] = [factory]
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            host = entry.load()
+            host.add_arguments(parser)
+        except Exception as error:  # a broken host must not take the other commands with it
+            broken[entry.name] = f"{type(error).__name__}: {error}"
+        else:
+            hosts.append(host)
+    what = parser.add_argument_group("what the enemy may do")
+    what.add_argument(
+        "--norm", action="append", choices=("l2", "linf"),
+        help="norm of the perturbation (default: l2); for both: --norm l2 --eps ... --norm linf --eps ...",
+    )  # fmt: skip
+    what.add_argument(
+        "--eps", action="append", nargs="+", type=float, required=True, metavar="R",
+        help="radii, ascending, for the norm before them",
+    )  # fmt: skip
+    what.add_argument(
+        "--unit", choices=("norm", "rms", "raw"), default="norm",
+        help="of the radii: the norm in units of network inputs (default), the root mean square change per voxel, or "
+        "the norm in units of the image files (HU for CT)",
+    )  # fmt: skip
+    what.add_argument(
+        "--box", nargs=2, type=float, metavar=("LOW", "HIGH"),
+        help="lowest and highest intensity of an attacked image in network units (default: none; for nnU-Net "
+        "the range to which the plan clips CT or scales colour images)",
+    )  # fmt: skip
+    how = parser.add_argument_group("how it is measured")
+    how.add_argument("--attacks", choices=("quick", "standard", "full"), default="standard", help="default: standard")
+    how.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
+    how.add_argument("--batch-size", type=int, default=64, metavar="N", help="inputs attacked at once (default: 64)")
+    how.add_argument(
+        "--cases",
+        nargs="+",
+        metavar="N|NAME",
+        help="the first N cases (of a classifier: groups of 64 images), or names (default: all)",
+    )
+    where = parser.add_argument_group("where it runs")
+    where.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    where.add_argument("--workers", type=int, metavar="N", help="processes of a local Dask cluster (default: no Dask)")
+    where.add_argument("--dask", metavar="local|ADDRESS", help="use a local Dask cluster, or that of a scheduler")
+    for option, what_it_is in TLS.values():
+        where.add_argument(option, metavar="FILE", help=f"with --dask ADDRESS: {what_it_is}")
+    where.add_argument(
+        "--threads", type=int, metavar="N",
+        help="CPU threads of each process; the last digits depend on it (default: those torch takes, whatever the "
+        "number of workers)",
+    )  # fmt: skip
+    where.add_argument("-o", "--output", required=True, metavar="FOLDER", help="new folder, or one to go on with")
+    where.add_argument("--dry-run", action="store_true", help="predict the cost, write nothing")
+    where.add_argument("-y", "--yes", action="store_true", help="start without asking")
+    parser.set_defaults(run=run, hosts=hosts, broken_hosts=broken)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate. Returns the exit code, see ``EPILOG``.
+
+    Raises:
+        InputError: input that cannot be used.
+    """
+    wait_passively()
+    from monai_adv.evaluation.run.session import Session
+    from monai_adv.evaluation.run.workers import Dask, Pool, ThisProcess
+
+    for name, reason in args.broken_hosts.items():
+        print(f"monai-adv: models of {name} cannot be evaluated here ({reason})", file=sys.stderr)
+    args.device = _device(args.device)
+    args.box = tuple(args.box) if args.box else None
+    output = _folder(args.output)
+    settings = _settings(args)
+    sources: list[Source] = list(chain.from_iterable(host.sources(args) for host in args.hosts))
+    if not sources:
+        raise InputError("models: none were given; see --factory and the others in `monai-adv evaluate --help`.")
+    if args.dask not in (None, "local") and args.workers is not None:
+        raise InputError.of("workers", args.workers, "given for a local cluster only", "the scheduler has its own")
+    if args.workers is not None and args.workers < 1:
+        raise InputError.of("workers", args.workers, "a whole number >= 1")
+    wants_dask = args.dask or (args.workers or 1) > 1
+    certificates = _certificates(args)
+    pool: Pool = Dask(args.dask or "local", args.workers or 1, certificates) if wants_dask else ThisProcess()
+    session = Session(sources, settings, output, pool)
+    try:
+        session.prepare(write=not args.dry_run)
+        if args.dry_run:
+            return 0
+        if not (args.yes or session.resumed or _agreed()):
+            print("Nothing was computed.")
+            return 0
+        return session.finish()
+    except KeyboardInterrupt:
+        again = shlex.join(["monai-adv", *args.words])
+        print(f"\nInterrupted. All finished stages are kept; go on with\n  {again}", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        session.close()
+        pool.close()
+
+
+def _certificates(args: argparse.Namespace) -> dict[str, str]:
+    found = {name: given for name, (option, _) in TLS.items() if (given := getattr(args, option[2:].replace("-", "_")))}
+    for name, file in found.items():
+        if args.dask in (None, "local"):
+            todo = "a cluster of our own makes certificates itself"
+            raise InputError.of(TLS[name][0], file, "an addition to --dask ADDRESS", todo)
+        if not Path(file).is_file():
+            raise InputError.of(TLS[name][0], file, "an existing file", "check the path")
+    if found and not {"tls_ca_file", "tls_client_cert"} <= found.keys():
+        options = ", ".join(TLS[name][0] for name in found)
+        raise InputError.of("certificates", options, "--tls-ca-file and --tls-cert, and --tls-key where it is apart")
+    return found
+
+
+def _settings(args: argparse.Namespace) -> EvaluationSettings:
+    from monai_adv.evaluation.records import Level
+    from monai_adv.evaluation.settings import EvaluationSettings
+
+    norms = args.norm or ["l2"]
+    if len(norms) != len(args.eps):
+        raise InputError.of(
+            "eps", f"{len(args.eps)} lists of radii for {len(norms)} norms", "one list for each norm",
+            "a radius in one norm says nothing in the other: --norm l2 --eps ... --norm linf --eps ...",
+        )  # fmt: skip
+    if len(set(norms)) < len(norms):
+        raise InputError.of("norm", norms, "each norm once", "give all its radii after one --eps")
+    levels = tuple(Level(norm, eps, args.unit) for norm, radii in zip(norms, args.eps, strict=True) for eps in radii)
+    return EvaluationSettings(
+        levels, args.attacks, args.seed, args.batch_size, _cases(args.cases), args.box,
+        args.device.split(":")[0], _threads(args),
+    )  # fmt: skip
+
+
+def _cases(words: list[str] | None) -> int | tuple[str, ...] | None:
+    if words is None:
+        return None
+    # A single number is a count, unless it has zeros in front, as names of files do.
+    if len(words) == 1 and re.fullmatch("-?(0|[1-9][0-9]{0,17})", words[0]):
+        return int(words[0])
+    return tuple(words)
+
+
+def _threads(args: argparse.Namespace) -> int:
+    """As asked; when an evaluation goes on, as it began; otherwise as torch likes it on this machine."""
+    import torch
+
+    from monai_adv.evaluation.store import read_evaluation
+
+    if args.threads is not None:
+        return int(args.threads)
+    if (Path(args.output) / "evaluation.json").exists():
+        return int(read_evaluation(args.output)["settings"]["threads"])
+    return torch.get_num_threads()
+
+
+def _folder(word: str) -> Path:
+    """Absolute: a worker may have another current folder."""
+    try:
+        folder = Path(word).resolve()
+        folder.exists()
+    except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError.of("-o", word, "the path of a folder", f"the system says: {reason}") from error
+    return folder
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    allowed = "cpu, cuda, cuda:1, ..."
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise InputError.of("device", name, allowed) from error
+    if kind == "meta":
+        raise InputError.of("device", name, allowed, "a meta device has shapes and no numbers")
+    return name
+
+
+def _agreed() -> bool:
+    """Ask, where somebody can answer."""
+    return not sys.stdin.isatty() or input("Start? [Y/n] ").strip().lower() in ("", "y", "yes")

@@ -1,0 +1,102 @@
+"""The registry as Markdown, for docs/methods.
+
+``python -m monai_adv.cli.method_tables docs/methods`` writes it between the marks ``<!-- overview -->`` or
+``<!-- method: NAME -->`` and ``<!-- end -->`` of every page there; what stands outside the marks is written by hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from monai_adv.defenses.method import Method, TaskName
+from monai_adv.defenses.registry import METHODS, method
+from monai_adv.settings import Settings, choices
+
+TASKS: tuple[TaskName, ...] = ("classification", "segmentation")
+_BLOCK = re.compile(r"<!-- (overview|method: (\w+)) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def overview() -> str:
+    """All methods, a row each."""
+    rows = []
+    for m in METHODS.values():
+        tasks = [("yes" if task not in m.not_for else "no") for task in TASKS]
+        rows.append([f"[{m.name}]({m.family}.md#{m.key})", m.idea, m.paper, m.state, m.cost, *tasks])
+    heads = ["method", "trains on", "paper", "keeps", "forwards per sample", *TASKS]
+    return table(heads, rows)
+
+
+def details(of: Method) -> str:
+    """What is to be known of one method: paper, cost, memory, trainers, settings, presets."""
+    parts = ["\n".join(f"* {fact}" for fact in facts(of)), settings_table(of.settings)]
+    if of.presets:
+        parts.append(table(["preset", "sets"], preset_rows(of)))
+    return "\n\n".join(parts)
+
+
+def facts(of: Method) -> list[str]:
+    """Sentences: paper, cost, memory, trainers, what it cannot do."""
+    return [
+        *([f"Source: {of.paper}."] if of.paper else []),
+        f"Cost: {of.cost} forwards per sample and step (a clean step: 3); K is `steps`.",
+        f"Keeps {of.state}." + (" Batches must say which samples they hold." if of.defense.needs_ids else ""),
+        f"In nnU-Net and MONAI: `{of.trainer}`; in a loop of your own: "
+        f"`{of.defense.__module__}.{of.defense.__name__}`.",
+        *([] if of.defense.eager_only is None else [f"Not compiled: {of.defense.eager_only}"]),
+        *(f"Not for {task}: {why}" for task, why in of.not_for.items()),
+    ]
+
+
+def preset_rows(of: Method) -> list[list[str]]:
+    """Name and settings of each preset."""
+    return [[f"`{name}`", ", ".join(f"{k} {_shown(v)}" for k, v in values.items()) or "the defaults"]
+            for name, values in of.presets.items()]  # fmt: skip
+
+
+def setting_rows(section: type[Settings]) -> list[list[str]]:
+    """Name, default, meaning and what is allowed of each setting of a section."""
+    hints = get_type_hints(section)
+    return [[f"`{f.name}`", _shown(f.default), f.metadata["help"], f.metadata["allowed"] or _allowed(hints[f.name])]
+            for f in dataclasses.fields(section)]  # fmt: skip
+
+
+def settings_table(section: type[Settings]) -> str:
+    """The settings of a section, a row each."""
+    return table(["setting", "default", "meaning", "allowed"], setting_rows(section))
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    heads = list(heads)
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def refreshed(page: str) -> str:
+    """A page with its generated blocks as the code is now."""
+
+    def block(found: re.Match[str]) -> str:
+        text = overview() if found[2] is None else details(method(found[2]))
+        return f"<!-- {found[1]} -->\n{text}\n<!-- end -->"
+
+    return _BLOCK.sub(block, page)
+
+
+def _allowed(hint: Any) -> str:
+    return "true, false" if hint is bool else ", ".join(map(_shown, choices(hint)))
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    for path in Path(sys.argv[1]).glob("*.md"):
+        path.write_text(refreshed(path.read_text(encoding="utf-8")), encoding="utf-8")

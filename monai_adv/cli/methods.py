@@ -1,0 +1,113 @@
+"""``monai-adv methods``: which defences there are, and the settings of one.
+
+The list is read from the files of the methods, whose entries are plain literals: importing them means importing torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from monai_adv.defenses.method import Method
+
+FOLDER = Path(__file__).parents[1] / "defenses"
+FAMILIES = {
+    "adversarial": "Adversarial training",
+    "early_stop": "Attacks that stop early, or grow",
+    "margins": "A radius for every sample",
+    "ensembling": "Soft labels and teachers",
+    "cheap": "Cheap",
+    "dual": "Clean and attacked images together",
+    "gradient": "Without attacked images",
+}
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``methods`` to the command line."""
+    parser = subparsers.add_parser("methods", help="list the defences, or the settings and presets of one")
+    parser.add_argument("name", nargs="?", help="a defence; default: list all")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table or the method.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError: there is no method of that name.
+    """
+    console = Console()
+    if args.name is None:
+        _print_all(console)
+    else:
+        from monai_adv.defenses import method  # imports torch
+
+        _print_one(console, method(args.name))
+    return 0
+
+
+def declared() -> list[dict[str, Any]]:
+    """The entries of all methods as they stand in the files: name, family, idea, paper, state, cost, not_for."""
+    entries = [entry for file in sorted(FOLDER.glob("*.py")) for entry in _entries(file)]
+    if metadata.entry_points(group="monai_adv.defenses"):
+        from monai_adv.defenses import METHODS
+
+        known = {entry["name"] for entry in entries}
+        entries += [vars(m) for m in METHODS.values() if m.name not in known]
+    order = list(FAMILIES)
+    return sorted(entries, key=lambda entry: (order.index(entry["family"]), entry["name"].lower()))
+
+
+def _entries(file: Path) -> Iterator[dict[str, Any]]:
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == ["METHOD"]:
+            call = node.value
+            assert isinstance(call, ast.Call)
+            literal = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg and k.arg != "presets"}
+            yield {"name": ast.literal_eval(call.args[0]), "not_for": {}, **literal}
+
+
+def _print_all(console: Console) -> None:
+    entries = declared()
+    width = max(len(entry["name"]) for entry in entries)
+    for family, title in FAMILIES.items():
+        table = Table(box=box.SIMPLE, pad_edge=False, expand=True, title=title, title_justify="left")
+        table.add_column("method", width=width)
+        for head, ratio in (("trains on", 6), ("forwards per sample", 3), ("paper", 4)):
+            table.add_column(head, ratio=ratio)
+        for entry in entries:
+            if entry["family"] == family:
+                only = "".join(f"; not for {task}" for task in entry["not_for"])
+                table.add_row(*map(escape, (entry["name"], entry["idea"] + only, entry["cost"], entry["paper"])))
+        console.print(table)
+    console.print("A clean step costs 3 forwards per sample; K is the setting `steps`.", highlight=False)
+    console.print("Settings and presets of one: monai-adv methods IMA", highlight=False)
+
+
+def _print_one(console: Console, of: Method) -> None:
+    from monai_adv.cli.method_tables import facts, preset_rows, setting_rows
+
+    console.print(f"[bold]{of.name}[/] trains on {of.idea}.", highlight=False)
+    for fact in facts(of):
+        console.print(escape("  " + fact.replace("`", "")), highlight=False)
+    for heads, rows in ((("setting", "default", "meaning", "allowed"), setting_rows(of.settings)),
+                        (("preset", "sets"), preset_rows(of))):  # fmt: skip
+        table = Table(box=box.SIMPLE, pad_edge=False, header_style="bold")
+        for number, head in enumerate(heads):
+            table.add_column(head, no_wrap=number == 0, ratio=3 if head in ("meaning", "sets") else None)
+        for row in rows:
+            table.add_row(*(escape(cell.replace("`", "")) for cell in row))
+        if table.rows:
+            console.print(table)

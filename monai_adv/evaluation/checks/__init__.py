@@ -1,0 +1,1 @@
+"""Can the figures be trusted? Probes of the model and the flags they raise."""

@@ -1,0 +1,1 @@
+"""What can be measured: classifiers, segmentation networks, factories, MONAI bundles."""

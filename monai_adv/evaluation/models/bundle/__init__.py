@@ -1,0 +1,1 @@
+"""MONAI bundles as models of the evaluation."""

@@ -1,0 +1,98 @@
+"""``monai-adv evaluate`` from inside a bundle: its config hands over the parts that it has made.
+
+In a bundle's ``configs/robustness.json``, on top of ``train.json`` and ``evaluate.json``::
+
+    "run": ["$monai_adv.evaluation.models.bundle.live.evaluate(@bundle_root, @network, @validate#inferer, ...)"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_adv.engines.bundle_rule import Rule, check_rule
+from monai_adv.evaluation.models.bundle.opened import OpenBundle, as_model, channel_names
+from monai_adv.evaluation.models.plain import Box
+from monai_adv.evaluation.models.protocol import Model
+from monai_adv.evaluation.records import Level, LevelUnit
+from monai_adv.evaluation.run.session import Session
+from monai_adv.evaluation.run.workers import ThisProcess
+from monai_adv.evaluation.settings import EvaluationSettings, Version
+from monai_adv.network_state import device_of, unwrap_ddp
+from monai_adv.threats import Norm
+
+
+@dataclass(frozen=True)
+class LiveSource:
+    """A model that is open already; for one process."""
+
+    model: Model
+
+    def open(self) -> Model:
+        """The model."""
+        return self.model
+
+
+def evaluate(
+    bundle_root: str | Path,
+    network: torch.nn.Module,
+    inferer: Callable[..., Any],
+    dataset: Any,
+    output: str | Path,
+    eps: Sequence[float],
+    norm: Norm = "l2",
+    unit: LevelUnit = "norm",
+    box: Box | None = None,
+    attacks: Version = "standard",
+    name: str | None = None,
+    cases: int | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    activation: Rule | None = None,
+    channels: Sequence[int] | None = None,
+) -> Path:
+    """Attack a bundle's network as it is now, and write the report.
+
+    Args:
+        bundle_root: the bundle's folder; its metadata.json names the classes.
+        network: with its weights.
+        inferer: of the validation.
+        dataset: of validation or test items with ``image`` and ``label``, without random transforms.
+        output: folder of the report, new or one to go on with.
+        eps: radii, ascending.
+        norm, unit, box, attacks, cases, batch_size, seed: as in ``monai-adv evaluate``.
+        name: how tables call the model; default: the bundle's folder.
+        activation: ``"softmax"`` or ``"sigmoid"``: how a segmentation's logits become a decision; default:
+            labels with a channel for each output that overlap are sigmoids, all others are not.
+        channels: input channels that may be attacked; default: all.
+
+    Returns:
+        the page, ``report.html``.
+
+    Raises:
+        InputError: parts that do not fit each other, radii that are not allowed, a folder of another evaluation.
+    """
+    root = Path(bundle_root)
+    known = channel_names(root / "configs" / "metadata.json")
+    limits = None if box is None else (float(box[0]), float(box[1]))
+    bare = unwrap_ddp(network)
+    check_rule(activation)
+    bundle = OpenBundle(
+        name or root.resolve().name, bare, inferer, dataset, limits, known, rule=activation,
+        channels=None if channels is None else tuple(channels),
+    )  # fmt: skip
+    settings = EvaluationSettings(
+        tuple(Level(norm, float(radius), unit) for radius in eps), attacks, seed, batch_size, cases, limits,
+        device_of(bare).type, torch.get_num_threads(),
+    )  # fmt: skip
+    folder = Path(output).resolve()
+    session = Session([LiveSource(as_model(bundle))], settings, folder, ThisProcess())
+    with closing(session):
+        session.prepare()
+        session.finish()
+    return folder / "report.html"

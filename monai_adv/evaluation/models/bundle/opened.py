@@ -1,0 +1,481 @@
+"""The parts of a bundle that the evaluation needs, however they were made, and its cases."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data.dataset import Dataset, PersistentDataset
+from monai.data.meta_tensor import MetaTensor
+from monai.inferers.inferer import SlidingWindowInferer
+from monai.transforms.compose import Compose
+from monai.transforms.intensity.array import ScaleIntensityRange
+from monai.transforms.transform import RandomizableTransform
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from monai_adv.engines.bundle_rule import Rule
+from monai_adv.engines.bundle_task import OTHER_KINDS, layout_of
+from monai_adv.engines.numbering import items_of
+from monai_adv.engines.supported import mask_channels
+from monai_adv.errors import InputError, first_cause
+from monai_adv.evaluation.models.classifier import ClassificationCase, Classifier
+from monai_adv.evaluation.models.geometry import Geometry, compare
+from monai_adv.evaluation.models.plain import Box, code_of, digest_of
+from monai_adv.evaluation.models.plain import fingerprint as fingerprint_of
+from monai_adv.evaluation.models.segmenter import SegmentationCase, Segmenter
+from monai_adv.evaluation.records import Level
+from monai_adv.metrics.score import Kind
+from monai_adv.network_state import device_of, frozen
+from monai_adv.networks.inferer import BundleNetwork, ForegroundLogits
+from monai_adv.tasks.base import check_labels, is_one_hot, whole_labels
+from monai_adv.threats import Threat
+
+NEUTRAL = tuple(f"monai.transforms.{part}." for part in ("io", "spatial", "croppad", "utility"))
+"""Transforms that leave intensities as they are, but for interpolation."""
+
+
+def as_model(bundle: OpenBundle) -> BundleClassifier | BundleSegmenter:
+    """What the evaluation attacks."""
+    return BundleSegmenter(bundle) if bundle.kind == "segmentation" else BundleClassifier(bundle)
+
+
+class BundleClassifier(Classifier):
+    """A classifying bundle; images that cannot be read are its ``problems``."""
+
+    def __init__(self, bundle: OpenBundle) -> None:
+        self.bundle = bundle
+        images: list[Tensor] = []
+        labels: list[Tensor] = []
+        names: list[str] = []
+        problems = list(bundle.problems)
+        for name in bundle.names:
+            try:
+                items = bundle.items(name)
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            for i, (image, label) in enumerate((item.image, item.label) for item in items):
+                own = name if len(items) == 1 else f"{name} part {i + 1}"
+                if label.shape != bundle.first.label.shape:
+                    allowed = f"{tuple(bundle.first.label.shape)}, as of the first"
+                    problems.append(str(InputError.of(f"label of {own}", tuple(label.shape), allowed)))
+                    continue
+                if images and image.shape != images[0].shape:
+                    found = f"{tuple(images[0].shape)} and, of {own}, {tuple(image.shape)}"
+                    raise InputError.of("images", found, "images of one size", "add a Resized to the bundle's config")
+                images.append(image)
+                labels.append(label.reshape(-1) if label.numel() > 1 else label.reshape(()))
+                names.append(own)
+        if not images:
+            raise InputError.of("bundle", "; ".join(problems[:3]), "at least one image that can be read")
+        heads = max(2, bundle.heads)
+        classes = bundle.channel_names if len(bundle.channel_names) == heads else [f"class {i}" for i in range(heads)]
+        super().__init__(
+            bundle.name, bundle.network, torch.stack(images), torch.stack(labels), classes,
+            box=bundle.box, unit=bundle.unit, names=names,
+        )  # fmt: skip
+        self.files = bundle.files
+        self.problems = tuple(problems)
+        self.space = f"the bundle's preprocessed images{bundle.attacked}; each image has a radius of its own"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what is in no file of the bundle."""
+        return digest_of(self.bundle.fingerprint, self.images, self.labels)
+
+    def load(self, case: str) -> ClassificationCase:
+        """A group of images."""
+        group = super().load(case)
+        group.threat = self.bundle.threat  # type: ignore[method-assign] # it knows raw units
+        return group
+
+
+class BundleSegmenter:
+    """A segmenting bundle, see :class:`~monai_adv.evaluation.models.protocol.Model`; volumes are read when needed."""
+
+    kind: Kind = "segmentation"
+
+    def __init__(self, bundle: OpenBundle) -> None:
+        self.bundle, self.name, self.unit, self.problems = bundle, bundle.name, bundle.unit, tuple(bundle.problems)
+        self.cases, self.files = tuple(bundle.names), bundle.files
+        image, heads = bundle.first.image, bundle.heads
+        logits = torch.empty(1, heads, *image.shape[1:], device="meta")
+        self.layout = layout_of(logits, bundle.first.label[None], None, None, bundle.rule, bundle.background)
+        self.regions = self.layout.regions or self.layout.sigmoid
+        self.network = ForegroundLogits(bundle.network) if self.layout.sigmoid else bundle.network
+        count = heads if self.layout.regions else heads - 1
+        names = bundle.channel_names if self.layout.regions else bundle.channel_names[1:]
+        what = "region" if self.layout.regions else "class"
+        self.classes = tuple(names) if len(names) == count else tuple(f"{what} {i + 1}" for i in range(count))
+        inferer = bundle.network.inferer
+        window = f", windows {inferer.roi_size}" if isinstance(inferer, SlidingWindowInferer) else ""
+        silent = "" if bundle.rule else ", because the bundle does not say how"
+        voxels = "" if bundle.first.spacing else ", HD95 in voxels because their size is not known there"
+        self.space = (
+            f"whole preprocessed images{bundle.attacked} through the bundle's {type(inferer).__name__}{window}; "
+            f"decided is {self.layout.decision}{silent}; Dice and HD95 in the bundle's preprocessed space{voxels}; "
+            "each image has a radius of its own"
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what is in no file of the bundle."""
+        return self.bundle.fingerprint
+
+    def load(self, case: str) -> SegmentationCase:
+        """One image.
+
+        Raises:
+            InputError: an unknown name, an unreadable file, or a label that the network does not have, or of another
+                layout than that of the first case.
+        """
+        item = self.bundle.item(case)
+        self._check_layout(case, item)
+        label = self.layout.to_task(item.label[None])[0]
+        if self.layout.sigmoid:
+            check_labels(f"labels of {case}", label, len(self.classes), "see the label, and the classes of the network")
+            label = torch.cat([label == k + 1 for k in range(len(self.classes))])
+        model = Segmenter(
+            self.name, self.network, [item.image], [label if self.regions else label[0]], self.classes,
+            regions=self.regions, spacing=item.spacing, box=self.bundle.box, unit=self.unit,
+            names=[case],
+        )  # fmt: skip
+        loaded = model.load(case)
+        loaded.notes = item.notes
+        loaded.threat = self.bundle.threat  # type: ignore[method-assign] # it knows raw units
+        return loaded
+
+    def _check_layout(self, case: str, item: _Item) -> None:
+        """Refuse a label that is not laid out as the first one: what a channel means is not judged anew."""
+        label, todo = item.label, "give all labels of the data set one layout"
+        expected = (self.bundle.first.label.shape[0], *item.image.shape[1:])
+        if tuple(label.shape) != expected:
+            raise InputError.of(f"label of {case}", tuple(label.shape), f"{expected}, as of the first case", todo)
+        known = bool(self.layout.classes) or (self.layout.regions and self.bundle.rule != "sigmoid")
+        if len(label) > 1 and known and bool(is_one_hot(label[None]).all()) != bool(self.layout.classes):
+            layouts = "regions, which overlap or leave voxels out", "one class in every voxel"
+            found, first = layouts[not self.layout.classes], layouts[bool(self.layout.classes)]
+            raise InputError.of(f"label of {case}", found, f"{first}, as in the first case", todo)
+
+
+class OpenBundle:
+    """The parts of a bundle that are needed, however they were made.
+
+    Args:
+        name: how tables call the model.
+        network: with its weights, on its device.
+        inferer: of the validation.
+        dataset: of validation items with ``image`` and ``label``; its transforms may not be random.
+        box: lowest and highest intensity that an attacked image may have.
+        channel_names: of the network's output channels; empty: not known.
+        absent: what to do about data that are not here, in words.
+        rule: how a segmentation's logits become a decision; ``None``: nobody says it, so labels decide.
+        background: whether the loss looks at channel 0 as at the others.
+        channels: input channels that may be attacked; ``None``: all.
+
+    Raises:
+        InputError: parts that are missing or do not fit each other.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: Any,
+        inferer: Callable[..., Any],
+        dataset: Any,
+        box: Box | None = None,
+        channel_names: Sequence[str] = (),
+        absent: str = "",
+        rule: Rule | None = None,
+        background: bool = True,
+        channels: tuple[int, ...] | None = None,
+    ) -> None:
+        if not isinstance(network, nn.Module):
+            raise InputError.of("network", type(network).__name__, "a torch.nn.Module under network_def or network")
+        if not callable(inferer):
+            raise InputError.of("inferer", inferer, "a MONAI inferer, or no such key", "it runs the network")
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            allowed = "a data set of items with the keys image and label, with a length and an index"
+            raise InputError.of("dataset", dataset, allowed, "an attack needs the truth")
+        self.name, self.dataset, self.box = name, _uncached(dataset), box
+        self.rule, self.background, self.channels = rule, background, channels
+        self.channel_names, self.absent = list(channel_names), absent
+        self.network = BundleNetwork(network.eval(), inferer).eval()
+        self._open_data()
+
+    def _open_data(self) -> None:
+        count = len(self.dataset)
+        rows = items_of(self.dataset) or [{}] * count
+        self.problems: list[str] = []
+        self._files: dict[str, list[Path]] = {}
+        self._place: dict[str, int] = {}
+        self._seen: dict[str, list[str]] = {}
+        _refuse_random(self.dataset)
+        for i, name in enumerate(_item_names(rows)):
+            files = [file for key in ("image", "label") for file in _files(rows[i], key)]
+            missing = [str(file) for file in files if not file.exists()]
+            more = [key for key in rows[i] if key not in ("image", "label")] if isinstance(rows[i], dict) else []
+            files += [file for key in more for file in _files(rows[i], key)]  # such as one for each phase
+            if missing:
+                self.problems.append(f"{name}: there is no {', '.join(missing)}")
+            else:
+                self._place[name] = i
+                self._files[name] = files
+        self.names = tuple(self._place)
+        self.first = self._first()
+        image, label = self.first.image, self.first.label
+        is_map = label.ndim == image.ndim and label.shape[1:] == image.shape[1:]
+        if not is_map and label.shape[1:].numel() > 1:
+            found = f"label {tuple(label.shape)} for image {tuple(image.shape)}"
+            raise InputError.of("label", found, "a class, or a map of the image's size", OTHER_KINDS)
+        self.kind: Kind = "segmentation" if is_map else "classification"
+        self.heads = self._heads(image)
+        self._check_channels(image)
+        self.raw_unit = _raw_unit(getattr(self.dataset, "transform", None))
+
+    @property
+    def files(self) -> list[Path]:
+        """Of the data, and of the network's code."""
+        return [*code_of(self.network), *(file for files in self._files.values() for file in files if file.exists())]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the network, its inferer, what bounds an attack and judges it, and of data that come from no file."""
+        in_memory = [[item.digest() for item in self.items(name)] for name in self.names if not self._files[name]]
+        settings = _settings(self.network.inferer)
+        return fingerprint_of(self.network, settings, self.names, in_memory, self.box, self.decides)
+
+    @property
+    def decides(self) -> tuple[object, ...]:
+        """What else the figures depend on."""
+        return self.rule, self.background, self.channels
+
+    @property
+    def attacked(self) -> str:
+        """Which input channels, in words."""
+        count = self.first.image.shape[0]
+        if self.channels is None:
+            return "" if count == 1 else f" (all {count} channels)"
+        return f" (channels {', '.join(map(str, self.channels))} of {count})"
+
+    @property
+    def unit(self) -> str:
+        """Of network inputs, in words."""
+        raw = "" if self.raw_unit is None else f", 1 = {self.raw_unit:.6g} in the files"
+        return f"units of the bundle's preprocessed image{raw}"
+
+    def threat(self, level: Level) -> Threat:
+        """The level in network units.
+
+        Raises:
+            InputError: a ``raw`` radius for a preprocessing that does not scale all images alike.
+        """
+        if level.unit != "raw":
+            return Threat(level.norm, level.eps, self.box, level.unit, self.channels)
+        if self.raw_unit is None:
+            allowed = "'norm' or 'rms' unless ScaleIntensityRanged is all that changes the intensities"
+            raise InputError.of("unit", "raw", allowed)
+        return Threat(level.norm, level.eps / self.raw_unit, self.box, channels=self.channels)
+
+    def item(self, name: str) -> _Item:
+        """An image with its label, preprocessed.
+
+        Raises:
+            InputError: as :meth:`items`, or several images of one item.
+        """
+        items = self.items(name)
+        if len(items) > 1:
+            allowed = "one image of each item: whole images are attacked"
+            raise InputError.of(
+                "dataset", f"{len(items)} patches of {name}", allowed, "leave the splitting to the inferer"
+            )
+        return items[0]
+
+    def items(self, name: str) -> list[_Item]:
+        """The images of an item, of which a transform that splits makes several: the same at every call.
+
+        Raises:
+            InputError: an unknown name, why it cannot be had, or that it is another one the next time.
+        """
+        items = self._read(name)
+        if name not in self._seen:  # only once: it takes as long as the preprocessing
+            self._seen[name] = [item.digest() for item in self._read(name)]
+        if [item.digest() for item in items] != self._seen[name]:
+            raise InputError.of("bundle", "preprocessing that is random", "the same image at every call", f"see {name}")
+        return items
+
+    def _read(self, name: str) -> list[_Item]:
+        if name not in self._place:
+            raise InputError.of("case", name, f"one of {', '.join(self.names)}")
+        try:
+            found = self.dataset[self._place[name]]
+        except Exception as error:  # MONAI wraps what its readers raise
+            raise InputError.of("case", name, "a case that the bundle can read", first_cause(error)) from error
+        several = isinstance(found, list) and len(found) > 0 and all(isinstance(part, dict) for part in found)
+        return [_item_of(part, name) for part in (found if several else [found])]
+
+    def _first(self) -> _Item:
+        """The first item that can be read."""
+        reasons = list(self.problems)
+        for name in self.names:
+            try:
+                return self.items(name)[0]
+            except InputError as error:
+                reasons.append(str(error))
+        if not reasons:
+            raise InputError.of("bundle", "no data", "at least one case that can be read", self.absent)
+        todo = f"; {self.absent}" if self.absent else ""
+        raise InputError(f"{self.name}: no case can be read. {reasons[0].rstrip('.')}{todo}.")
+
+    def _check_channels(self, image: Tensor) -> None:
+        if self.channels is not None and not all(0 <= c < len(image) for c in self.channels):
+            raise InputError.of("channels", list(self.channels), f"numbers from 0 to {len(image) - 1}")
+        if masks := mask_channels(image[None], self.channels):
+            warnings.warn(
+                f"{self.name}: channels {masks} of the images hold only 0 and 1 and are attacked as intensities; if "
+                "they are masks or clicks, leave them out (--bundle-channels).", stacklevel=2,
+            )  # fmt: skip
+
+    def _heads(self, image: Tensor) -> int:
+        """Output channels."""
+        try:
+            with frozen(self.network) as network, torch.no_grad():
+                output = network(image[None].to(device_of(self.network)))
+        except InputError:
+            raise
+        except Exception as error:  # whatever a network raises for an image that it does not fit
+            found = f"an image {tuple(image.shape)}"
+            raise InputError.of("network", found, "preprocessed images that fit it", first_cause(error)) from error
+        return int(output.shape[1]) if output.ndim > 1 else 1
+
+
+@dataclass(frozen=True)
+class _Item:
+    """``(C, *spatial)`` image on the CPU, its label, the spacing in mm (None: not known), and notes on its geometry."""
+
+    image: Tensor
+    label: Tensor
+    spacing: tuple[float, ...] | None
+    notes: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """Changes with any of the three."""
+        return digest_of(self.image, self.label, self.spacing)
+
+
+def _item_of(found: Any, name: str) -> _Item:
+    pair = [found.get("image"), found.get("label")] if isinstance(found, dict) else found
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or any(part is None for part in pair):
+        keys = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
+        allowed = "items with the keys image and label, or pairs of them"
+        raise InputError.of("dataset", f"items with {keys}", allowed, "an attack needs the truth")
+    image, label = (torch.as_tensor(part) for part in pair)
+    spacing = _spacing(label, image)
+    image = (image.as_tensor() if isinstance(image, MetaTensor) else image).float()
+    label = whole_labels(f"label of {name}", label.as_tensor() if isinstance(label, MetaTensor) else label)
+    if not bool(image.isfinite().all()):
+        raise InputError.of("case", name, "finite intensities", "there is NaN or infinity in its image")
+    if label.ndim == image.ndim - 1 and label.shape == image.shape[1:] and label.ndim > 1:
+        label = label[None]
+    notes = _notes(*pair) if label.ndim == image.ndim else ()
+    return _Item(image, label, spacing and spacing[: image.ndim - 1], notes)
+
+
+def _spacing(*parts: Any) -> tuple[float, ...] | None:
+    """Of the first part whose meta data come from a file; a transform that makes a new tensor says 1 of anything."""
+    for part in parts:
+        if isinstance(part, MetaTensor) and {"original_affine", "filename_or_obj"} & set(part.meta):
+            return tuple(float(s) for s in part.pixdim)
+    return None
+
+
+def _uncached(dataset: Any) -> Any:
+    """Without MONAI's cache on disk: it may be that of an older config, and its items have lost their spacing."""
+    if isinstance(dataset, Subset):
+        return Subset(_uncached(dataset.dataset), dataset.indices)
+    return Dataset(dataset.data, dataset.transform) if isinstance(dataset, PersistentDataset) else dataset
+
+
+def _notes(image: Any, label: Any) -> tuple[str, ...]:
+    """Where a label map lies, if both tensors tell; one that a transform made anew says the identity of anything."""
+    if not (isinstance(image, MetaTensor) and isinstance(label, MetaTensor)):
+        return ()
+    if any(not {"original_affine", "filename_or_obj"} & set(t.meta) for t in (image, label)):
+        return ()
+    if image.affine.shape != label.affine.shape:
+        return ()
+    pair = [
+        (str(t.meta.get("filename_or_obj", what)), t.affine.cpu()) for what, t in (("image", image), ("label", label))
+    ]
+    return compare(*(Geometry.from_affine(*each) for each in pair), refuse=False)
+
+
+def channel_names(metadata: Path) -> list[str]:
+    """What metadata.json calls the output channels, if it does."""
+    try:
+        outputs = json.loads(metadata.read_text(encoding="utf-8"))["network_data_format"]["outputs"]
+        defined = next(iter(outputs.values()))["channel_def"]
+        return [str(defined[key]) for key in sorted(defined, key=int)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
+        return []
+
+
+def _files(row: Any, key: str) -> list[Path]:
+    """The files that a row of a MONAI data list names."""
+    value = row.get(key) if isinstance(row, dict) else None
+    values = value if isinstance(value, list | tuple) else [value]
+    return [Path(v) for v in values if isinstance(v, str | Path)]
+
+
+def _item_names(rows: Sequence[Any]) -> list[str]:
+    """The names of the image files, or numbers; if a name comes twice, each with its number in front."""
+    names = [files[0].name if (files := _files(row, "image")) else str(i) for i, row in enumerate(rows)]
+    if len({name.strip() for name in names}) == len(names):
+        return names
+    return [f"{i} {name}" for i, name in enumerate(names)]
+
+
+def _settings(inferer: Any) -> list[tuple[str, Any]]:
+    """What an inferer was made with, such as the overlap of its windows."""
+    plain = (bool, int, float, str, list, tuple, type(None))
+    return sorted((k, v) for k, v in getattr(inferer, "__dict__", {}).items() if isinstance(v, plain))
+
+
+def _refuse_random(dataset: Any) -> None:
+    """Two calls may be alike by chance: what is meant to be random is refused by its kind."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    parts = _flat(getattr(dataset, "transform", None))
+    found = [type(p).__name__ for p in parts if isinstance(p, RandomizableTransform) and p.prob > 0]
+    if found:
+        raise InputError.of(
+            "bundle", f"preprocessing that is random ({', '.join(found)})", "the same image at every call",
+            "name the data of its validation",
+        )  # fmt: skip
+
+
+def _flat(transform: Any) -> Sequence[Any]:
+    """The transforms one after the other."""
+    flat: Any = transform.flatten() if isinstance(transform, Compose) else None  # type: ignore[no-untyped-call]
+    return [transform] if flat is None else flat.transforms
+
+
+def _raw_unit(transform: Any) -> float | None:
+    """Raw intensity of one network unit, if one linear scaling is all that changes intensities."""
+    units = []
+    for part in _flat(transform):
+        module, kind = type(part).__module__, type(part).__name__
+        scaler = getattr(part, "scaler", part)
+        if isinstance(scaler, ScaleIntensityRange):
+            ends = (scaler.b_min, scaler.b_max)
+            width = 1.0 if None in ends else scaler.b_max - scaler.b_min  # type: ignore[operator]
+            units.append((scaler.a_max - scaler.a_min) / width)
+        elif not module.startswith(NEUTRAL) or "Lambda" in kind:
+            return None
+    return float(units[0]) if len(units) == 1 else None

@@ -1,0 +1,190 @@
+"""A plain PyTorch classifier with its images, as the evaluation opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_adv.attacks.base import Strongest
+from monai_adv.errors import InputError
+from monai_adv.evaluation.models.plain import (
+    Box,
+    check_box,
+    code_of,
+    fingerprint,
+    forward,
+    images_of,
+    plain_threat,
+    slice_2d,
+)
+from monai_adv.evaluation.models.protocol import Picture, check_distinct
+from monai_adv.evaluation.records import Level
+from monai_adv.metrics.score import Kind, Score
+from monai_adv.tasks import ClassificationTask
+from monai_adv.threats import Threat
+
+
+class Classifier:
+    """See :class:`monai_adv.evaluation.models.protocol.Model`; a case is a group of images in their order.
+
+    Args:
+        name: how tables call the model.
+        network: gives logits ``(B, K)``, or ``(B, 1)`` for two classes. It is put into eval mode.
+        images: ``(N, C, *spatial)`` float tensor or array as the network gets them, or a data set of (image, label).
+        labels: ``(N,)`` class indices; ``None`` if ``images`` is a data set.
+        classes: names, one per class.
+        box: lowest and highest intensity that an attacked image may have; ``None``: no such box.
+        unit: the unit of the images, in words.
+        group: images per case: they are attacked and kept together.
+        names: of the images; default: their numbers.
+
+    Raises:
+        InputError: images, labels or classes that do not fit the network or each other.
+
+    Example:
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        >>> model = Classifier("mine", network, torch.rand(100, 1, 4, 4), torch.arange(100) % 3, "abc")
+        >>> model.cases
+        ('images 0 to 63', 'images 64 to 99')
+    """
+
+    kind: Kind = "classification"
+    space = "images as the network gets them; each image has a radius of its own"
+    problems: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        images: Any,
+        labels: Any = None,
+        classes: Sequence[str] = (),
+        *,
+        box: Box | None = None,
+        unit: str = "network inputs as given",
+        group: int = 64,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        check_box(box)
+        self.files: Sequence[Path] = code_of(network)
+        if group < 1:
+            raise InputError.of("group", group, "a whole number >= 1")
+        if labels is None:
+            images, labels = _from_data_set(images)
+        self.name, self.network, self.box, self.unit, self.group = name, network.eval(), box, unit, group
+        self.images, self.labels = images_of(images, "images"), torch.as_tensor(labels).detach().cpu()
+        self.classes = tuple(classes)
+        self.names = tuple(names) if names is not None else tuple(map(str, range(len(self.images))))
+        self.task = ClassificationTask()
+        self._check()
+        starts = range(0, len(self.images), group)
+        last = len(self.images) - 1
+        self._starts = {f"images {start} to {min(start + group - 1, last)}": start for start in starts}
+        self.cases = tuple(self._starts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of weights, layers, images, labels, and what decides how they are grouped and bounded."""
+        return fingerprint(self.network, self.images, self.labels, self.classes, self.box, self.group, self.names)
+
+    def to(self, device: str) -> Classifier:
+        """The network on another device."""
+        self.network.to(device)
+        return self
+
+    def load(self, case: str) -> ClassificationCase:
+        """A group of images.
+
+        Raises:
+            InputError: an unknown name.
+        """
+        if case not in self._starts:
+            raise InputError.of("case", case, f"one of {', '.join(self.cases)}")
+        return ClassificationCase(self, case, slice(self._starts[case], self._starts[case] + self.group))
+
+    def _check(self) -> None:
+        if self.images.ndim < 2 or not len(self.images):
+            raise InputError.of("images", tuple(self.images.shape), "(N, C, *spatial) with N >= 1")
+        for name, values in (("labels", self.labels), ("names", self.names)):
+            if len(values) != len(self.images):
+                raise InputError.of(name, f"{len(values)} {name}", f"one per image, here {len(self.images)}")
+        check_distinct("names", self.names)
+        check_distinct("classes", self.classes)
+        output = forward(self.network, self.images[:1])
+        heads = self.task.logits(output).shape[1]
+        if len(self.classes) != heads:
+            raise InputError.of("classes", f"{len(self.classes)} names", f"one per class of the network, here {heads}")
+        self.task.check(output, self.labels)
+        self.labels = self.task.labels(self.labels, heads)
+
+
+class ClassificationCase:
+    """See :class:`monai_adv.evaluation.models.protocol.Case`."""
+
+    def __init__(self, model: Classifier, name: str, part: slice) -> None:
+        self.name, self.network, self.task = name, model.network, model.task
+        self.images, self.target = model.images[part], model.labels[part]
+        self.names, self.box, self.classes = model.names[part], model.box, model.classes
+
+    def threat(self, level: Level) -> Threat:
+        """The level with the model's box.
+
+        Raises:
+            InputError: ``raw`` radii: these images have no other unit.
+        """
+        return plain_threat(level, self.box)
+
+    def aim(self, images: Tensor) -> ClassificationTask:
+        """The same task: no input shares its score with another."""
+        return self.task
+
+    def scores(self, images: Tensor) -> list[Score]:
+        """1 for a right label and 0 for a wrong one, with probabilities."""
+        output = self._output(images)
+        right = self.task.correct(output, self.target)
+        probabilities = self.task.logits(output).double().softmax(1)
+        return [
+            Score(name, float(good), label=label, probabilities=tuple(row))
+            for name, good, label, row in zip(
+                self.names, right.tolist(), self.target.tolist(), probabilities.tolist(), strict=True
+            )
+        ]
+
+    def combine(self, images: Tensor, others: Tensor) -> Tensor:
+        """Image by image the one with the smaller margin, or ``images`` if both are equal."""
+        best = Strongest(images, self.task, "wrong")
+        for version in (images, others):
+            best.update(torch.arange(len(images)), version, self._output(version), self.target)
+        return best.images
+
+    def picture(self, images: Tensor) -> list[Picture]:
+        """One per image."""
+        found = self.task.logits(self._output(images)).argmax(1).tolist()
+        return [
+            Picture(
+                name, slice_2d(clean[0]), slice_2d(attacked[0]),
+                caption=f"{self.classes[label]}, called {self.classes[guess]}"
+                + (f", middle slice of {clean.shape[1]}" if clean.ndim > 3 else ""),
+            )
+            for name, clean, attacked, label, guess in zip(
+                self.names, self.images, images, self.target.tolist(), found, strict=True
+            )
+        ]  # fmt: skip
+
+    def _output(self, images: Tensor) -> Tensor:
+        return forward(self.network, images)
+
+
+def _from_data_set(items: Any) -> tuple[Tensor, Tensor]:
+    """All images and labels of a map-style data set."""
+    if isinstance(items, Tensor) or not hasattr(items, "__getitem__") or not hasattr(items, "__len__"):
+        raise InputError.of("labels", None, "class indices, or a data set of (image, label) as images")
+    pairs = [items[i] for i in range(len(items))]
+    if not pairs or any(not isinstance(p, Sequence) or len(p) != 2 for p in pairs):
+        raise InputError.of("images", type(items).__name__, "a data set of (image, label), not empty")
+    labels = torch.stack([torch.as_tensor(label) for _, label in pairs])
+    return torch.stack([torch.as_tensor(image) for image, _ in pairs]), labels

@@ -1,0 +1,120 @@
+"""What plain PyTorch models share: arrays of any make, fingerprints of what lies in memory, slices to draw."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from monai_adv.errors import InputError
+from monai_adv.evaluation.models.fingerprint import code_files
+from monai_adv.evaluation.records import Level
+from monai_adv.network_state import device_of, frozen
+from monai_adv.threats import Threat
+
+Box = tuple[float, float]
+
+
+def images_of(values: Any, name: str) -> Tensor:
+    """A finite float tensor on the CPU.
+
+    Raises:
+        InputError: another kind of array, or NaN or infinity in it.
+    """
+    images = torch.as_tensor(values).detach().cpu()
+    if images.dtype not in (torch.float32, torch.float64):
+        raise InputError.of(name, str(images.dtype), "float32 or float64", "give images as the network gets them")
+    if not bool(images.isfinite().all()):
+        raise InputError.of(name, "NaN or infinity", "finite numbers")
+    return images
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """The device, if PyTorch can use it here.
+
+    Raises:
+        InputError: it cannot, and why.
+    """
+    try:
+        found = torch.empty(0, device=name).device
+        if found.type == "meta":
+            raise InputError.of("device", str(name), "a device that computes", "a meta device has no numbers")
+        return found
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+        todo = f"PyTorch says: {reason}; --device cpu always works"
+        raise InputError.of("device", str(name), "a device that PyTorch can use here", todo) from error
+
+
+def check_box(box: Box | None) -> None:
+    """Refuse an empty box."""
+    if box is not None and not box[0] < box[1]:
+        raise InputError.of("box", box, "(lowest, highest) with lowest < highest, or None")
+
+
+def plain_threat(level: Level, box: Box | None) -> Threat:
+    """The level in network units.
+
+    Raises:
+        InputError: ``raw`` radii.
+    """
+    if level.unit == "raw":
+        raise InputError.of("unit", "raw", "'norm' or 'rms': network inputs from memory have no other unit")
+    return Threat(level.norm, level.eps, box, level.unit)
+
+
+def forward(network: nn.Module, images: Tensor) -> Tensor:
+    """The network's full-resolution output, on the CPU and without gradient."""
+    with frozen(network) as model, torch.no_grad():
+        output = model(images.to(device_of(network)))
+    return (output if isinstance(output, Tensor) else output[0]).cpu()
+
+
+def fingerprint(network: nn.Module, *values: object) -> str:
+    """SHA-256 of the weights, the layers and their source where Python knows it, and of tensors and plain values."""
+    digest = hashlib.sha256(repr(network).encode())
+    for kind in sorted({type(m) for m in network.modules()}, key=lambda k: (k.__module__, k.__qualname__)):
+        if not kind.__module__.startswith("torch."):
+            try:
+                digest.update(inspect.getsource(kind).encode())
+            except (OSError, TypeError):
+                digest.update(kind.__qualname__.encode())
+    for name, tensor in network.state_dict().items():
+        _update(digest, name)
+        _update(digest, tensor)
+    for value in values:
+        _update(digest, value)
+    return digest.hexdigest()
+
+
+def code_of(network: nn.Module) -> list[Path]:
+    """The user's own Python files that a network's modules come from."""
+    return code_files({type(module).__module__ for module in network.modules()})
+
+
+def digest_of(*values: object) -> str:
+    """SHA-256 of tensors and plain values."""
+    digest = hashlib.sha256()
+    for value in values:
+        _update(digest, value)
+    return digest.hexdigest()
+
+
+def slice_2d(array: Tensor) -> np.ndarray[Any, Any]:
+    """``(H, W)`` of ``(*spatial)``: the middle of all axes before the last two; a line becomes an image of one row."""
+    while array.ndim > 2:
+        array = array[array.shape[0] // 2]
+    return np.asarray(array[None] if array.ndim == 1 else array)
+
+
+def _update(digest: Any, value: object) -> None:
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    else:
+        digest.update(repr(value).encode())

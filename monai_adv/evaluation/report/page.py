@@ -1,0 +1,387 @@
+"""The report of an evaluation: one page that a clinician can read, and the same numbers for machines."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, StrictUndefined
+
+from monai_adv.attacks.autoattack import AutoAttack
+from monai_adv.errors import InputError
+from monai_adv.evaluation.models.protocol import Picture
+from monai_adv.evaluation.records import Level, level_name
+from monai_adv.evaluation.report.curves import Curve, chains, per_attack_curve, repetitions, worst_case_curve
+from monai_adv.evaluation.report.pictures import draw, largest_change
+from monai_adv.evaluation.report.results import ModelResults, Results, as_csv, as_json, as_table, gather
+from monai_adv.evaluation.settings import Version
+from monai_adv.evaluation.store import read_pictures
+from monai_adv.files import write_whole
+from monai_adv.foreign_text import printable
+from monai_adv.metrics import statistics
+from monai_adv.metrics.score import Score
+from monai_adv.metrics.statistics import Comparison, Interval, Test
+from monai_adv.threats import Threat
+
+PICTURES = 3
+"""Worst cases per model; fewer with many models."""
+MOST_PICTURES = 9
+SIGNIFICANT = 0.05
+MOST_COLUMNS = 6
+"""Classes that get a column of their own in the table of all attacks; more are in ``tables.csv`` only."""
+KNOWS = {
+    "random": "nothing",
+    "white-box": "everything",
+    "black-box": "its outputs",
+    "transfer": "nothing: it has another model",
+}
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write ``report.html``, ``results.json``, ``results.csv``, ``tables.csv`` and the curves into a folder.
+
+    Each is written whole or not at all. The page needs no other file, no network and no JavaScript. An evaluation that
+    has not finished gets a page as well, which says so.
+
+    Returns:
+        the page.
+
+    Raises:
+        InputError: not the folder of an evaluation, or one that cannot be written.
+    """
+    folder = Path(folder)
+    results = gather(folder)
+    main, per_model = _curves(results)
+    page = render(results, main, per_model, _worst_cases(folder, results))
+    try:
+        for curve in (*main, *(c for curves in per_model.values() for c in curves)):
+            write_whole(folder / f"{curve.name}.png", curve.png)
+        write_whole(folder / "results.json", as_json(results))
+        write_whole(folder / "results.csv", as_csv(results))
+        write_whole(folder / "tables.csv", as_table(results))
+        write_whole(folder / "report.html", page)
+    except OSError as error:
+        raise InputError.of("-o", str(folder), f"a folder that can be written ({error.strerror})") from error
+    return folder / "report.html"
+
+
+def render(
+    results: Results,
+    curves: Sequence[Curve],
+    per_model: Mapping[str, Sequence[Curve]],
+    worst_cases: Mapping[str, Sequence[dict[str, Any]]],
+) -> str:
+    """The page as text.
+
+    Args:
+        results: the numbers.
+        curves: the main figures, one per norm and unit.
+        per_model: name -> its figures, one line per attack.
+        worst_cases: name -> pictures with captions, see ``_worst_cases``.
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
+    environment.filters.update(
+        percent=percent,
+        points=points,
+        p=p_value,
+        interval=interval,
+        seconds=duration,
+        data_uri=_data_uri,
+        number=number,
+    )
+    template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
+    segmentation = results.kind == "segmentation"
+    return template.render(
+        results=results,
+        evaluation=results.evaluation,
+        settings=results.evaluation["settings"],
+        models=results.models,
+        levels=results.levels,
+        chains=chains(results.records),
+        curves=curves,
+        repeated=len(repetitions([m.name for m in results.models])) < len(results.models),
+        per_model=per_model,
+        worst_cases=worst_cases,
+        segmentation=segmentation,
+        score="Dice" if segmentation else "accuracy",
+        one="patient" if segmentation else "image",
+        level_name=level_name,
+        short_name=lambda level: level_name(level).replace(" ", "\u00a0"),
+        level_names={level.key: level_name(level) for level in results.levels},
+        knows=KNOWS,
+        per_class=max(len(m.classes) for m in results.models) <= MOST_COLUMNS,
+        measure="dice" if segmentation else "sensitivity",
+        probing=sum(m.probes.get("seconds", 0.0) for m in results.models),
+        headline=_headline,
+        in_words=_all_in_words,
+        deviations=_deviations(results),
+        noise={m.name: _noise(m) for m in results.models},
+        settings_of=_settings_of,
+        doubtful=[m.name for m in results.models if m.verdict.word == "not reliable"],
+        nan=math.isnan,
+        points=points,
+        percent=percent,
+        resamples=statistics.RESAMPLES,
+        fewest=statistics.FEWEST,
+    )
+
+
+def _shown(value: Any) -> Any:
+    """Names from elsewhere, without control characters; jinja escapes what is markup in them."""
+    return printable(value) if type(value) is str else value
+
+
+# ---------------------------------------------------------------------------------------------------- numbers as text
+
+
+def percent(value: float) -> str:
+    """A share in percent with one decimal; a sentence for what is not defined.
+
+    Example:
+        >>> percent(0.8049), percent(float("nan"))
+        ('80.5', 'not defined')
+    """
+    return "not defined" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    """A difference in percentage points, with a sign and a real minus."""
+    return "not defined" if math.isnan(value) else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def interval(value: Interval, form: Callable[[float], str] = percent) -> str:
+    """``"78.1 to 82.3"``, or a dash if there is none."""
+    return f"{form(value.low)} to {form(value.high)}" if value.exists else "–"
+
+
+def p_value(value: float) -> str:
+    """Example:
+
+    >>> p_value(0.0312), p_value(1e-9), p_value(1.0)
+    ('0.031', '< 0.001', '1.000')
+    """
+    return "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Example:
+
+    >>> duration(42), duration(600), duration(7260)
+    ('42 s', '10 min', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def number(value: float) -> str:
+    """A count with narrow spaces, or a plain number."""
+    return f"{value:,.0f}".replace(",", "\u202f")
+
+
+def axis_name(level: Level, unit: str) -> str:
+    """What the radii of a chain of levels are, with their unit."""
+    where = "units of the image files" if level.unit == "raw" else unit.split(" (")[0]
+    if level.unit == "rms":
+        return f"root mean square change per voxel, in {where}"
+    return f"{'L2' if level.norm == 'l2' else 'L-inf'} radius, in {where}"
+
+
+# ---------------------------------------------------------------------------------------------------------- sentences
+
+
+def _headline(model: ModelResults, levels: Sequence[Level]) -> dict[str, Any]:
+    """Clean score; worst case, random noise and share of the intensity range at up to three radii of the first norm."""
+    measured = [v for v in levels if v.key in model.summaries and model.summaries[v.key].count]
+    first = [v for v in measured if (v.norm, v.unit) == (measured[0].norm, measured[0].unit)]
+    if len(first) > 3:
+        middle = _telling_level([model], first[1:-1])
+        first = [first[0], *([middle] if middle else []), first[-1]]
+    noise, relative = model.attacks.get(_noise(model), {}), model.probes.get("relative", {})
+    return {
+        "clean": model.summaries[""],
+        "levels": [
+            (
+                level,
+                model.summaries[level.key],
+                f"{percent(noise[level.key].mean)}\u00a0%" if level.key in noise else "",
+                f"{100 * relative[level.key]:.2g}\u00a0%" if level.key in relative else "",
+            )
+            for level in first
+        ],
+    }
+
+
+def _in_words(comparison: Comparison, score: str) -> str:
+    """What the paired test says, for a reader who does not read p-values."""
+    test: Test = comparison.tests[0]
+    if comparison.count == 0:
+        return "No case was scored for both models."
+    if math.isnan(test.p):
+        return f"No test: {test.note}."
+    higher, lower = (
+        (comparison.second, comparison.first) if comparison.difference > 0 else (comparison.first, comparison.second)
+    )
+    if test.holm < SIGNIFICANT:
+        return f"{higher} has the higher {score} than {lower}; chance alone would rarely give such a difference."
+    if test.p < SIGNIFICANT:
+        return "Not convincing: a small p by itself, but one of several tests."
+    return "These cases do not show a difference; that is not proof that there is none."
+
+
+def _all_in_words(
+    comparisons: Sequence[Comparison], score: str, names: Mapping[str, str]
+) -> list[tuple[str, list[str]]]:
+    """(sentence, radii that it is true of) for two models."""
+    places: dict[str, list[str]] = {}
+    for comparison in comparisons:
+        places.setdefault(_in_words(comparison, score), []).append(names.get(comparison.level, "unchanged"))
+    return list(places.items())
+
+
+def _deviations(results: Results) -> list[tuple[list[str], tuple[str, ...]]]:
+    """How the attacks differ from AutoAttack as published: (names of the models, sentences)."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for model in results.models:
+        found.setdefault(_deviations_of(model, results.evaluation["settings"]["attacks"]), []).append(model.name)
+    return [(names, sentences) for sentences, names in found.items()]
+
+
+def _deviations_of(model: ModelResults, attacks: Version) -> tuple[str, ...]:
+    if model.kind == "segmentation":
+        return (
+            "AutoAttack is defined for classification. For segmentation the worst case per patient over the attacks "
+            "below counts, judged by the hard Dice of each patient.",
+        )
+    if attacks == "quick":
+        return ("“Quick” is not AutoAttack: its attacks are fewer, shorter and all use gradients.",)
+    besides = ("Random noise is run besides, which can only lower the worst case.",) if _noise(model) else ()
+    name: Literal["standard", "plus"] = "standard" if attacks == "standard" else "plus"
+    return AutoAttack(Threat("linf", 1.0), len(model.classes), name).deviations + besides
+
+
+def _settings_of(stage: Mapping[str, Any]) -> str:
+    """``"APGD: steps 100, loss dlr"``, without what is empty."""
+    settings = dict(stage["settings"])
+    kind = settings.pop("attack", "")
+    parts = _short(settings)
+    return f"{kind}: {parts}" if kind and parts else kind or parts
+
+
+def _short(value: Any) -> str:
+    """Example:
+
+    >>> _short({"phases": [{"attack": "Phase", "steps": 20, "loss": "cross_entropy"}], "until": "lowest", "box": None})
+    'phases [steps 20, loss cross entropy], until lowest'
+    """
+    if isinstance(value, Mapping):
+        kept = {k: v for k, v in value.items() if k != "attack" and v not in (None, "", [], {})}
+        return ", ".join(f"{k.replace('_', ' ')} {_short(v)}" for k, v in kept.items())
+    if isinstance(value, list):
+        parts = (
+            "; ".join(map(_short, value))
+            if any(isinstance(v, Mapping) for v in value)
+            else ", ".join(map(_short, value))
+        )
+        return f"[{parts}]"
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("_", " ")
+
+
+def _noise(model: ModelResults) -> str:
+    """Name of the first attack that is random noise; "" if there is none."""
+    return next((n for stages in model.families.values() for n, f in stages.items() if f == "random"), "")
+
+
+# ----------------------------------------------------------------------------------------------------------- pictures
+
+
+def _curves(results: Results) -> tuple[list[Curve], dict[str, list[Curve]]]:
+    groups, records, kind = chains(results.records), results.records, results.kind
+    if not records:
+        return [], {m.name: [] for m in results.models}
+    unit = results.models[0].unit if len({m.unit for m in results.models}) == 1 else "units of each model's input"
+    noise = _noise(results.models[0])
+    main = [worst_case_curve(results.joint, group, kind, axis_name(group[0], unit), noise) for group in groups]
+    per_model = {
+        m.name: [
+            per_attack_curve(records, m.name, group, kind, axis_name(group[0], m.unit), number)
+            for group in groups
+            if any(r.model == m.name and r.level == group[0].key for r in records)
+        ]
+        for number, m in enumerate(results.models, start=1)
+    }
+    return main, per_model
+
+
+def _worst_cases(folder: Path, results: Results) -> dict[str, list[dict[str, Any]]]:
+    """For each model the cases with the lowest scores, at one radius for all models.
+
+    Returns:
+        name -> dicts with ``png``, ``alt``, ``case``, ``level``, ``caption``, ``change``, ``before``, ``after``.
+    """
+    count = max(1, min(PICTURES, MOST_PICTURES // len(results.models)))
+    shown: dict[str, list[dict[str, Any]]] = {m.name: [] for m in results.models}
+    level = _telling_level(results.models, results.levels)
+    if level is None:
+        return shown
+    for model in results.models:
+        clean, attacked = results.scores(model.name, ""), results.scores(model.name, level.key)
+        for case, patient in statistics.lowest_cases(clean, attacked, len(attacked)):
+            drawn = [p for p in read_pictures(folder, model.name, case, level.key) if p.case == patient]
+            if drawn:
+                before, after = clean[case, patient], attacked[case, patient]
+                shown[model.name].append(
+                    _picture(drawn[0], model, level, _result(before, model), _result(after, model))
+                )
+            if len(shown[model.name]) == count:
+                break
+    return shown
+
+
+def _picture(picture: Picture, model: ModelResults, level: Level, before: str, after: str) -> dict[str, Any]:
+    unit = model.unit.split(" (")[0]
+    return {
+        "png": draw(picture, model.classes, before, after, unit),
+        "alt": f"{picture.case}: scan, attacked scan, difference"
+        + ("" if picture.truth is None else ", ground truth, segmentation of both"),
+        "case": picture.case,
+        "level": level_name(level),
+        "caption": picture.caption,
+        "change": f"{largest_change(picture):.2g}",
+        "unit": unit,
+        "before": before,
+        "after": after,
+    }
+
+
+def _result(score: Score, model: ModelResults) -> str:
+    """A case's score for a title: Dice, or the class found with its probability."""
+    if model.kind == "segmentation":
+        return f"Dice {percent(score.score)} %"
+    if not score.probabilities or not all(map(math.isfinite, score.probabilities)):
+        return "no valid output"
+    best = max(range(len(score.probabilities)), key=score.probabilities.__getitem__)
+    name = model.classes[best] if best < len(model.classes) else f"class {best}"
+    return f"{name}, {percent(score.probabilities[best])} %"
+
+
+def _telling_level(models: Sequence[ModelResults], levels: Sequence[Level]) -> Level | None:
+    """Where the models together are closest to half of their clean scores; None without a level."""
+
+    def distance(level: Level) -> float:
+        known = [m.summaries for m in models if level.key in m.summaries]
+        return sum(abs(s[level.key].mean - s[""].mean / 2) for s in known) / max(len(known), 1)
+
+    known = [v for v in levels if any(v.key in m.summaries for m in models) and not math.isnan(distance(v))]
+    return min(known, key=distance, default=None)
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"

@@ -1,0 +1,363 @@
+"""Everything that a report shows, as numbers: read from a folder once, written as JSON and CSV for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from monai_adv.errors import InputError
+from monai_adv.evaluation import records as kept
+from monai_adv.evaluation import store
+from monai_adv.evaluation.checks.flags import Flag, Verdict, find_flags, verdict
+from monai_adv.evaluation.records import CLEAN, Level, Record
+from monai_adv.evaluation.report.comparisons import compare_all
+from monai_adv.foreign_text import csv_text, printable
+from monai_adv.metrics import statistics
+from monai_adv.metrics.score import Kind, Score, mean_known
+from monai_adv.metrics.statistics import ClassRow, Comparison, Detection, Scores, Summary
+
+
+@dataclass(frozen=True)
+class ModelResults:
+    """One model.
+
+    Attributes:
+        name, kind, classes, space, unit: as in ``evaluation.json``.
+        families: level -> attack -> family.
+        stages: level -> the attacks with their settings.
+        unfinished: cases without all their records that are not among the problems; they are in no figure.
+        flags, verdict: see :mod:`monai_adv.evaluation.checks.flags`.
+        summaries: level ("" for clean) -> worst case over the attacks.
+        foreground_mean: of nnU-Net's ``summary.json`` on clean images; NaN for classification.
+        attacks: attack -> level -> what it leaves by itself.
+        rows: level -> classes; Dice and HD95, or one class against the rest.
+        attack_rows: attack -> level -> classes, of what the attack leaves by itself.
+        detections: level -> sensitivity and the like; classification only.
+        corruptions: corruption -> severity -> summary.
+        meanings: corruption -> in words.
+        totals: passes, seconds, inputs attacked, dead, broken, largest perturbation.
+        probes: see ``probes.probe``; empty if they did not run.
+    """
+
+    name: str
+    kind: Kind
+    classes: tuple[str, ...]
+    space: str
+    unit: str
+    families: dict[str, dict[str, str]]
+    stages: dict[str, list[dict[str, Any]]]
+    unfinished: tuple[str, ...]
+    flags: list[Flag]
+    verdict: Verdict
+    summaries: dict[str, Summary]
+    foreground_mean: float
+    attacks: dict[str, dict[str, Summary]]
+    rows: dict[str, list[ClassRow]]
+    attack_rows: dict[str, dict[str, list[ClassRow]]]
+    detections: dict[str, Detection]
+    corruptions: dict[str, dict[str, Summary]]
+    meanings: dict[str, str]
+    totals: Mapping[str, Any]
+    probes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """One evaluation.
+
+    Attributes:
+        evaluation: ``evaluation.json``, see ``store.read_evaluation``.
+        cost: ``cost.json``, see ``store.read_cost``.
+        problems: (model, case, reason) of what could not be used.
+        levels: by norm, unit and radius.
+        models: in the order of the command line.
+        comparisons: of every pair of models.
+        records: all of the finished cases.
+        notes: (model, case, what is odd about its files) of cases that were used.
+        shared: the cases that all models have, where some have others; empty if all have the same, or none in common.
+    """
+
+    evaluation: dict[str, Any]
+    cost: dict[str, Any]
+    problems: list[tuple[str, str, str]]
+    levels: list[Level]
+    models: list[ModelResults]
+    comparisons: list[Comparison]
+    records: list[Record]
+    notes: list[tuple[str, str, str]]
+    shared: tuple[str, ...]
+
+    @property
+    def kind(self) -> Kind:
+        return self.models[0].kind
+
+    def scores(self, model: str, level: str) -> Scores:
+        """Of every case: clean, or the worst over the attacks."""
+        return scores_at(self.records, model, level)
+
+    @property
+    def joint(self) -> list[Record]:
+        """Records for figures that show several models side by side: of the same cases, if they have any in common."""
+        return [r for r in self.records if r.case in self.shared] if self.shared else self.records
+
+    def joint_mean(self, model: str, level: str) -> float:
+        """Mean score over the cases of :attr:`joint`; NaN where nothing is measured."""
+        return mean_known(s.score for s in scores_at(self.joint, model, level).values())
+
+
+def gather(folder: str | Path) -> Results:
+    """Read a folder, finished or not, and compute all numbers.
+
+    Raises:
+        InputError: not the folder of an evaluation, or nothing in it is finished.
+    """
+    evaluation, records = store.read_evaluation(folder), store.usable_records(folder)
+    if not records:
+        raise InputError(f"{folder}: no case is finished that could be used; run the evaluation first.")
+    problems, probes = store.read_problems(folder), store.read_probes(folder)
+    seed = int(evaluation["settings"]["seed"])
+    lost = {(model, case) for model, case, _ in problems}
+    unfinished = {entry["name"]: _unfinished(entry, records) for entry in evaluation["models"]}
+    records = finished_records(evaluation, records)
+    keys = [level.key for level in kept.levels(records)]  # of all models: one of them may not have begun
+    models = [
+        _model(
+            entry,
+            [r for r in records if r.model == entry["name"]],
+            keys,
+            tuple(case for case in unfinished[entry["name"]] if (entry["name"], case) not in lost),
+            probes.get(entry["name"], {}),
+            seed,
+        )
+        for entry in evaluation["models"]
+    ]
+    comparisons = compare_all(records, models[0].kind, seed=seed)
+    notes = [(r.model, r.case, note) for r in records for note in r.settings.get("notes", ()) if r.attack == CLEAN]
+    return Results(
+        evaluation, store.read_cost(folder), problems, kept.levels(records), models, comparisons, records, notes,
+        _shared(records),
+    )  # fmt: skip
+
+
+def _shared(records: Sequence[Record]) -> tuple[str, ...]:
+    cases = {name: dict.fromkeys(r.case for r in records if r.model == name) for name in kept.models(records)}
+    first, *others = cases.values() or [{}]
+    if all(first.keys() == other.keys() for other in others):
+        return ()
+    return tuple(case for case in first if all(case in other for other in others))
+
+
+def scores_at(records: Iterable[Record], model: str, level: str) -> Scores:
+    """Of every case of a model: clean (level ""), or the worst over the attacks."""
+    if level:
+        return kept.worst_scores(records, model, level)
+    return kept.own_scores(records, model, CLEAN)
+
+
+def finished_records(evaluation: Mapping[str, Any], records: Sequence[Record]) -> list[Record]:
+    """Records of the cases that have all of theirs: another one would be in some means and not in others."""
+    unfinished = {entry["name"]: set(_unfinished(entry, records)) for entry in evaluation["models"]}
+    return [r for r in records if r.case not in unfinished.get(r.model, ())]
+
+
+def _unfinished(entry: Mapping[str, Any], records: Iterable[Record]) -> tuple[str, ...]:
+    """Cases of a model that do not have all their records of attacks."""
+    expected = 1 + sum(map(len, entry["stages"].values()))
+    done = Counter(r.case for r in records if r.model == entry["name"] and not r.attack.startswith(kept.CORRUPTION))
+    return tuple(case for case in entry["cases"] if done[case] < expected)
+
+
+def _model(
+    entry: Mapping[str, Any],
+    records: list[Record],
+    keys: list[str],
+    unfinished: tuple[str, ...],
+    probes: dict[str, Any],
+    seed: int,
+) -> ModelResults:
+    name, kind, classes = entry["name"], entry["kind"], tuple(entry["classes"])
+    scores = {"": kept.own_scores(records, name, CLEAN)}
+    scores |= {key: kept.worst_scores(records, name, key) for key in keys}
+    families = {level: {s["name"]: s["family"] for s in stages} for level, stages in entry["stages"].items()}
+    flags = find_flags(records, kind, families, probes)
+    meanings: dict[str, str] = {}
+    for record in records:
+        if record.attack.startswith(kept.CORRUPTION):
+            meanings.setdefault(_corruption(record.attack), str(record.settings.get("meaning", "")))
+    corruptions: dict[str, dict[str, Summary]] = {}
+    for attack, severity in kept.corruptions(records):
+        found = kept.own_scores(records, name, attack, severity)
+        corruptions.setdefault(_corruption(attack), {})[severity] = statistics.summarise(found, kind, seed=seed)
+    own = {
+        attack: {k: found for k in keys if (found := kept.own_scores(records, name, attack, k))}
+        for attack in kept.attacks(records)
+    }
+
+    def per_class(found: Scores) -> list[ClassRow]:
+        if kind == "segmentation":
+            return statistics.per_class_dice(found, classes, seed=seed)
+        return statistics.per_class_detection(found, classes)
+
+    return ModelResults(
+        name=name,
+        kind=kind,
+        classes=classes,
+        space=entry["space"],
+        unit=entry["unit"],
+        families=families,
+        stages=entry["stages"],
+        unfinished=unfinished,
+        flags=flags,
+        verdict=verdict(flags),
+        summaries={key: statistics.summarise(s, kind, seed=seed) for key, s in scores.items()},
+        foreground_mean=statistics.mean_over_classes(scores[""], false_positives=True),
+        attacks={a: {k: statistics.summarise(s, kind, seed=seed) for k, s in v.items()} for a, v in own.items()},
+        rows={key: per_class(s) for key, s in scores.items()},
+        attack_rows={a: {k: per_class(s) for k, s in v.items()} for a, v in own.items()},
+        detections={k: statistics.detection(s, classes) for k, s in scores.items()} if kind == "classification" else {},
+        corruptions=corruptions,
+        meanings=meanings,
+        totals=kept.totals(records, name),
+        probes=probes,
+    )
+
+
+def as_json(results: Results) -> str:
+    """All numbers of the page, and every record; what is not defined is ``null``."""
+    content = {
+        "evaluation": results.evaluation,
+        "cost": results.cost,
+        "problems": [dict(zip(("model", "case", "reason"), p, strict=True)) for p in results.problems],
+        "notes": [dict(zip(("model", "case", "note"), n, strict=True)) for n in results.notes],
+        "models": [plain_values(m) for m in results.models],
+        "comparisons": [plain_values(c) for c in results.comparisons],
+        "records": [plain_values(r) for r in results.records],
+    }
+    return json.dumps(plain_values(content), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def as_csv(results: Results) -> str:
+    """One row for every patient or image, level and attack, and one ("worst case") over the attacks of a level.
+
+    Columns: model, case, patient, level, norm, eps, unit, attack, family, score, label, then per class Dice, HD95 and
+    whether it was found where the ground truth lacks it (1 or 0), or probabilities. Scores lie between 0 and 1; what is
+    not defined is empty.
+    """
+    classes = list(dict.fromkeys(c for m in results.models for c in m.classes))
+    segmentation = results.kind == "segmentation"
+    names = [
+        f"{kind} {c}"
+        for kind in (("dice", "hd95_mm", "false_positive") if segmentation else ("probability",))
+        for c in classes
+    ]
+    head = ["model", "case", "patient", "level", "norm", "eps", "unit", "attack", "family", "score", "label", *names]
+    lines: list[dict[str, Any]] = []
+    levels = {level.key: level for level in results.levels}
+    for model in results.models:
+
+        def row(
+            case: str, key: str, attack: str, family: str, score: Score, model: ModelResults = model
+        ) -> dict[str, Any]:
+            values: dict[str, Any] = {"model": model.name, "case": case, "patient": score.case, "level": key}
+            values |= {"attack": attack, "family": family, "score": score.score, "label": score.label}
+            if key in levels:
+                values |= asdict(levels[key])
+            values |= {f"dice {c}": v for c, v in score.dice.items()}
+            values |= {f"hd95_mm {c}": v for c, v in score.hd95.items()}
+            values |= {f"false_positive {c}": int(c in score.false_positives) for c in score.absent}
+            values |= {f"probability {c}": p for c, p in zip(model.classes, score.probabilities, strict=False)}
+            return _cells(values)
+
+        for record in results.records:
+            if record.model == model.name:
+                family = model.families.get(record.level, {}).get(record.attack, "")
+                for score in record.own:
+                    lines.append(row(record.case, record.level, record.attack, family, score))
+        for level in results.levels:
+            for (case, _), score in results.scores(model.name, level.key).items():
+                lines.append(row(case, level.key, "worst case", "", score))
+    return csv_text(list(map(printable, head)), lines)
+
+
+def as_table(results: Results) -> str:
+    """CSV with one row per model, level, attack, class and measure: the numbers of the page's tables.
+
+    Columns: model, level, norm, eps, unit, attack ("clean", a name, or "worst case"), class ("all": the score that the
+    attacks push down), measure, value, low and high of its 95 % interval, lowest, lowest_patient, count. Shares lie
+    between 0 and 1, HD95 is in mm; what is not defined is empty. "mean Dice" of "all" is the mean over the patients,
+    "mean over classes" that over the classes; "false positives" are a share of the patients (of "all": of the pairs of
+    patient and class) whose ground truth lacks the class.
+    """
+    head = ["model", "level", "norm", "eps", "unit", "attack", "class", "measure"]
+    head += ["value", "low", "high", "lowest", "lowest_patient", "count"]
+    lines: list[dict[str, Any]] = []
+    measures = {"dice": "mean Dice", "hd95": "median HD95 in mm", "false_positives": "false positives"}
+    levels = {level.key: asdict(level) for level in results.levels}
+    for model in results.models:
+        tables = [("", "clean", model.summaries[""], model.rows[""])]
+        for key in levels:
+            tables += [
+                (key, attack, found[key], model.attack_rows[attack][key])
+                for attack, found in model.attacks.items()
+                if key in found
+            ]
+            tables.append((key, "worst case", model.summaries[key], model.rows[key]))
+        for key, attack, summary, rows in tables:
+            place = {"model": model.name, "level": key, "attack": attack, **levels.get(key, {})}
+            whole = {
+                "class": "all", "measure": "mean Dice" if model.kind == "segmentation" else "accuracy",
+                "value": summary.mean, "low": summary.interval.low, "high": summary.interval.high,
+                "lowest": summary.lowest, "lowest_patient": summary.lowest_case, "count": summary.count,
+            }  # fmt: skip
+            if model.kind == "classification":
+                del whole["lowest"], whole["lowest_patient"]
+            lines.append(_cells(place | whole))
+            if model.kind == "segmentation":
+                extra = {"measure": "mean over classes", "value": summary.class_mean, "count": len(rows)}
+                lines.append(_cells(place | {"class": "all"} | extra))
+            if summary.absent:
+                share = summary.false_positives / summary.absent
+                extra = {"measure": "false positives", "value": share, "count": summary.absent}
+                lines.append(_cells(place | {"class": "all"} | extra))
+            for row in rows:
+                for measure in [m for m in row.values if m != "lowest"]:
+                    interval = row.intervals.get(measure)
+                    value = {
+                        "class": row.name, "measure": measures.get(measure, measure), "value": row.values[measure],
+                        "low": interval and interval.low, "high": interval and interval.high,
+                        "lowest": row.values.get("lowest") if measure == "dice" else None,
+                        "count": row.counts[measure],
+                    }  # fmt: skip
+                    lines.append(_cells(place | value))
+    return csv_text(head, lines)
+
+
+def _corruption(attack: str) -> str:
+    return attack.removeprefix(kept.CORRUPTION).strip().replace("_", " ")
+
+
+def _cells(values: Mapping[str, Any]) -> dict[str, Any]:
+    """For a CSV file: what is not defined is empty, names have no control characters."""
+    return {printable(name): _cell(value) for name, value in values.items()}
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    return "" if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
+
+
+def plain_values(value: Any) -> Any:
+    """Dataclasses as dicts, NaN and infinity as None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain_values(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): plain_values(v) for k, v in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [plain_values(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

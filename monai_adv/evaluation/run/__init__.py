@@ -1,0 +1,1 @@
+"""One run of an evaluation, in this process or on many."""

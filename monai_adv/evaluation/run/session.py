@@ -1,0 +1,406 @@
+"""One run of an evaluation: describe, predict, attack, probe, report. The store decides what is left to do."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from monai_adv.errors import InputError
+from monai_adv.evaluation.checks.probes import CASES, most_passes, spread
+from monai_adv.evaluation.models.fingerprint import Marks
+from monai_adv.evaluation.models.protocol import Source, check_distinct
+from monai_adv.evaluation.records import Record
+from monai_adv.evaluation.run.workers import Job, Killed, Pool, ThisProcess, plan_of
+from monai_adv.evaluation.search import cost
+from monai_adv.evaluation.search.cost import Cost, Size, Timing, duration
+from monai_adv.evaluation.settings import EvaluationSettings
+from monai_adv.evaluation.store import (
+    Store,
+    read_cost,
+    read_evaluation,
+    read_probes,
+    read_problems,
+    read_records,
+    usable_records,
+)
+from monai_adv.files import locked, unlocked
+from monai_adv.foreign_text import say
+
+SAMPLE = 20
+"""Cases of a model that a dry run reads: enough for a prediction, and minutes less than reading thousands."""
+
+
+class Session:
+    """Run it with :meth:`prepare`, then :meth:`finish`; :meth:`close` in any case.
+
+    Args:
+        sources: of the models.
+        settings: of the evaluation.
+        folder: of the store.
+        pool: who does the work.
+        say: prints a line.
+
+    Attributes:
+        resumed: the folder held finished records already.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        settings: EvaluationSettings,
+        folder: Path,
+        pool: Pool,
+        say: Callable[[str], None] = say,
+    ) -> None:
+        run = uuid.uuid4().hex
+        self.jobs = [Job(run, source, settings, str(folder), number) for number, source in enumerate(sources)]
+        self.settings, self.folder, self.pool, self.say = settings, folder, pool, say
+        self.store = Store(folder)
+        self.models: list[dict[str, Any]] = []
+        self.sizes: list[dict[str, Size]] = []
+        self.resumed = False
+        self._evaluation: dict[str, Any] = {}
+        self._marks: dict[str, Marks] = {}
+        self._at_most: dict[str, Any] | None = None
+        self._sampled = 1.0
+        self._lock: TextIO | None = None
+
+    def prepare(self, write: bool = True) -> None:
+        """Open the models, look at the cases, predict the cost. A new folder is not begun yet.
+
+        Args:
+            write: go on with the folder if it holds this evaluation; look at all cases, not only at a sample.
+
+        Raises:
+            InputError: a model that does not load, no case that can be used, a folder that cannot be used.
+        """
+        if write:
+            self.store.check_place()
+        told = self._all([(job.describe,) for job in self.jobs])
+        self.models = [t["model"] for t in told]
+        self._check_models()
+        if write:
+            for model, (found, of_files) in zip(
+                self.models, self._all([(j.identify,) for j in self.jobs]), strict=True
+            ):
+                model.update(found)
+                self._marks[model["name"]] = of_files
+        self._evaluation = {
+            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "machine": told[0]["machine"],
+            "versions": told[0]["versions"],
+            "settings": self.settings.as_dict(),
+            "levels": [{"key": v.key, "norm": v.norm, "eps": v.eps, "unit": v.unit} for v in self.settings.levels],
+            "models": self.models,
+        }
+        goes_on = write and (self.folder / "evaluation.json").exists()
+        if goes_on:
+            self._open()
+            self.resumed = bool(read_records(self.folder))
+        self._survey(goes_on, sample=not write)
+        if not self.resumed:
+            self._bound()
+
+    def finish(self) -> int:
+        """All that is left, and the report.
+
+        Returns:
+            the exit code.
+
+        Raises:
+            InputError: no case could be used, or the folder cannot be used.
+        """
+        # Only now: input that was refused, or not agreed to, leaves no folder that the corrected command has to fit.
+        self._open()
+        self.store.add_cost(sizes=self._plain_sizes(), **({"bound": self._at_most} if self._at_most else {}))
+        self._run_cases()
+        if not usable_records(self.folder):
+            model, case, reason = next(problem for problem in read_problems(self.folder) if problem[1])
+            raise InputError(f"cases: none could be used. {model}, {case}: {reason}")
+        self._measured()
+        self.store.drop_partials()  # nobody has anything left to write
+        page = import_module("monai_adv.evaluation.report.page").write_report(self.folder)
+        problems = read_problems(self.folder)
+        verdicts = self._verdicts()
+        self.say(self._table())
+        for model, case, reason in problems:
+            self.say(f"not used: {model}{', ' + case if case else ''}: {reason}")
+        for record in self._finished():
+            for note in record.settings.get("notes", ()):
+                self.say(f"to be looked at: {record.model}, {record.case}: {note}")
+        for name, word, reasons in verdicts:
+            self.say(f"{name}: {word}" + (f" ({'; '.join(reasons)})" if reasons else ""))
+        self.say(f"Report: {page if isinstance(page, Path) else self.folder / 'report.html'}")
+        if any(word == "not reliable" for _, word, _ in verdicts):
+            return 3
+        return 1 if problems else 0
+
+    def close(self) -> None:
+        """Give the folder free."""
+        unlocked(self._lock)
+        self._lock = None
+
+    def _open(self) -> None:
+        """Start the folder or go on with it, for this process alone.
+
+        Raises:
+            InputError: it cannot be used, or another process uses it.
+        """
+        if self._lock is None:
+            self.store.check_place()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock = locked(self.folder)
+            except BlockingIOError as error:
+                raise InputError.of(
+                    "-o", str(self.folder), f"a folder in which no other evaluation runs, here {error}",
+                    "wait for its end, or give another folder",
+                ) from error  # fmt: skip
+        self.store = Store.open(self.folder, self._evaluation, self._marks)
+
+    def _all(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Results of (function, arguments...), in their order.
+
+        Raises:
+            InputError: a process was killed.
+        """
+        results = [result for _, result in sorted(self.pool.run(_call, calls), key=lambda pair: pair[0])]
+        for i, result in enumerate(results):
+            if isinstance(result, Killed):
+                raise InputError(f"model {i + 1}: cannot be opened or called; {result.reason}.")
+        return results
+
+    def _check_models(self) -> None:
+        names = [m["name"] for m in self.models]
+        check_distinct("models", names, "the host says how to name a model")
+        for model in self.models:
+            check_distinct(f"classes of {model['name']}", model["classes"], "rename one where the model describes them")
+            check_distinct(f"cases of {model['name']}", model["cases"], "rename one of the files")
+        if len({m["kind"] for m in self.models}) > 1:
+            kinds = {m["name"]: m["kind"] for m in self.models}
+            raise InputError.of("models", kinds, "only classifiers or only segmentation models in one comparison")
+
+    def _survey(self, goes_on: bool, sample: bool) -> None:
+        """Load every case once, or a sample: its size, and whether it can be used, before hours of attacks."""
+        known = read_cost(self.folder).get("sizes", {}) if goes_on else {}
+        self.sizes = [
+            {case: Size(*size) for case, size in known.get(model["name"], {}).items()} for model in self.models
+        ]
+        looked_at: list[list[str]] = [spread(m["cases"], SAMPLE) if sample else list(m["cases"]) for m in self.models]
+        self._sampled = sum(map(len, looked_at)) / sum(len(m["cases"]) for m in self.models)
+        todo = [(i, case) for i, cases in enumerate(looked_at) for case in cases if case not in self.sizes[i]]
+        calls = [(self.jobs[i].survey, case) for i, case in todo]
+        reasons: dict[int, str] = {}
+        for number, found in tqdm(self.pool.run(_call, calls), "reading", len(calls), unit="case", disable=not calls):
+            i, case = todo[number]
+            if isinstance(found, Size):
+                self.sizes[i][case] = found
+            else:
+                reasons.setdefault(i, f"{case}: {found.reason if isinstance(found, Killed) else found}")
+        for i, model in enumerate(self.models):
+            if not self.sizes[i]:
+                raise InputError(f"{model['name']}: no case can be used. {reasons[i]}")
+
+    def _plain_sizes(self) -> dict[str, Any]:
+        return {
+            model["name"]: {case: [size.inputs, size.voxels] for case, size in found.items()}
+            for model, found in zip(self.models, self.sizes, strict=True)
+        }
+
+    def _bound(self) -> None:
+        """An upper bound of the cost, from the time of a pass."""
+        total = Cost(0, 0, 0.0)
+        timings = self._all([(job.timing, spread(self._good(i), SAMPLE)) for i, job in enumerate(self.jobs)])
+        for i, timing in enumerate(timings):
+            for part in self._most(i, timing):
+                total += part
+        read, levels = sum(map(len, self.sizes)), len(self.settings.levels)
+        cases = round(read / self._sampled)
+        self.say(
+            f"{_count(len(self.models), 'model')}, {_count(cases, 'case')}, {_count(levels, 'level')}: at most "
+            f"{total.forward} forward and {total.backward} backward passes of one input, about "
+            f"{duration(total.seconds / self.pool.workers)}; less if attacks succeed early."
+            + ("" if self._sampled == 1 else f" Only {_count(read, 'case')} of them were looked at.")
+        )
+        self._at_most = {"forward": total.forward, "backward": total.backward, "seconds": total.seconds}
+
+    def _most(self, i: int, timing: Timing) -> tuple[Cost, Cost]:
+        """Upper bounds for a model's cases, and for its probes."""
+        model, sizes = self.models[i], self.sizes[i]
+        plan = plan_of(self.settings, model["kind"], len(model["classes"]))
+        attacks = cost.bound(plan, sizes.values(), timing, len(model["corruptions"]))
+        attacks = attacks.times(1 / self._sampled)
+        probed = most_passes(model["kind"], self.settings.levels, self.settings.attacks, self.settings.box is not None)
+        return attacks, cost.priced(probed, [sizes[case] for case in self._probed(i)], timing)
+
+    def _run_cases(self) -> None:
+        """The pilot, a prediction, then the probes and all other cases."""
+        pilot, rest = self._tasks()
+        records = sum(_records_per_case(m) * len(m["cases"]) for m in self.models)
+        with _progress(records + len(self.jobs)) as tell:
+            self._run(self._attacks(pilot, tell), tell)
+            self._predict(pilot)
+            probes = [((job.probe, self._probed(i)), 1) for i, job in enumerate(self.jobs)]
+            self._run(probes + self._attacks(rest, tell), tell)
+        self._probe_again()
+
+    def _probe_again(self) -> None:
+        """Probes that met a case which could not be used are made again without those; now all of them are known."""
+        bad = {(model, case) for model, case, _ in read_problems(self.folder)}
+        for i, model in enumerate(self.models):
+            name = model["name"]
+            if self.store.probe(name) is None:
+                usable = [case for case in self._good(i) if (name, case) not in bad]
+                if not usable:
+                    continue
+                ((_, found),) = self.pool.run(_call, [(self.jobs[i].probe, tuple(spread(usable, CASES)))])
+                if reason := found.reason if isinstance(found, Killed) else found:
+                    self.store.add_problem(name, "", f"the probes for the red flags could not be made: {reason}")
+                    continue
+            self.store.clear_problem(name, "")
+
+    def _tasks(self) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+        """(model, case) of the pilot and of the rest; cases that the survey could not use are among the rest."""
+        pilot, rest = [], []
+        for i, model in enumerate(self.models):
+            first = self._good(i)[: max(2, self.pool.workers)]
+            pilot += [(i, case) for case in first]
+            rest += [(i, case) for case in model["cases"] if case not in first]
+        return pilot, rest
+
+    def _attacks(
+        self, tasks: Sequence[tuple[int, str]], tell: Callable[..., None]
+    ) -> list[tuple[tuple[Any, ...], int]]:
+        """(call, records to tell of when it is over); in this process a call tells of its records itself."""
+        here = isinstance(self.pool, ThisProcess)
+        return [
+            ((self.jobs[i].attack, case, *([tell] if here else [])), 0 if here else _records_per_case(self.models[i]))
+            for i, case in tasks
+        ]
+
+    def _run(self, calls: Sequence[tuple[tuple[Any, ...], int]], tell: Callable[..., None]) -> None:
+        for number, result in self.pool.run(_call, [call for call, _ in calls]):
+            (function, *arguments), records = calls[number]
+            if isinstance(result, Killed) and function.__name__ == Job.attack.__name__:
+                self.store.add_problem(self.models[function.__self__.number]["name"], arguments[0], result.reason)
+            tell(records)
+
+    def _good(self, i: int) -> list[str]:
+        """Cases of a model that can be used."""
+        return [case for case in self.models[i]["cases"] if case in self.sizes[i]]
+
+    def _probed(self, i: int) -> tuple[str, ...]:
+        """Cases that the probes get, spread over the good ones."""
+        return tuple(spread(self._good(i), CASES))
+
+    def _predict(self, pilot: Sequence[tuple[int, str]]) -> None:
+        """Seconds of the whole, from the pilot."""
+        known = read_cost(self.folder).get("predicted")
+        if known is None:
+            records = read_records(self.folder)
+            total = 0.0
+            for i, (model, sizes) in enumerate(zip(self.models, self.sizes, strict=True)):
+                seconds = _seconds(records, model["name"])
+                whole = cost.predict(seconds, sizes)
+                # The probes take what the cases take, in proportion to the passes that both make at most.
+                attacks, probes = self._most(i, Timing(1.0, 1.0))
+                total += whole * (1 + probes.seconds / attacks.seconds)
+            known = {"seconds": total, "cases": len(pilot)}
+            self.store.add_cost(predicted=known)
+        done = self._spent().seconds
+        left = max(known["seconds"] - done, 0.0) / self.pool.workers
+        tqdm.write(
+            f"Predicted from {_count(known['cases'], 'case')}: {duration(known['seconds'])} of computing in all; "
+            f"{duration(left)} left."
+        )
+
+    def _spent(self) -> Cost:
+        """What all sessions spent, probes included."""
+        probes = sum(p["seconds"] for p in read_probes(self.folder).values())
+        return cost.measured(read_records(self.folder)) + Cost(0, 0, probes)
+
+    def _measured(self) -> None:
+        spent = self._spent()
+        workers = self.pool.workers
+        self.store.add_cost(
+            measured={
+                "forward": spent.forward,
+                "backward": spent.backward,
+                "seconds": spent.seconds,
+                "workers": workers,
+            }
+        )
+        predicted = read_cost(self.folder)["predicted"]["seconds"]
+        self.say(
+            f"Measured: {spent.forward} forward and {spent.backward} backward passes of one input in the attacks, "
+            f"{duration(spent.seconds)} of computing (predicted {duration(predicted)})."
+        )
+
+    def _verdicts(self) -> list[tuple[str, str, tuple[str, ...]]]:
+        """(model, verdict, reasons) by the red flags."""
+        flags = import_module("monai_adv.evaluation.checks.flags")
+        records, probes = self._finished(), read_probes(self.folder)
+        result = []
+        for model in read_evaluation(self.folder)["models"]:
+            families = {level: {s["name"]: s["family"] for s in stages} for level, stages in model["stages"].items()}
+            mine = [r for r in records if r.model == model["name"]]
+            verdict = flags.verdict(flags.find_flags(mine, model["kind"], families, probes.get(model["name"])))
+            result.append((model["name"], verdict.word, verdict.reasons))
+        return result
+
+    def _finished(self) -> list[Record]:
+        """Records of the cases that the report is about."""
+        results = import_module("monai_adv.evaluation.report.results")
+        return list(results.finished_records(read_evaluation(self.folder), usable_records(self.folder)))
+
+    def _table(self) -> str:
+        """Mean score per model and level; one decimal, in percent."""
+        results, records = import_module("monai_adv.evaluation.report.results"), self._finished()
+        word = "accuracy" if self.models[0]["kind"] == "classification" else "Dice"
+        rows = [("model", "level", f"worst-case {word} (%)", "cases")]
+        for model in self.models:
+            for level in ("", *(v.key for v in self.settings.levels)):
+                found = results.scores_at(records, model["name"], level).values()
+                scores = [s.score for s in found if not math.isnan(s.score)]
+                mean = f"{100 * sum(scores) / len(scores):.1f}" if scores else "-"
+                rows.append((model["name"], level or "clean", mean, str(len(scores))))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _records_per_case(model: dict[str, Any]) -> int:
+    return 1 + len(model["corruptions"]) + sum(map(len, model["stages"].values()))
+
+
+def _seconds(records: Sequence[Record], model: str) -> dict[str, float]:
+    result: dict[str, float] = {}
+    for record in records:
+        if record.model == model:
+            result[record.case] = result.get(record.case, 0.0) + record.seconds
+    return result
+
+
+@contextmanager
+def _progress(records: int) -> Iterator[Callable[..., None]]:
+    with tqdm(total=records, desc="attacking", unit="attack") as bar:
+
+        def tell(count: int = 1) -> None:
+            bar.update(count)
+
+        yield tell

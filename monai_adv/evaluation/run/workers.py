@@ -1,0 +1,274 @@
+"""Who does the work: this process, or the workers of a Dask cluster. The numbers are the same.
+
+Every case is a task of its own and keeps each finished stage in the store, which all workers reach by the same path.
+The task of a worker that dies is given to another one, which goes on from the store. A task that kills every worker
+that takes it, as by lack of memory, is given up, and the others go on.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from monai_adv.errors import InputError, in_a_sentence
+from monai_adv.evaluation.models.fingerprint import Marks, computed, contents, marks_of
+from monai_adv.evaluation.models.protocol import Model, Source
+from monai_adv.evaluation.search import cost
+from monai_adv.evaluation.search.plan import Stage, corruption_key, corruptions, stages
+from monai_adv.evaluation.search.runner import check_threat, reproducible, run_case
+from monai_adv.evaluation.settings import EvaluationSettings
+from monai_adv.evaluation.store import Store
+from monai_adv.metrics.score import Kind
+from monai_adv.threats import Threat
+
+PACKAGES = ("monai-adv", "torch", "monai", "numpy", "scipy", "nnunetv2")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model of an evaluation, as a worker gets it.
+
+    Attributes:
+        run: differs from run to run, so that a long-lived worker opens changed files again.
+        source: of the model.
+        settings: of the evaluation.
+        folder: of the store, absolute.
+        number: of the model in the run.
+    """
+
+    run: str
+    source: Source
+    settings: EvaluationSettings
+    folder: str
+    number: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        """What ``evaluation.json`` says about the model, and the ``versions`` and the ``machine`` where it is opened.
+
+        Raises:
+            InputError: the model does not load, or has no such case.
+        """
+        model = self._model()
+        classes = tuple(model.classes)
+        plan = plan_of(self.settings, model.kind, len(classes))
+        described = {
+            "name": model.name,
+            "kind": model.kind,
+            "classes": list(classes),
+            "space": model.space,
+            "unit": model.unit,
+            "cases": list(self.settings.select(model.cases)),
+            "problems": list(model.problems),
+            "stages": {
+                key: [{"name": s.name, "family": s.family, "settings": s.settings()} for s in plan[key]] for key in plan
+            },
+            "corruptions": [
+                dict(zip(("name", "severity"), corruption_key(c), strict=True))
+                for c in corruptions(self.settings.attacks)
+            ],
+        }
+        return {"model": described, "versions": versions(), "machine": machine()}
+
+    def identify(self) -> tuple[dict[str, Any], Marks]:
+        """What tells the model, its data and its code from others: for ``evaluation.json``, and file by file."""
+        model = self._model()
+        marks = marks_of(getattr(model, "files", ()), Store(self.folder).marks(model.name))
+        with reproducible(self.settings):
+            found = {"fingerprint": model.fingerprint, "files": contents(marks), "computes": computed(model)}
+        return found, marks
+
+    def survey(self, case: str) -> cost.Size | str:
+        """The size of a case, or why it cannot be used."""
+        try:
+            loaded = self._model().load(case)
+            for level in self.settings.levels:
+                check_threat(loaded.threat(level), loaded.images)
+        except Exception as error:  # of whatever reads the images
+            return in_a_sentence(error)
+        return cost.Size(len(loaded.images), loaded.images.numel())
+
+    def timing(self, cases: Sequence[str]) -> cost.Timing:
+        """Seconds of a pass on the first of these cases that the network takes.
+
+        Raises:
+            InputError: it takes none of them; says why not the first.
+        """
+        refused: InputError | None = None
+        for case in cases:
+            try:
+                with reproducible(self.settings):
+                    return cost.measure(self._model().load(case), self.settings.batch_size)
+            except InputError as error:
+                refused = refused or error
+        assert refused is not None
+        raise InputError(f"{self._model().name}: {refused}") from refused
+
+    def attack(self, case: str, tell: Callable[[], None] = lambda: None) -> bool:
+        """All levels and attacks of one case that the store does not have; see :func:`run_case`."""
+        with reproducible(self.settings):
+            return run_case(self._model(), case, self.settings, self._store(), tell)
+
+    def probe(self, cases: tuple[str, ...]) -> str:
+        """The probes for the red flags, on these cases, unless the store has them; returns why they failed, or ""."""
+        flags = import_module("monai_adv.evaluation.checks.flags")  # draws the statistics of a report in with it
+        store, model = self._store(), self._model()
+        if store.probe(model.name) is None:
+            start = time.perf_counter()
+            try:
+                with reproducible(self.settings):
+                    steps = flags.STEPS[self.settings.attacks]
+                    found = flags.probe(model, self.settings.levels, self.settings.seed, cases, steps)
+            except Exception as error:  # of the model's own code, for some image
+                return in_a_sentence(error)
+            store.add_probe(model.name, {**found, "seconds": time.perf_counter() - start})
+        return ""
+
+    def _store(self) -> Store:
+        if not (Path(self.folder) / "evaluation.json").exists():
+            raise InputError(
+                f"{self.folder}: this worker ({platform.node()}) does not see the folder of the evaluation; "
+                "give a path that all workers share."
+            )
+        return Store(self.folder)
+
+    def _model(self) -> Model:
+        key = self.run, self.number
+        if key not in _subjects:
+            for old in [k for k in _subjects if k[0] != self.run]:
+                del _subjects[old]
+            _subjects[key] = self.source.open()
+        return _subjects[key]
+
+
+_subjects: dict[tuple[str, int], Model] = {}
+
+
+def plan_of(settings: EvaluationSettings, kind: Kind, classes: int) -> dict[str, list[Stage]]:
+    """The stages of every level."""
+    return {
+        level.key: stages(kind, settings.attacks, Threat(level.norm, level.eps, settings.box), classes)
+        for level in settings.levels
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> str:
+    """The processor and the GPU in words."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.system()} {platform.machine()}, {cores} cores{gpu}"
+
+
+@dataclass(frozen=True)
+class Killed:
+    """What a task gives that killed every process that took it."""
+
+    reason: str = "every process that took it was killed, as the system does where memory is short; use fewer --workers"
+
+
+class Pool(Protocol):
+    """Runs functions.
+
+    Attributes:
+        workers: how many tasks run at the same time.
+    """
+
+    workers: int
+
+    def run(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """Call the function with each tuple of arguments; yields (number of the task, result) as they finish.
+
+        The result of a task that kills its process is :class:`Killed`, where that is not this process.
+        """
+
+    def close(self) -> None:
+        """Stop what is still running."""
+
+
+class ThisProcess:
+    """One after the other, here."""
+
+    workers = 1
+
+    def run(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """See :class:`Pool`."""
+        for i, task in enumerate(tasks):
+            yield i, function(*task)
+
+    def close(self) -> None:
+        """Nothing is running."""
+
+
+class Dask:
+    """The workers of a Dask cluster.
+
+    Args:
+        address: of a scheduler, or ``"local"`` for a cluster of processes on this machine.
+        workers: processes of the local cluster.
+        certificates: of a scheduler, see :func:`monai_adv.evaluation.run.cluster.connect`.
+
+    Raises:
+        InputError: Dask is not installed, or the scheduler does not answer.
+    """
+
+    def __init__(self, address: str, workers: int = 1, certificates: Mapping[str, str] | None = None) -> None:
+        if missing := [name for name in ("distributed", "cryptography") if find_spec(name) is None]:
+            todo = 'run `pip install "monai-adv[dask]"`, or leave out --dask and --workers'
+            raise InputError.of("dask", address, f"given only where {' and '.join(missing)} can be imported", todo)
+        cluster: Any = import_module("monai_adv.evaluation.run.cluster")
+        self._cluster: Any = cluster.local_cluster(workers) if address == "local" else None
+        try:
+            self._client: Any = (
+                cluster.connect(address, certificates) if self._cluster is None else self._cluster.get_client()
+            )
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:
+            todo = "check the address and the certificates, or give 'local'"
+            raise InputError.of("dask", address, f"a scheduler that answers ({error})", todo) from error
+        self.workers = max(len(self._client.scheduler_info(n_workers=-1)["workers"]), 1)
+
+    def run(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """See :class:`Pool`."""
+        distributed: Any = import_module("distributed")
+        futures = [self._client.submit(function, *task, pure=False) for task in tasks]
+        numbers = {future.key: i for i, future in enumerate(futures)}
+        suspects = []
+        for future in distributed.as_completed(futures):
+            try:
+                result = future.result()
+            except distributed.KilledWorker:
+                suspects.append(numbers[future.key])
+            else:
+                yield numbers[future.key], result
+        for i in suspects:  # one by one: which of those that waited for a dying worker was it?
+            try:
+                result = self._client.submit(function, *tasks[i], pure=False).result()
+            except distributed.KilledWorker:
+                result = Killed()
+            yield i, result
+
+    def close(self) -> None:
+        """Cancel the tasks; stop the cluster if it is ours."""
+        self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()

@@ -1,0 +1,193 @@
+"""What an evaluation will cost: an upper bound before it starts, and a prediction once a few cases have run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from monai_adv.attacks.base import Attack
+from monai_adv.attacks.pgd import PGD
+from monai_adv.attacks.square import Square
+from monai_adv.attacks.white_noise import WhiteNoise
+from monai_adv.errors import InputError, in_a_sentence
+from monai_adv.evaluation.models.protocol import Case
+from monai_adv.evaluation.records import Record
+from monai_adv.evaluation.search.plan import Stage
+from monai_adv.network_state import device_of
+from monai_adv.statistics import Passes
+from monai_adv.tasks import take, to_device
+from monai_adv.threats import Threat
+
+SCORING = 5
+"""Forwards per input that a stage spends on its aim and on scores: of its images, of two versions, of the worst."""
+
+CLEAN = 2
+"""Forwards per input of the clean record."""
+
+SOME = Threat("l2", 1e-3)
+"""For attacks that are timed and not used: so small that hardly anything is finished."""
+
+PICTURES = 2
+"""Forwards per input for the pictures of a level."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a case asks for: network inputs, and their voxels in all channels together."""
+
+    inputs: int
+    voxels: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per voxel, in the dearest way that an attack makes them.
+
+    Attributes:
+        forward: of a forward, with what an attack does around it.
+        backward: of an input gradient and the step along it.
+        scoring: of a forward that is scored, in the original geometry where there is one.
+    """
+
+    forward: float
+    backward: float
+    scoring: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Passes in inputs, and seconds of one process."""
+
+    forward: int
+    backward: int
+    seconds: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.forward + other.forward, self.backward + other.backward, self.seconds + other.seconds)
+
+    def times(self, factor: float) -> Cost:
+        """Of more or fewer cases like these."""
+        return Cost(round(self.forward * factor), round(self.backward * factor), self.seconds * factor)
+
+
+def measure(case: Case, batch_size: int) -> Timing:
+    """Time steps of attacks and a scoring on one case, each after one that warms up.
+
+    Both a full batch and a single input are timed, and the dearer one counts: what survives long attacks is few inputs,
+    and a pass of few costs more for each.
+
+    Raises:
+        InputError: a network that cannot be called on these images, or only where no gradient is wanted.
+    """
+    try:
+        return _timing(case, batch_size)
+    except InputError:
+        raise
+    except Exception as error:  # of the network's own code, or of a loss that does not fit its output
+        count = min(batch_size, len(case.images))
+        found = f"{case.name} in a batch of {(count, *case.images.shape[1:])}"
+        allowed = "images that it takes, also where a gradient is wanted"
+        raise InputError.of("network", found, allowed, in_a_sentence(error).rstrip(".")) from error
+
+
+def _timing(case: Case, batch_size: int) -> Timing:
+    forward = backward = 0.0
+    for count in sorted({1, min(batch_size, len(case.images))}):
+        voxels = case.images[:count].numel()
+        query = max(_seconds(case, count, attack) / 3 for attack in _without_gradients(case))
+        step = _seconds(case, count, PGD(SOME, 2, stop="lowest", keep="strongest")) / 3
+        forward, backward = max(forward, query / voxels), max(backward, 1.5 * (step - query) / voxels)
+    case.scores(case.images)
+    start = time.perf_counter()
+    case.scores(case.images)
+    return Timing(forward, backward, (time.perf_counter() - start) / case.images.numel())
+
+
+def _without_gradients(case: Case) -> list[Attack]:
+    """Attacks of three forwards; the random search needs room for its windows."""
+    attacks: list[Attack] = [WhiteNoise(SOME, draws=3)]
+    return attacks if case.images.ndim < 3 else [*attacks, Square(SOME, queries=2, until="lowest")]
+
+
+def _seconds(case: Case, count: int, attack: Attack) -> float:
+    """The longer of two runs on the first inputs, after one that warms up."""
+    device = device_of(case.network)
+    images, target = case.images[:count].to(device), to_device(take(case.target, torch.arange(count)), device)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        attack(case.network, images, target, case.task, generator=torch.Generator(device).manual_seed(0))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return max(seconds[1:])
+
+
+def bound(plan: Mapping[str, Sequence[Stage]], sizes: Iterable[Size], timing: Timing, corruptions: int = 0) -> Cost:
+    """What one model costs if no input is ever finished: nothing can cost more passes.
+
+    Args:
+        plan: stages per level.
+        sizes: of the cases.
+        timing: of the network.
+        corruptions: number of natural corruptions, each one forward.
+
+    Example:
+        One level of PGD with 10 steps: 11 forwards and 10 backwards, and 9 forwards for scores and pictures.
+
+        >>> from monai_adv.attacks import PGD
+        >>> from monai_adv.threats import Threat
+        >>> plan = {"l2-1": [Stage("PGD", PGD(Threat("l2", 1.0), steps=10))]}
+        >>> bound(plan, [Size(inputs=1, voxels=100)], Timing(0.001, 0.001))
+        Cost(forward=20, backward=10, seconds=3.0)
+    """
+    most = [stage.attack.most_passes() for stages in plan.values() for stage in stages]
+    sizes = list(sizes)
+    scored = CLEAN + corruptions + PICTURES * len(plan) + SCORING * len(most)
+    attacks = sum(most, Passes())
+    scoring = replace(timing, forward=max(timing.scoring, timing.forward))
+    return priced(attacks, sizes, timing) + priced(Passes(forward=scored), sizes, scoring)
+
+
+def priced(passes: Passes, sizes: Iterable[Size], timing: Timing) -> Cost:
+    """Passes that every input of some cases makes."""
+    forward, backward = passes.forward, passes.backward_input
+    total = Cost(0, 0, 0.0)
+    for size in sizes:
+        seconds = size.voxels * (forward * timing.forward + backward * timing.backward)
+        total += Cost(forward * size.inputs, backward * size.inputs, seconds)
+    return total
+
+
+def predict(seconds: Mapping[str, float], sizes: Mapping[str, Size]) -> float:
+    """Seconds of a model's cases in all, from those that have run: in proportion to their voxels.
+
+    Example:
+        >>> predict({"a": 3.0}, {"a": Size(1, 100), "b": Size(2, 200)})
+        9.0
+    """
+    known = sum(sizes[case].voxels for case in seconds if case in sizes)
+    return sum(seconds.values()) / max(known, 1) * sum(size.voxels for size in sizes.values())
+
+
+def measured(records: Iterable[Record]) -> Cost:
+    """What the records cost."""
+    total = Cost(0, 0, 0.0)
+    for record in records:
+        total += Cost(record.forward, record.backward, record.seconds)
+    return total
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    Example:
+        >>> duration(42), duration(600), duration(36000)
+        ('42 s', '10 min', '10 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.3g} h"

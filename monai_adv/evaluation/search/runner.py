@@ -1,0 +1,395 @@
+"""The runner: one case through all levels and attacks, stage by stage, each kept in the store before the next begins.
+
+A stage attacks the inputs that the stages before it have not finished, from the clean image or, to polish it, from the
+worst one so far. The worst image of each input is kept; the worst of the next lower radius of the same norm takes part
+as well, because it lies inside the larger ball, so that worst scores never rise with the radius. What an input gets
+depends on the seed, its case, level and attack, and on nothing else: not on other cases, models, workers, or
+interruptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from monai_adv.attacks.base import Until, continued
+from monai_adv.attacks.corruptions import CORRUPTIONS, Corruption
+from monai_adv.errors import InputError, PlaceError, in_a_sentence
+from monai_adv.evaluation.checks.probes import consistency
+from monai_adv.evaluation.models.protocol import Case, Model
+from monai_adv.evaluation.records import Level, Record
+from monai_adv.evaluation.search.plan import Stage, corruption_key, corruptions, stages
+from monai_adv.evaluation.settings import EvaluationSettings
+from monai_adv.evaluation.store import Saved, State, Store
+from monai_adv.metrics.score import Score
+from monai_adv.network_state import device_of, frozen
+from monai_adv.tasks import take, to_device
+from monai_adv.threats import Threat, per_sample
+
+TOLERANCE = 1e-5
+"""Largest share by which a perturbation may exceed its radius, and an image its box."""
+INCONSISTENT = 1e-4
+"""From what share of the outputs' standard deviation on a model answers differently from call to call."""
+
+
+class FaultyAttack(RuntimeError):
+    """An attack broke its own rules: no figure of this evaluation can be trusted, so nothing goes on."""
+
+
+def run_case(
+    model: Model,
+    name: str,
+    settings: EvaluationSettings,
+    store: Store,
+    tell: Callable[[], None] = lambda: None,
+) -> bool:
+    """Do all that the store does not have yet for one case. Whatever it raises is a fault of this case alone.
+
+    Args:
+        model: the model with its data.
+        name: of the case.
+        settings: of the evaluation.
+        store: what is finished is read from it and written to it.
+        tell: called after every record, also for those that the store had.
+
+    Returns:
+        whether the case could be used; if not, the reason is in the store.
+
+    Raises:
+        PlaceError: the store cannot be written.
+        FaultyAttack: an error of ours, which no case is to blame for.
+    """
+    todo = _Run(model, name, settings, store, tell)
+    try:
+        todo.all_levels()
+    except (PlaceError, FaultyAttack):
+        raise
+    except Exception as error:  # of the model's own code, for this one image
+        lines = "" if isinstance(error, InputError) else traceback.format_exc()
+        store.add_problem(model.name, name, in_a_sentence(error), lines)
+        return False
+    store.clear_problem(model.name, name)
+    return True
+
+
+def check_threat(threat: Threat, images: Tensor) -> None:
+    """Refuse a level that makes no sense for these images.
+
+    Raises:
+        InputError: a box that does not contain them, a radius larger than the box, or one that single precision
+            cannot resolve.
+    """
+    threat.check(images)
+    radius = float(threat.radius(images).max())
+    if threat.box is not None and threat.boxed is None:
+        widest = threat.box[1] - threat.box[0]
+        if threat.norm == "l2":
+            widest *= math.sqrt(_entries(threat, images))
+        if radius > widest:
+            raise InputError.of("eps", radius, f"at most {widest:.6g}, where the ball is larger than the box")
+    if float(_rounding(threat, images).max()) > 0.01 * radius:
+        raise InputError.of(
+            "eps", radius, "a radius that is not lost in the rounding of these images",
+            f"their largest value is {float(images.abs().max()):.4g}; give a larger radius or float64 images",
+        )  # fmt: skip
+
+
+def random_stream(seed: int, *names: str | int, device: torch.device) -> torch.Generator:
+    """A generator that depends on nothing but its arguments."""
+    return torch.Generator(device).manual_seed(_hash(seed, *names) >> 1)
+
+
+@contextmanager
+def reproducible(settings: EvaluationSettings) -> Iterator[None]:
+    """Fix what else decides the last digits: the number of CPU threads, and which kernels a GPU uses."""
+    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    flags = cudnn.deterministic, cudnn.benchmark
+    torch.set_num_threads(settings.threads)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        cudnn.deterministic, cudnn.benchmark = flags
+
+
+@dataclass
+class _Run:
+    """One case on its way through the levels; it is loaded when something is left to do."""
+
+    model: Model
+    name: str
+    settings: EvaluationSettings
+    store: Store
+    tell: Callable[[], None]
+    until: Until = field(init=False)
+    _case: Case | None = None
+    _load_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.until = "wrong" if self.model.kind == "classification" else "lowest"
+
+    @property
+    def case(self) -> Case:
+        if self._case is None:
+            start = time.perf_counter()
+            self._case = self.model.load(self.name)
+            for level in self.settings.levels:
+                check_threat(self._case.threat(level), self._case.images)
+            self._load_seconds = time.perf_counter() - start
+        return self._case
+
+    def all_levels(self) -> None:
+        clean = self._saved("", "clean") or self._clean()
+        self.tell()
+        for corruption in corruptions(self.settings.attacks):
+            self._corruption(corruption, clean)
+        for chain in self.settings.ascending():
+            lower: Saved | None = None
+            for level in chain:
+                lower = self._level(level, clean, lower)
+            self.store.drop_images(lower)
+        self.store.drop_all_images(self.model.name, self.name)
+
+    def _saved(self, level: str, stage: str) -> Saved | None:
+        return self.store.saved(self.model.name, self.name, level, stage)
+
+    def _clean(self) -> Saved:
+        """The clean record; an input that is finished here is never attacked."""
+        case, start = self.case, time.perf_counter()
+        lowest = case.task.lowest_margin
+        finished, broken = [], []
+        device = device_of(case.network)
+        with frozen(case.network) as network, torch.no_grad():
+            for chosen in self._batches(torch.arange(len(case.images))):
+                output = network(case.images[chosen].to(device))
+                target = to_device(take(case.target, chosen), device)
+                margin, right = case.task.margin(output, target), case.task.correct(output, target)
+                bad = ~_finite(output)
+                margin, wrong = torch.where(bad, lowest, margin), bad | ~right
+                done = wrong if self.until == "wrong" else wrong & (margin <= lowest)
+                finished.append((done | ~case.task.scorable(target)).cpu())
+                broken.append(bad.cpu())
+        scores = tuple(case.scores(case.images))
+        done, notes = torch.cat(finished), getattr(case, "notes", ())
+        record = Record(
+            self.model.name, self.name, "", "clean", scores, scores,
+            forward=len(case.images), seconds=time.perf_counter() - start + self._load_seconds,
+            broken=int(torch.cat(broken).sum()), settings={"notes": list(notes)} if notes else {},
+        )  # fmt: skip
+        return self.store.commit_record(record, done)
+
+    def _corruption(self, corruption: Corruption, clean: Saved) -> None:
+        """The record of a natural corruption, unless there is one or it does not exist for these axes."""
+        name, severity = corruption_key(corruption)
+        if self._saved(severity, name) is None:
+            case, start = self.case, time.perf_counter()
+            if case.images.ndim - 2 not in CORRUPTIONS[corruption.name].axes:
+                return
+            threat = case.threat(self.settings.levels[0])
+            seeds = [_hash(self.settings.seed, self.name, i) >> 33 for i in range(len(case.images))]
+            corrupted = replace(corruption, channels=threat.channels)(case.images, seeds)
+            if threat.beyond != "refuse":  # what scanners do is clipped like any other file
+                corrupted = case.images + threat.only_free(
+                    threat.clip(corrupted, case.images) - case.images, case.images
+                )
+            scores = tuple(case.scores(corrupted))
+            record = Record(
+                self.model.name, self.name, severity, name, scores, scores,
+                forward=len(case.images), seconds=time.perf_counter() - start,
+                settings={"meaning": CORRUPTIONS[corruption.name].meaning,
+                          "level": CORRUPTIONS[corruption.name].levels[corruption.severity - 1]},
+            )  # fmt: skip
+            self.store.commit_record(record, torch.tensor(clean.finished))
+        self.tell()
+
+    def _level(self, level: Level, clean: Saved, lower: Saved | None) -> Saved:
+        """All stages of one level; returns the last one."""
+        names = [stage.name for stage in self._plan(Threat(level.norm, level.eps, self.settings.box))]
+        done: Saved | None = None
+        for name in names:
+            if (saved := self._saved(level.key, name)) is None:
+                break
+            done = saved
+            self.tell()
+        count = names.index(done.record.attack) + 1 if done else 0
+        if done is not None and count == len(names) and self.store.has_pictures(*self._place(level)):
+            return done
+        state = self.store.state(done) if done else self._start(clean, lower)
+        threat = self.case.threat(level)
+        before = done or lower
+        plan = self._plan(threat)
+        for number, stage in enumerate(plan[count:], count):
+            # A score that inputs share is attacked best if it is known how low it can get.
+            known = any(earlier.family == "white-box" for earlier in plan[:number])
+            record, state, changed = self._stage(level, threat, stage, state, known)
+            done = self.store.commit(record, state, None if changed or done is None else done.images)
+            if before is not None and before.images != done.images:
+                self.store.drop_images(before)
+            before = done
+            self.tell()
+        assert done is not None
+        self.store.add_pictures(*self._place(level), self.case.picture(state.images))
+        return done
+
+    def _plan(self, threat: Threat) -> list[Stage]:
+        return stages(self.model.kind, self.settings.attacks, threat, len(self.model.classes))
+
+    def _place(self, level: Level) -> tuple[str, str, str]:
+        return self.model.name, self.name, level.key
+
+    def _start(self, clean: Saved, lower: Saved | None) -> State:
+        """A level starts from the clean image, or from the worst one of the next lower level."""
+        finished = torch.tensor(clean.finished)
+        if lower is None:
+            return State(self.case.images.clone(), finished, torch.zeros_like(finished), clean.record.worst)
+        images = self.store.state(lower).images
+        carried = (images != self.case.images).flatten(1).any(1)
+        return State(images, finished | _at_bottom(lower.record.worst, len(finished)), carried, lower.record.worst)
+
+    def _stage(
+        self, level: Level, threat: Threat, stage: Stage, state: State, known: bool
+    ) -> tuple[Record, State, bool]:
+        """One attack on the inputs that are not finished.
+
+        Returns:
+            its record, the state after it, and whether any worst image changed.
+        """
+        case, start = self.case, time.perf_counter()
+        task = case.aim(state.images) if known else case.task
+        attacked = state.images.clone()
+        finished = state.finished.clone()
+        forward = backward = dead = broken = 0
+        largest = 0.0
+        device = device_of(case.network)
+        names = self.name, level.key, stage.name
+        chosen_total = 0
+        for chosen in self._batches((~state.finished).nonzero()[:, 0]):
+            clean = case.images[chosen]
+            radius = threat.radius(clean) - _rounding(threat, clean)
+            result = continued(
+                stage.attack, case.network, clean.to(device), to_device(take(case.target, chosen), device), task,
+                worst=state.images[chosen].to(device), radius=radius.to(device),
+                generator=random_stream(
+                    self.settings.seed, *names, int(chosen[0]) // self.settings.batch_size, device=device
+                ),
+            )  # fmt: skip
+            images = result.images.detach().to("cpu", clean.dtype)
+            largest = max(largest, self._checked_size(threat, clean, images, stage))
+            attacked[chosen] = images
+            low = result.wrong if self.until == "wrong" else result.wrong & (result.margin <= task.lowest_margin)
+            finished[chosen] |= low.cpu()
+            chosen_total += len(chosen)
+            forward += result.passes.forward
+            backward += result.passes.backward_input
+            dead += int(result.dead.sum())
+            broken += int(result.broken.sum())
+        if chosen_total:
+            own = tuple(case.scores(attacked))
+            images = case.combine(state.images, attacked)
+            worst = self._lowest(stage, images, tuple(case.scores(images)), own, state.scores)
+            if len(own) == len(finished):  # an attack's success counts only where the score confirms it
+                finished &= state.finished | torch.tensor([s.remaining == 0 for s in own])
+            finished |= _at_bottom(worst, len(finished))
+        else:
+            images, own, worst = state.images, state.scores, state.scores
+        changed = (images != state.images).flatten(1).any(1)
+        carried = state.carried & ~changed
+        record = Record(
+            self.model.name, self.name, level.key, stage.name, own, worst,
+            carried=float(carried.double().mean()), forward=forward, backward=backward,
+            seconds=time.perf_counter() - start, attacked=chosen_total, dead=dead, broken=broken, largest=largest,
+            settings=stage.settings(),
+        )  # fmt: skip
+        return record, State(images, finished, carried, worst), bool(changed.any())
+
+    def _batches(self, chosen: Tensor) -> Iterator[Tensor]:
+        """Those of the ``chosen`` inputs that lie in each batch; its boundaries do not depend on who is chosen."""
+        for number in range(math.ceil(len(self.case.images) / self.settings.batch_size)):
+            batch = chosen[torch.div(chosen, self.settings.batch_size, rounding_mode="floor") == number]
+            if len(batch):
+                yield batch
+
+    def _checked_size(self, threat: Threat, clean: Tensor, images: Tensor, stage: Stage) -> float:
+        """Largest perturbation as a share of its radius.
+
+        Raises:
+            FaultyAttack: the attack broke its threat.
+        """
+        delta = images.double() - clean.double()
+        share = float((threat.size(delta) / threat.radius(clean.double())).max())
+        faults = []
+        if not math.isfinite(share) or share > 1 + TOLERANCE:
+            faults.append(f"the perturbation is {share:.8g} times the radius")
+        if threat.box is not None:
+            margin = TOLERANCE * (threat.box[1] - threat.box[0])
+            channels = slice(None) if threat.channels is None else list(threat.channels)
+            attacked, before = images[:, channels], clean[:, channels]
+            if float((threat.clip(attacked, before) - attacked).abs().max()) > margin:
+                faults.append(f"the image leaves the box {threat.box}")
+        if threat.channels is not None:
+            others = [c for c in range(clean.shape[1]) if c not in threat.channels]
+            if bool(delta[:, others].any()):
+                faults.append("a channel that is not an intensity was changed")
+        if faults:
+            raise FaultyAttack(f"{stage.name} on {self.name}: {'; '.join(faults)}. Please report this.")
+        return share
+
+    def _lowest(
+        self, stage: Stage, images: Tensor, worst: tuple[Score, ...], own: Sequence[Score], before: Sequence[Score]
+    ) -> tuple[Score, ...]:
+        """The scores of the worst images, which are no better than those of this attack, nor than those before it.
+
+        A model that is random, or mixes the images of a batch, may score the same image better the next time: then the
+        lowest score that was seen counts, and the red flags tell.
+
+        Raises:
+            FaultyAttack: an error of ours.
+        """
+        seen = list(zip(worst, own, before, strict=True))
+        broken = next((low for low, *others in seen if any(low.remaining > o.remaining + 1e-6 for o in others)), None)
+        if broken is None:
+            return worst
+        found = consistency(self.case, images.to(device_of(self.case.network)))
+        if found["repeat"] <= INCONSISTENT and found["batch"] <= INCONSISTENT:
+            raise FaultyAttack(f"{stage.name} on {broken.case}: the worst score {broken.score} is not the worst.")
+        return tuple(min(scores, key=lambda s: s.remaining) for scores in seen)
+
+
+def _at_bottom(worst: Sequence[Score], count: int) -> Tensor:
+    """``(count,)`` bool: the inputs share one score, and it is 0 already."""
+    return torch.full((count,), len(worst) == 1 and worst[0].remaining == 0)
+
+
+def _rounding(threat: Threat, images: Tensor) -> Tensor:
+    """``(B,)`` bound on what rounding ``images + perturbation`` adds to the perturbation's size.
+
+    Attacks get a radius that is smaller by it: what is stored lies in the ball exactly, not nearly.
+    """
+    unit = torch.finfo(images.dtype).eps  # twice the error of one rounding
+    radius = per_sample(threat.radius(images), images)
+    largest = images.abs() + radius if threat.norm == "linf" else images
+    return unit * (threat.size(largest) + threat.radius(images))
+
+
+def _hash(*values: str | int) -> int:
+    """64 bits that depend on nothing else."""
+    return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:8], "big")
+
+
+def _entries(threat: Threat, images: Tensor) -> int:
+    channels = images.shape[1] if threat.channels is None else len(threat.channels)
+    return channels * images[0, 0].numel()
+
+
+def _finite(output: Tensor | Sequence[Tensor]) -> Tensor:
+    values = output if isinstance(output, Tensor) else output[0]
+    return values.reshape(len(values), -1).isfinite().all(1)
