@@ -29,8 +29,8 @@ from nnunet_trainers.evaluation.source import NNUNetSource
 PLAIN = '''
 import torch
 from torch import nn
-from monai_adv.evaluation.classification import Classifier
-from monai_adv.evaluation.plain_segmentation import Segmenter
+from monai_adv.evaluation.models.classifier import Classifier
+from monai_adv.evaluation.models.segmenter import Segmenter
 
 class Fragile(nn.Module):
     """NaN for a sample with any intensity outside [0, 1]."""

@@ -21,10 +21,18 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation import store
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Record
-from monai_adv.evaluation.report import curves, pictures
-from monai_adv.evaluation.report import page as report
 from monai_adv.evaluation.report.curves import chains, repetitions
-from monai_adv.evaluation.report.page import _settings_of, duration, p_value, percent, points, write_report
+from monai_adv.evaluation.report.page import (
+    _settings_of,
+    curves,
+    duration,
+    p_value,
+    percent,
+    pictures,
+    points,
+    write_report,
+)
+from monai_adv.evaluation.report.page import page as report
 from monai_adv.evaluation.report.pictures import draw, largest_change
 from monai_adv.evaluation.report.results import gather
 from monai_adv.metrics import statistics

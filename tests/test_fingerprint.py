@@ -183,7 +183,7 @@ def test_data_that_come_from_no_file_are_compared(tmp_path: Path) -> None:
 FACTORY = """
 import torch
 from silent_helper import double
-from monai_adv.evaluation.classification import Classifier
+from monai_adv.evaluation.models.classifier import Classifier
 
 class Net(torch.nn.Module):
     def __init__(self):
