@@ -116,9 +116,18 @@ def main(words: Sequence[str] | None = None) -> int:
         while done < args.kills:
             make, folder = (classifier, segmenter)[runs % 2], Path(place) / str(runs)
             killed = left_after(make(), folder, draw, longest[make] / 2, min(10, args.kills - done))
-            whole = numbers(folder) == expected[make] and (folder / "report.html").exists() and not left_behind(folder)
+            faults = {
+                "other numbers": numbers(folder) != expected[make],
+                "no report": not (folder / "report.html").exists(),
+                f"left behind: {left_behind(folder)}": bool(left_behind(folder)),
+            }
+            whole = not any(faults.values())
             done, survived, runs = done + killed, survived + killed * whole, runs + 1
-            print(f"{runs} evaluations, {done} kills, {survived} survived", flush=True)
+            print(
+                f"{runs} evaluations, {done} kills, {survived} survived",
+                *(f for f, true in faults.items() if true),
+                flush=True,
+            )
     return 0 if survived == done else 1
 
 
