@@ -43,6 +43,7 @@ def classifier() -> Classifier:
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     with torch.no_grad():
         network[1].weight.copy_(torch.randn(3, 16, generator=generator))
+        network[1].bias.zero_()
     images = torch.rand(12, 1, 4, 4, generator=generator)
     return Classifier("tiny", network, images, network(images).argmax(1), "abc", box=(0, 1), group=4)
 
