@@ -37,7 +37,10 @@ SETTINGS = EvaluationSettings((Level("linf", 0.01),), "quick")
 
 def prepare(source: Source, folder: Path) -> None:
     """Begin an evaluation, or go on with it."""
-    Session([source], SETTINGS, folder, ThisProcess(), say=lambda line: None).prepare()
+    session = Session([source], SETTINGS, folder, ThisProcess(), say=lambda line: None)
+    session.prepare()
+    session._open()  # without the attacks
+    session.close()
 
 
 def same_size_and_dates(file: Path, content: bytes) -> None:
