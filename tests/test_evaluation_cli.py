@@ -72,7 +72,7 @@ def test_a_file_that_cannot_be_used_is_1_and_named(tmp_path: Path, capsys: pytes
 
 def test_a_red_flag_is_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(tmp_path, "--cases", "1", word="not reliable") == 3
-    assert "tiny: not reliable (a reason)" in capsys.readouterr().out
+    assert "tiny: figures not reliable (a reason)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from torch import nn
 from monai_adv.cli import main
 from monai_adv.evaluation.checks import probes
 from monai_adv.evaluation.checks.flags import (
-    Flag,
     batch,
     black_box,
     find_flags,
@@ -32,9 +31,10 @@ from monai_adv.evaluation.checks.flags import (
     noise,
     probe,
     repeat,
-    verdict,
+    unbounded,
     zero_gradients,
 )
+from monai_adv.evaluation.checks.verdict import Flag, verdict
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.search.plan import Stage, stages
@@ -54,7 +54,7 @@ def _short_unbounded_attack(monkeypatch):
 def _evaluate(folder: Path, model: str, attacks: str, *eps: str, norm: str = "l2") -> tuple[int, dict[str, Flag]]:
     """Exit code and flags of ``monai-adv evaluate``, without the page."""
     page: Any = ModuleType("monai_adv.evaluation.report.page")
-    page.write_report = lambda folder: folder
+    page.write_report = lambda folder, results: folder
     factory = f"{planted_models.__file__}:{model}"
     words = ["--factory", factory, "--attacks", attacks, "--norm", norm, "--eps", *eps, "--device", "cpu", "-y"]
     with (
@@ -79,10 +79,11 @@ def test_an_honest_model_raises_none(tmp_path, model, attacks, eps, norm):
     code, flags = _evaluate(tmp_path, model, attacks, *eps, norm=norm)
     assert code == 0
     assert {name: flag.measured for name, flag in flags.items() if flag.up} == {}
-    # Only attacks of "standard" do without gradients.
-    word = "reliable" if attacks == "standard" else "not fully checked"
-    assert verdict(flags.values()).word == word
-    assert [name for name, flag in flags.items() if flag.up is None] == ["black-box"] * (attacks == "quick")
+    # Only attacks of "standard" do without gradients; a single radius cannot show a rise.
+    not_run = ["black-box"] * (attacks == "quick") + ["monotone"] * (len(eps) == 1)
+    assert [name for name, flag in flags.items() if flag.outcome == "not run"] == not_run
+    # Two volumes, 16 images: too few, whatever the checks say.
+    assert gather(tmp_path).models[0].verdict.word == "not enough measured"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_an_honest_model_raises_none(tmp_path, model, attacks, eps, norm):
 def test_a_planted_model_raises_its_flag(tmp_path, model, attacks, eps, raised):
     code, flags = _evaluate(tmp_path, model, attacks, *eps)
     assert code == 3
-    assert verdict(flags.values()).word == "not reliable"
+    assert gather(tmp_path).models[0].verdict.word == "not reliable"
     up = {name for name, flag in flags.items() if flag.up}
     assert raised <= up, {name: flags[name].measured for name in raised - up}
 
@@ -222,8 +223,10 @@ def test_quick_attacks_are_a_first_look(version, left, up):
 def test_random_noise_may_not_do_what_the_attack_does():
     assert noise(_record_flags(0.6, 0.6, 0.6), FAMILY).up
     assert noise(_record_flags(0.8, 0.4, 0.4), FAMILY).up is False
-    assert noise(_record_flags(0.0, 0.0, 0.0), FAMILY).up is False  # nothing left: the radius is simply large
-    assert noise(_record_flags(1.0, 1.0, 1.0), FAMILY).up is False  # nothing lost
+    for nothing_left_or_lost in (0.0, 1.0):
+        flag = noise(_record_flags(*(nothing_left_or_lost,) * 3), FAMILY)
+        assert flag.outcome == "not run"
+        assert "nothing to compare" in flag.measured
     assert noise(_record_flags(0.6, 0.6, 0.6), {"l2-3": {"APGD-CE": "white-box"}}).up is None
 
 
@@ -237,7 +240,7 @@ def test_the_score_may_not_rise_with_the_radius(second, up):
 
 def test_another_norm_or_unit_is_another_radius():
     table = {("l2-3", "APGD-CE"): [Score("a", 0.1)], ("linf-0.5", "APGD-CE"): [Score("a", 0.9)]}
-    assert monotone(plant("m", [Score("a", 0.9)], table), FAMILY).up is False
+    assert monotone(plant("m", [Score("a", 0.9)], table), FAMILY).outcome == "not run"
 
 
 def test_dead_gradients_of_the_attacks_are_counted():
@@ -295,10 +298,43 @@ def test_a_gradient_too_small_for_its_digits_is_none():
         assert zero_gradients([], {}, probe(model, LEVELS[:1], steps=5)).up is up
 
 
-def test_nothing_measured_is_not_fully_checked():
+def test_nothing_measured_is_no_pass():
     flags = find_flags([], "segmentation", {})
-    assert all(f.up is None for f in flags if f.name != "monotone")
-    assert verdict(flags).word == "not fully checked"
+    assert {f.outcome for f in flags} == {"not run"}
+    assert verdict(flags, "segmentation", 0, 0).word == "not enough measured"
+    assert verdict(flags, "segmentation", 6, 2).word == "not fully checked"
+
+
+def test_scores_that_are_not_defined_pass_no_check():
+    nan = [Score("a", math.nan)]
+    table = {("l2-3", "APGD-CE"): nan, ("l2-5", "APGD-CE"): nan, ("l2-5", "white noise"): nan}
+    probed = {"cases": ["a"], "steps": 400, "longer": {"l2-3": {"a": {"a": 0.1}}}, "unbounded": {"l2": math.nan}}
+    records = plant("m", nan, table)
+    found = (
+        longer(records, "segmentation", probed),
+        monotone(records, FAMILY),
+        noise(records, FAMILY),
+        unbounded(probed),
+    )
+    assert {flag.outcome for flag in found} == {"not run"}
+    assert "nothing to compare" in found[0].measured
+
+
+@pytest.mark.parametrize(
+    ("up", "kind", "cases", "radii", "word", "reasons"),
+    [
+        (False, "segmentation", 6, 2, "reliable", ()),
+        (False, "classification", 50, 2, "reliable", ()),
+        (None, "segmentation", 6, 2, "not fully checked", ("Is it?",)),
+        (False, "segmentation", 5, 2, "not enough measured", ("5 patients of at least 6",)),
+        (None, "classification", 49, 2, "not enough measured", ("49 images of at least 50",)),
+        (False, "segmentation", 6, 1, "not enough measured", ("1 radius of at least 2 of one norm and unit",)),
+        (True, "segmentation", 1, 1, "not reliable", ("it is",)),
+    ],
+)
+def test_a_verdict_needs_cases_and_radii(up, kind, cases, radii, word, reasons):
+    found = verdict([Flag("a", "Is it?", "it is", up, "", "", "")], kind, cases, radii)
+    assert (found.word, found.reasons) == (word, reasons)
 
 
 def test_probes_are_repeatable_and_survive_json():

@@ -189,9 +189,8 @@ def test_probes_that_meet_a_bad_case_are_made_without_it(
         return {"cases": list(cases)}
 
     monkeypatch.setattr(flags, "probe", probe)
-    monkeypatch.setattr(flags, "find_flags", lambda *_: [])
     jobs = [LiveSource(bad_models.odd_size())]
-    monkeypatch.setattr("monai_adv.evaluation.report.page.write_report", lambda folder: None)
+    monkeypatch.setattr("monai_adv.evaluation.report.page.write_report", lambda folder, results: None)
     running = Session(jobs, EvaluationSettings((Level("linf", 0.02),), "quick"), tmp_path / "out", ThisProcess())
     running.prepare()
     assert running.finish() == 1

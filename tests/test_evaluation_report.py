@@ -21,18 +21,10 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation import store
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Record
+from monai_adv.evaluation.report import curves, pictures
+from monai_adv.evaluation.report import page as report
 from monai_adv.evaluation.report.curves import chains, repetitions
-from monai_adv.evaluation.report.page import (
-    _settings_of,
-    curves,
-    duration,
-    p_value,
-    percent,
-    pictures,
-    points,
-    write_report,
-)
-from monai_adv.evaluation.report.page import page as report
+from monai_adv.evaluation.report.page import _settings_of, duration, p_value, percent, points, write_report
 from monai_adv.evaluation.report.pictures import draw, largest_change
 from monai_adv.evaluation.report.results import gather
 from monai_adv.metrics import statistics
@@ -176,6 +168,9 @@ def test_verdict_and_reasons(tmp_path):
     assert "Look for rounding" in masked.plain
     unknown = _page(folder_of(tmp_path / "c", _segmentation()))
     assert "IMA: ? figures not fully checked" in unknown.plain
+    few = _page(folder_of(tmp_path / "d", _segmentation(names="abcde"), probes={"IMA": _probes()}))
+    assert "IMA: ? not enough measured" in few.plain
+    assert "too little was measured to say more: 5 patients of at least 6." in few.plain
 
 
 def test_the_page_needs_nothing_from_outside(tmp_path):
@@ -390,7 +385,7 @@ def test_from_the_command_to_the_page(tmp_path):
     words = ["--attacks", "quick", "--norm", "l2", "--eps", "1", "3", "--device", "cpu", "-y", "-o", str(tmp_path)]
     assert main(["evaluate", "--factory", models[0], "--factory", models[1], *words]) == 3
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "honest: ? figures not fully checked It is right on 93.8 % of the unchanged images." in page.plain
+    assert "honest: ? not enough measured It is right on 93.8 % of the unchanged images." in page.plain
     assert re.search(r"planted: ✗ figures not reliable Do not trust these figures: [^.]*gradients are zero", page.plain)
     assert "Not reliable: planted. Comparisons with it mean nothing until that is settled." in page.plain
     assert "on 100.0 % of the attacked inputs" in page.plain

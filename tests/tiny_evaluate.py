@@ -11,6 +11,8 @@ from unittest.mock import patch
 
 from monai_adv.cli import main
 from monai_adv.evaluation.checks import flags
+from monai_adv.evaluation.checks.verdict import Verdict
+from monai_adv.evaluation.report import results
 
 SUBJECTS = Path(__file__).with_name("tiny_models.py")
 
@@ -18,15 +20,15 @@ SUBJECTS = Path(__file__).with_name("tiny_models.py")
 def evaluate(folder: Path, *words: str, models: Sequence[str] = ("classifier",), word: str = "reliable") -> int:
     """The exit code of a small evaluation."""
     report: Any = ModuleType("monai_adv.evaluation.report.page")
-    report.write_report = lambda folder: (Path(folder) / "report.html").write_text("report")
+    report.write_report = lambda folder, results: (Path(folder) / "report.html").write_text("report")
     factories = [w for model in models for w in ("--factory", f"{SUBJECTS}:{model}")]
     if "--eps" not in words:
         words = ("--norm", "linf", "--eps", "0.02", "0.06", *words)
     with (
         patch.dict(sys.modules, {"monai_adv.evaluation.report.page": report}),
         patch.object(flags, "probe", lambda model, levels, seed, cases, steps: {"cases": list(cases)}),
-        patch.object(flags, "find_flags", lambda *_: []),
-        patch.object(flags, "verdict", lambda found: flags.Verdict(word, ("a reason",))),  # type: ignore[arg-type]
+        patch.object(results, "find_flags", lambda *_: []),
+        patch.object(results, "verdict", lambda *_: Verdict(word, ("a reason",))),  # type: ignore[arg-type]
     ):
         device = [] if "--device" in words else ["--device", "cpu"]
         return main(["evaluate", *factories, "--attacks", "quick", *device, "-o", str(folder), *words])

@@ -1,7 +1,8 @@
 """Red flags: signs that the figures of an evaluation promise more robustness than there is.
 
 Gradient masking hides a model from gradient attacks without making it robust. Each flag is one sign of it, or of an
-evaluation that does not measure what it says. A flag that is up turns the verdict to "not reliable".
+evaluation that does not measure what it says. A flag that is up turns the verdict to "not reliable"; one that had
+nothing to compare has not passed.
 Sources: Athalye et al., ICML 2018, section 3.1; Carlini et al., "On evaluating adversarial robustness", 2019, section
 4; the checks of AutoAttack (Croce & Hein, ICML 2020).
 """
@@ -9,11 +10,11 @@ Sources: Athalye et al., ICML 2018, section 3.1; Carlini et al., "On evaluating 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from monai_adv.evaluation.checks.probes import STEPS, probe
+from monai_adv.evaluation.checks.verdict import Flag
 from monai_adv.evaluation.records import (
     CLEAN,
     Level,
@@ -28,7 +29,7 @@ from monai_adv.evaluation.records import (
 from monai_adv.metrics.score import Kind, mean_known
 from monai_adv.metrics.statistics import Scores
 
-__all__ = ["STEPS", "Flag", "Verdict", "find_flags", "probe", "verdict"]
+__all__ = ["STEPS", "find_flags", "probe"]
 
 Families = Mapping[str, str]
 """Name of an attack -> random, white-box, black-box or transfer."""
@@ -39,56 +40,6 @@ step function, on which a random search wins a voxel here and there on honest mo
 POINT = 0.01
 FIRST_LOOK = 0.05
 """After quick attacks, a longer one may still find this much: on honest models it finds a few points."""
-
-
-@dataclass(frozen=True)
-class Flag:
-    """One check.
-
-    Attributes:
-        name: short, for machines.
-        question: what is checked.
-        title: the finding in a few words, as if it were up.
-        up: whether it is; None: it could not be checked.
-        measured: what was found, with its numbers.
-        threshold: from where on it is up, and why from there.
-        meaning: what it means and what to do, for a reader who is no engineer.
-    """
-
-    name: str
-    question: str
-    title: str
-    up: bool | None
-    measured: str
-    threshold: str
-    meaning: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether the figures of a model can be trusted.
-
-    Attributes:
-        word: "reliable", "not reliable" or "not fully checked".
-        reasons: titles of the flags that are up, or else the questions that stayed open.
-    """
-
-    word: Literal["reliable", "not reliable", "not fully checked"]
-    reasons: tuple[str, ...]
-
-
-def verdict(flags: Iterable[Flag]) -> Verdict:
-    """One flag that is up is enough; a check that was not made leaves the question open."""
-    flags = list(flags)
-    if up := tuple(f.title for f in flags if f.up):
-        return Verdict("not reliable", up)
-    if unknown := tuple(f.question for f in flags if f.up is None):
-        return Verdict("not fully checked", unknown)
-    return Verdict("reliable", ())
 
 
 def find_flags(
@@ -152,17 +103,17 @@ def longer(records: Sequence[Record], kind: Kind, found: Mapping[str, Any]) -> F
     for level, cases in found.get("longer", {}).items():
         reported = worst_scores(records, records[0].model, level) if records else {}
         drops = [
-            max(0.0, reported[case, name].score - score)
+            reported[case, name].score - score
             for case, scores in cases.items()
             for name, score in scores.items()
             if (case, name) in reported
         ]
-        if any(not math.isnan(d) for d in drops):
+        if drops := [max(0.0, d) for d in drops if not math.isnan(d)]:  # max(0, NaN) would be 0: a pass for nothing
             gains[level] = mean_known(drops)
     largest = max(gains, key=gains.__getitem__, default="")
     steps = found.get("steps", 0)
     allowed = FIRST_LOOK if steps < STEPS["standard"] else POINT
-    measured = _not_probed(found)
+    measured = "No case with a defined score: nothing to compare." if found.get("longer") else _not_probed(found)
     if gains:
         less = (
             f"up to {_points(gains[largest])} points less ({_name(largest)})"
@@ -188,7 +139,7 @@ def monotone(records: Sequence[Record], families: Mapping[str, Families]) -> Fla
     means: dict[str, float] = {}
     for model, level, names in _levels(records, families):
         own = _lowest_own(records, model, level, names, ("white-box",))
-        if own:
+        if any(not math.isnan(score) for score in own.values()):
             means[level] = mean_known(own.values())
     rises: dict[str, float] = {}
     chains: dict[tuple[str, str], list[Level]] = {}
@@ -199,7 +150,7 @@ def monotone(records: Sequence[Record], families: Mapping[str, Families]) -> Fla
         for i, radius in enumerate(chain[1:], start=1):
             rises[radius.key] = means[radius.key] - min(means[v.key] for v in chain[:i])
     largest = max(rises, key=rises.__getitem__, default="")
-    measured = "One radius per norm: nothing to compare."
+    measured = "Fewer than two radii of one norm: nothing to compare."
     if rises:
         rise = rises[largest]
         measured = (
@@ -211,7 +162,7 @@ def monotone(records: Sequence[Record], families: Mapping[str, Families]) -> Fla
         "monotone",
         "Does the score rise although the radius grows?",
         "a larger radius leaves a higher score",
-        rises[largest] > POINT if rises else False,
+        rises[largest] > POINT if rises else None,
         measured,
         "More than 1 point: what is found within a small radius lies within a larger one too, so a rise shows that the "
         "attack got lost. (The reported worst case cannot rise: it includes the smaller radii.)",
@@ -243,12 +194,15 @@ def noise(records: Sequence[Record], families: Mapping[str, Families]) -> Flag:
         costs = f"costs {_points(drops[0])} points and the white-box attacks {_points(drops[1])}"
         measured = f"At {_name(largest)} random noise {costs}."
     else:
-        measured = "At every radius the attacks cost less than 1 point or leave less than 5: nothing to compare."
+        measured = (
+            "At every radius the attacks cost less than 1 point or leave less than 5: nothing to compare; add a radius "
+            "between."
+        )
     return Flag(
         "noise",
         "Does random noise hurt as much as the attack?",
         "random noise hurts as much as the attack",
-        (judged[largest] >= 0.9 if judged else False) if shares else None,
+        judged[largest] >= 0.9 if judged else None,
         measured,
         "At least nine tenths of the attack's drop, where that is more than 1 point and leaves more than 5: in many "
         "dimensions a random direction is almost harmless beside the worst one.",
@@ -259,7 +213,7 @@ def noise(records: Sequence[Record], families: Mapping[str, Families]) -> Flag:
 def unbounded(found: Mapping[str, Any]) -> Flag:
     """With an unlimited radius every model fails."""
     left: dict[str, float] = found.get("unbounded", {})
-    worst = max(left.values(), default=math.nan)
+    worst = max((v for v in left.values() if not math.isnan(v)), default=math.nan)
     named = ", ".join(f"{_points(v)} % ({_norm(n)})" for n, v in left.items())
     return Flag(
         "unbounded",

@@ -41,11 +41,15 @@ KNOWS = {
 }
 
 
-def write_report(folder: str | Path) -> Path:
+def write_report(folder: str | Path, results: Results | None = None) -> Path:
     """Write ``report.html``, ``results.json``, ``results.csv``, ``tables.csv`` and the curves into a folder.
 
     Each is written whole or not at all. The page needs no other file, no network and no JavaScript. An evaluation that
     has not finished gets a page as well, which says so.
+
+    Args:
+        folder: of the evaluation.
+        results: what :func:`gather` found in it; None: it is gathered here.
 
     Returns:
         the page.
@@ -54,7 +58,7 @@ def write_report(folder: str | Path) -> Path:
         InputError: not the folder of an evaluation, or one that cannot be written.
     """
     folder = Path(folder)
-    results = gather(folder)
+    results = gather(folder) if results is None else results
     main, per_model = _curves(results)
     page = render(results, main, per_model, _worst_cases(folder, results))
     try:

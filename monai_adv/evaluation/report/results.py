@@ -13,7 +13,8 @@ from typing import Any
 from monai_adv.errors import InputError
 from monai_adv.evaluation import records as kept
 from monai_adv.evaluation import store
-from monai_adv.evaluation.checks.flags import Flag, Verdict, find_flags, verdict
+from monai_adv.evaluation.checks.flags import find_flags
+from monai_adv.evaluation.checks.verdict import Flag, Verdict, verdict
 from monai_adv.evaluation.records import CLEAN, Level, Record
 from monai_adv.evaluation.report.comparisons import compare_all
 from monai_adv.foreign_text import csv_text, printable
@@ -31,7 +32,7 @@ class ModelResults:
         families: level -> attack -> family.
         stages: level -> the attacks with their settings.
         unfinished: cases without all their records that are not among the problems; they are in no figure.
-        flags, verdict: see :mod:`monai_adv.evaluation.checks.flags`.
+        flags, verdict: see :mod:`monai_adv.evaluation.checks.verdict`.
         summaries: level ("" for clean) -> worst case over the attacks.
         foreground_mean: of nnU-Net's ``summary.json`` on clean images; NaN for classification.
         attacks: attack -> level -> what it leaves by itself.
@@ -198,6 +199,9 @@ def _model(
         for attack in kept.attacks(records)
     }
 
+    summaries = {key: statistics.summarise(s, kind, seed=seed) for key, s in scores.items()}
+    radii = Counter((v.norm, v.unit) for v in kept.levels(records))
+
     def per_class(found: Scores) -> list[ClassRow]:
         if kind == "segmentation":
             return statistics.per_class_dice(found, classes, seed=seed)
@@ -213,8 +217,8 @@ def _model(
         stages=entry["stages"],
         unfinished=unfinished,
         flags=flags,
-        verdict=verdict(flags),
-        summaries={key: statistics.summarise(s, kind, seed=seed) for key, s in scores.items()},
+        verdict=verdict(flags, kind, summaries[""].count, max(radii.values(), default=0)),
+        summaries=summaries,
         foreground_mean=statistics.mean_over_classes(scores[""], false_positives=True),
         attacks={a: {k: statistics.summarise(s, kind, seed=seed) for k, s in v.items()} for a, v in own.items()},
         rows={key: per_class(s) for key, s in scores.items()},
@@ -282,6 +286,19 @@ def as_csv(results: Results) -> str:
             for (case, _), score in results.scores(model.name, level.key).items():
                 lines.append(row(case, level.key, "worst case", "", score))
     return csv_text(list(map(printable, head)), lines)
+
+
+def summary_table(results: Results) -> str:
+    """Worst case of every model and radius in percent, for a terminal."""
+    word = "accuracy" if results.kind == "classification" else "Dice"
+    rows = [("model", "level", f"worst-case {word} (%)", "cases")]
+    for model in results.models:
+        for key in ["", *(v.key for v in results.levels)]:
+            summary = model.summaries[key]
+            mean = "-" if math.isnan(summary.mean) else f"{100 * summary.mean:.1f}"
+            rows.append((model.name, key or "clean", mean, str(summary.count)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def as_table(results: Results) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,6 @@ from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import (
     Store,
     read_cost,
-    read_evaluation,
     read_probes,
     read_problems,
     read_records,
@@ -127,19 +125,20 @@ class Session:
             raise InputError(f"cases: none could be used. {model}, {case}: {reason}")
         self._measured()
         self.store.drop_partials()  # nobody has anything left to write
-        page = import_module("monai_adv.evaluation.report.page").write_report(self.folder)
-        problems = read_problems(self.folder)
-        verdicts = self._verdicts()
-        self.say(self._table())
+        gathered = import_module("monai_adv.evaluation.report.results")  # draws the statistics of a report in with it
+        results = gathered.gather(self.folder)
+        page = import_module("monai_adv.evaluation.report.page").write_report(self.folder, results)
+        problems = results.problems
+        self.say(gathered.summary_table(results))
         for model, case, reason in problems:
             self.say(f"not used: {model}{', ' + case if case else ''}: {reason}")
-        for record in self._finished():
-            for note in record.settings.get("notes", ()):
-                self.say(f"to be looked at: {record.model}, {record.case}: {note}")
-        for name, word, reasons in verdicts:
-            self.say(f"{name}: {word}" + (f" ({'; '.join(reasons)})" if reasons else ""))
+        for model, case, note in results.notes:
+            self.say(f"to be looked at: {model}, {case}: {note}")
+        for found in results.models:
+            reasons = "; ".join(found.verdict.reasons)
+            self.say(f"{found.name}: figures {found.verdict.word}" + (f" ({reasons})" if reasons else ""))
         self.say(f"Report: {page if isinstance(page, Path) else self.folder / 'report.html'}")
-        if any(word == "not reliable" for _, word, _ in verdicts):
+        if any(found.verdict.word == "not reliable" for found in results.models):
             return 3
         return 1 if problems else 0
 
@@ -343,37 +342,6 @@ class Session:
             f"Measured: {spent.forward} forward and {spent.backward} backward passes of one input in the attacks, "
             f"{duration(spent.seconds)} of computing (predicted {duration(predicted)})."
         )
-
-    def _verdicts(self) -> list[tuple[str, str, tuple[str, ...]]]:
-        """(model, verdict, reasons) by the red flags."""
-        flags = import_module("monai_adv.evaluation.checks.flags")
-        records, probes = self._finished(), read_probes(self.folder)
-        result = []
-        for model in read_evaluation(self.folder)["models"]:
-            families = {level: {s["name"]: s["family"] for s in stages} for level, stages in model["stages"].items()}
-            mine = [r for r in records if r.model == model["name"]]
-            verdict = flags.verdict(flags.find_flags(mine, model["kind"], families, probes.get(model["name"])))
-            result.append((model["name"], verdict.word, verdict.reasons))
-        return result
-
-    def _finished(self) -> list[Record]:
-        """Records of the cases that the report is about."""
-        results = import_module("monai_adv.evaluation.report.results")
-        return list(results.finished_records(read_evaluation(self.folder), usable_records(self.folder)))
-
-    def _table(self) -> str:
-        """Mean score per model and level; one decimal, in percent."""
-        results, records = import_module("monai_adv.evaluation.report.results"), self._finished()
-        word = "accuracy" if self.models[0]["kind"] == "classification" else "Dice"
-        rows = [("model", "level", f"worst-case {word} (%)", "cases")]
-        for model in self.models:
-            for level in ("", *(v.key for v in self.settings.levels)):
-                found = results.scores_at(records, model["name"], level).values()
-                scores = [s.score for s in found if not math.isnan(s.score)]
-                mean = f"{100 * sum(scores) / len(scores):.1f}" if scores else "-"
-                rows.append((model["name"], level or "clean", mean, str(len(scores))))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def _count(number: int, what: str) -> str:
