@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from monai_adv.errors import InputError
 
 if TYPE_CHECKING:
+    from monai_adv.evaluation.api import evaluate
     from monai_adv.threats import Threat
 
 try:
@@ -16,9 +17,9 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["InputError", "Threat", "__version__"]
+__all__ = ["InputError", "Threat", "__version__", "evaluate"]
 
-_NEEDS_TORCH = {"Threat": "monai_adv.threats"}
+_NEEDS_TORCH = {"Threat": "monai_adv.threats", "evaluate": "monai_adv.evaluation.api"}
 
 
 def __getattr__(name: str) -> object:

@@ -20,6 +20,7 @@ from tiny_models import KILL_AT
 
 from monai_adv.cli import evaluate as command
 from monai_adv.cli import main
+from monai_adv.evaluation.models import hosts
 from monai_adv.evaluation.records import Record
 from monai_adv.evaluation.run import workers
 from monai_adv.evaluation.store import Store, read_cost, read_evaluation, read_probes, read_problems, read_records
@@ -194,8 +195,8 @@ def test_dask_that_is_not_installed_is_said(
 def test_a_broken_host_leaves_the_others_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = metadata.EntryPoint("broken", "no_such_package.evaluation", command.ENTRY_POINTS)
-    monkeypatch.setattr(command.metadata, "entry_points", lambda group: [broken])
+    broken = metadata.EntryPoint("broken", "no_such_package.evaluation", hosts.ENTRY_POINTS)
+    monkeypatch.setattr(hosts.metadata, "entry_points", lambda group: [broken])
     assert evaluate(tmp_path / "out", "--dry-run") == 0
     assert "models of broken cannot be evaluated here (ModuleNotFoundError" in capsys.readouterr().err
 

@@ -1,9 +1,6 @@
 """``monai-adv evaluate``: how robust are these models, honestly?
 
-Each host (nnU-Net, MONAI bundles, ...) is a module with two functions, ``add_arguments(parser) -> None`` and
-``sources(args) -> list[Source]``, registered in the entry point group ``monai_adv.evaluate``. ``args`` also holds the
-options below; ``args.device`` and ``args.box`` are already checked. A host returns no sources if none of its own
-options were given. Its module is imported whenever the command line is parsed: it imports torch only inside functions.
+The models come from hosts, see :mod:`monai_adv.evaluation.models.hosts`.
 """
 
 from __future__ import annotations
@@ -12,20 +9,19 @@ import argparse
 import re
 import shlex
 import sys
-from importlib import metadata
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models import factory
+from monai_adv.evaluation.models.hosts import load_hosts
 from monai_adv.openmp import wait_passively
 
 if TYPE_CHECKING:
     from monai_adv.evaluation.models.protocol import Source
     from monai_adv.evaluation.settings import EvaluationSettings
 
-ENTRY_POINTS = "monai_adv.evaluate"
 INTERRUPTED = 130
 
 TLS = {  # in the words of `dask scheduler`
@@ -57,15 +53,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Attack models and write a report. Several models in one call become one comparison.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    broken: dict[str, str] = {}
     factory.add_arguments(parser)
     hosts: list[Any] = [factory]
-    for entry in metadata.entry_points(group=ENTRY_POINTS):
+    others, broken = load_hosts()
+    for name, host in others.items():
         try:
-            host = entry.load()
             host.add_arguments(parser)
-        except Exception as error:  # a broken host must not take the other commands with it
-            broken[entry.name] = f"{type(error).__name__}: {error}"
+        except Exception as error:
+            broken[name] = f"{type(error).__name__}: {error}"
         else:
             hosts.append(host)
     what = parser.add_argument_group("what the enemy may do")
@@ -95,7 +90,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--cases",
         nargs="+",
         metavar="N|NAME",
-        help="the first N cases (of a classifier: groups of 64 images), or names (default: all)",
+        help="the first N cases (of a classifier: images), or names (default: all)",
     )
     where = parser.add_argument_group("where it runs")
     where.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
@@ -121,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: input that cannot be used.
     """
     wait_passively()
-    from monai_adv.evaluation.run.session import Session
+    from monai_adv.evaluation.run.measure import measure
     from monai_adv.evaluation.run.workers import Dask, Pool, ThisProcess
 
     for name, reason in args.broken_hosts.items():
@@ -140,21 +135,14 @@ def run(args: argparse.Namespace) -> int:
     wants_dask = args.dask or (args.workers or 1) > 1
     certificates = _certificates(args)
     pool: Pool = Dask(args.dask or "local", args.workers or 1, certificates) if wants_dask else ThisProcess()
-    session = Session(sources, settings, output, pool)
     try:
-        session.prepare(write=not args.dry_run)
-        if args.dry_run:
-            return 0
-        if not (args.yes or session.resumed or _agreed()):
-            print("Nothing was computed.")
-            return 0
-        return session.finish()
+        code = measure(sources, settings, output, pool, dry_run=args.dry_run, agreed=lambda: args.yes or _agreed())
+        return code or 0
     except KeyboardInterrupt:
         again = shlex.join(["monai-adv", *args.words])
         print(f"\nInterrupted. All finished stages are kept; go on with\n  {again}", file=sys.stderr)
         return INTERRUPTED
     finally:
-        session.close()
         pool.close()
 
 
@@ -174,6 +162,7 @@ def _certificates(args: argparse.Namespace) -> dict[str, str]:
 
 def _settings(args: argparse.Namespace) -> EvaluationSettings:
     from monai_adv.evaluation.records import Level
+    from monai_adv.evaluation.run.measure import threads_for
     from monai_adv.evaluation.settings import EvaluationSettings
 
     norms = args.norm or ["l2"]
@@ -187,7 +176,7 @@ def _settings(args: argparse.Namespace) -> EvaluationSettings:
     levels = tuple(Level(norm, eps, args.unit) for norm, radii in zip(norms, args.eps, strict=True) for eps in radii)
     return EvaluationSettings(
         levels, args.attacks, args.seed, args.batch_size, _cases(args.cases), args.box,
-        args.device.split(":")[0], _threads(args),
+        args.device.split(":")[0], threads_for(Path(args.output), args.threads),
     )  # fmt: skip
 
 
@@ -198,19 +187,6 @@ def _cases(words: list[str] | None) -> int | tuple[str, ...] | None:
     if len(words) == 1 and re.fullmatch("-?(0|[1-9][0-9]{0,17})", words[0]):
         return int(words[0])
     return tuple(words)
-
-
-def _threads(args: argparse.Namespace) -> int:
-    """As asked; when an evaluation goes on, as it began; otherwise as torch likes it on this machine."""
-    import torch
-
-    from monai_adv.evaluation.store import read_evaluation
-
-    if args.threads is not None:
-        return int(args.threads)
-    if (Path(args.output) / "evaluation.json").exists():
-        return int(read_evaluation(args.output)["settings"]["threads"])
-    return torch.get_num_threads()
 
 
 def _folder(word: str) -> Path:
@@ -241,4 +217,7 @@ def _device(name: str | None) -> str:
 
 def _agreed() -> bool:
     """Ask, where somebody can answer."""
-    return not sys.stdin.isatty() or input("Start? [Y/n] ").strip().lower() in ("", "y", "yes")
+    if not sys.stdin.isatty() or input("Start? [Y/n] ").strip().lower() in ("", "y", "yes"):
+        return True
+    print("Nothing was computed.")
+    return False

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.records import Level
+from monai_adv.evaluation.records import Level, LevelUnit
+from monai_adv.threats import Norm
 
 Version = Literal["quick", "standard", "full"]
 SMALLEST, LARGEST = 1e-12, 1e12
@@ -28,7 +29,7 @@ class EvaluationSettings:
         attacks: ``"quick"``, ``"standard"`` or ``"full"``; see :mod:`monai_adv.evaluation.search.plan`.
         seed: of all random draws.
         batch_size: inputs that an attack gets at once. Random draws depend on it.
-        cases: ``None``: all; a number: the first ones, which for a classifier are groups of images; or names.
+        cases: ``None``: all; a number: the first ones, which for a classifier are images; or names.
         box: lowest and highest intensity of an attacked image in network units; ``None``: the model's own, if any.
         device: type of device; its kernels and random streams decide the last digits.
         threads: CPU threads of each process; sums depend on it in the last digit.
@@ -55,6 +56,10 @@ class EvaluationSettings:
         if not self.levels:
             raise InputError.of("eps", [], "at least one radius")
         for level in self.levels:
+            if level.norm not in get_args(Norm):
+                raise InputError.of("norm", level.norm, "'l2' or 'linf'")
+            if level.unit not in get_args(LevelUnit):
+                raise InputError.of("unit", level.unit, "one of " + ", ".join(get_args(LevelUnit)))
             if not (math.isfinite(level.eps) and level.eps > 0):
                 raise InputError.of("eps", level.eps, "finite radii > 0", "the clean score is always measured")
             if not SMALLEST <= level.eps <= LARGEST:

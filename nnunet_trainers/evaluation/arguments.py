@@ -9,12 +9,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_adv.errors import InputError, did_you_mean
 from monai_adv.evaluation.models.bundle.arguments import unique_names
+from monai_adv.evaluation.models.hosts import with_options
 from monai_adv.foreign_text import say
 
 if TYPE_CHECKING:
@@ -89,6 +90,38 @@ def sources(args: argparse.Namespace) -> list[NNUNetSource]:
         )
         for folder, name in zip(folders, names, strict=True)
     ]
+
+
+def source_at(
+    folder: Path,
+    images: object,
+    labels: object,
+    *,
+    device: str,
+    box: tuple[float, float] | None,
+    name: str | None,
+    options: Mapping[str, Any],
+) -> NNUNetSource | None:
+    """See :mod:`monai_adv.evaluation.models.hosts`: any folder with ``plans.json``.
+
+    Raises:
+        InputError: images and labels that are not two folders; options that an nnU-Net does not have.
+    """
+    if not (folder / "plans.json").is_file():
+        return None
+    places = {}
+    for word, place in (("images", images), ("labels", labels)):
+        if not isinstance(place, str | Path) or not Path(place).is_dir():
+            found = str(place) if isinstance(place, str | Path) else type(place).__name__
+            raise InputError.of(word, found, f"the folder of the {word} for a trained nnU-Net, in its raw layout")
+        places[f"{word}_folder"] = str(Path(place).resolve())
+
+    from nnunet_trainers.evaluation.source import NNUNetSource
+
+    note = f"all cases of {images}"
+    return with_options(
+        NNUNetSource, options, model_folder=str(folder), device=device, box=box, name=name, note=note, **places
+    )
 
 
 def _by_dataset(args: argparse.Namespace) -> tuple[list[Path], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,7 @@ class Classifier:
         self.names = tuple(names) if names is not None else tuple(map(str, range(len(self.images))))
         self.task = ClassificationTask()
         self._check()
-        starts = range(0, len(self.images), group)
-        last = len(self.images) - 1
-        self._starts = {f"images {start} to {min(start + group - 1, last)}": start for start in starts}
-        self.cases = tuple(self._starts)
+        self._group()
 
     @property
     def fingerprint(self) -> str:
@@ -95,6 +93,19 @@ class Classifier:
         """The network on another device."""
         self.network.to(device)
         return self
+
+    def first(self, count: int) -> Classifier:
+        """The same model with the first images alone; groups begin where they did."""
+        part = copy(self)
+        part.images, part.labels, part.names = self.images[:count], self.labels[:count], self.names[:count]
+        part._group()
+        return part
+
+    def _group(self) -> None:
+        last = len(self.images) - 1
+        starts = range(0, last + 1, self.group)
+        self._starts = {f"images {start} to {min(start + self.group - 1, last)}": start for start in starts}
+        self.cases = tuple(self._starts)
 
     def load(self, case: str) -> ClassificationCase:
         """A group of images.

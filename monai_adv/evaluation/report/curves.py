@@ -51,6 +51,13 @@ def chains(records: Sequence[Record]) -> list[list[Level]]:
 
 
 def worst_case_curve(records: Sequence[Record], chain: Sequence[Level], kind: Kind, axis: str, noise: str) -> Curve:
+    """:func:`worst_case_figure` as a file."""
+    figure = worst_case_figure(records, chain, kind, axis, noise)
+    key = f"{chain[0].norm}" + ("" if chain[0].unit == "norm" else f"-{chain[0].unit}")
+    return Curve(f"curve-{key}", _png(figure), f"{SCORE[kind]} against {axis}, worst case for each model")
+
+
+def worst_case_figure(records: Sequence[Record], chain: Sequence[Level], kind: Kind, axis: str, noise: str) -> Figure:
     """One thick line per model: the mean worst case. Dotted: random noise of the same size.
 
     The band is the middle half of the cases for Dice, the 95 % interval for accuracy. Models that differ only in a
@@ -88,8 +95,7 @@ def worst_case_curve(records: Sequence[Record], chain: Sequence[Level], kind: Ki
             label = plain_text(f"{name}, random noise")
             plot.plot(x, [clean, *random], color=colour, linestyle=":", linewidth=1.3, label=label)
     _legend(figure, plot)
-    key = f"{chain[0].norm}" + ("" if chain[0].unit == "norm" else f"-{chain[0].unit}")
-    return Curve(f"curve-{key}", _png(figure), f"{SCORE[kind]} against {axis}, worst case for each model")
+    return figure
 
 
 def per_attack_curve(

@@ -41,8 +41,8 @@ KNOWS = {
 }
 
 
-def write_report(folder: str | Path, results: Results | None = None) -> Path:
-    """Write ``report.html``, ``results.json``, ``results.csv``, ``tables.csv`` and the curves into a folder.
+def write_report(folder: str | Path, results: Results | None = None, output: str | Path | None = None) -> Path:
+    """Write ``report.html``, ``results.json``, ``results.csv``, ``tables.csv`` and the curves.
 
     Each is written whole or not at all. The page needs no other file, no network and no JavaScript. An evaluation that
     has not finished gets a page as well, which says so.
@@ -50,6 +50,7 @@ def write_report(folder: str | Path, results: Results | None = None) -> Path:
     Args:
         folder: of the evaluation.
         results: what :func:`gather` found in it; None: it is gathered here.
+        output: where to write; default: the same folder.
 
     Returns:
         the page.
@@ -61,7 +62,9 @@ def write_report(folder: str | Path, results: Results | None = None) -> Path:
     results = gather(folder) if results is None else results
     main, per_model = _curves(results)
     page = render(results, main, per_model, _worst_cases(folder, results))
+    folder = folder if output is None else Path(output)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         for curve in (*main, *(c for curves in per_model.values() for c in curves)):
             write_whole(folder / f"{curve.name}.png", curve.png)
         write_whole(folder / "results.json", as_json(results))
@@ -125,7 +128,7 @@ def render(
         headline=_headline,
         in_words=_all_in_words,
         deviations=_deviations(results),
-        noise={m.name: _noise(m) for m in results.models},
+        noise={m.name: m.noise for m in results.models},
         settings_of=_settings_of,
         doubtful=[m.name for m in results.models if m.verdict.word == "not reliable"],
         nan=math.isnan,
@@ -208,7 +211,7 @@ def _headline(model: ModelResults, levels: Sequence[Level]) -> dict[str, Any]:
     if len(first) > 3:
         middle = _telling_level([model], first[1:-1])
         first = [first[0], *([middle] if middle else []), first[-1]]
-    noise, relative = model.attacks.get(_noise(model), {}), model.probes.get("relative", {})
+    noise, relative = model.attacks.get(model.noise, {}), model.probes.get("relative", {})
     return {
         "clean": model.summaries[""],
         "levels": [
@@ -266,7 +269,7 @@ def _deviations_of(model: ModelResults, attacks: Version) -> tuple[str, ...]:
         )
     if attacks == "quick":
         return ("“Quick” is not AutoAttack: its attacks are fewer, shorter and all use gradients.",)
-    besides = ("Random noise is run besides, which can only lower the worst case.",) if _noise(model) else ()
+    besides = ("Random noise is run besides, which can only lower the worst case.",) if model.noise else ()
     name: Literal["standard", "plus"] = "standard" if attacks == "standard" else "plus"
     return AutoAttack(Threat("linf", 1.0), len(model.classes), name).deviations + besides
 
@@ -298,20 +301,12 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace("_", " ")
 
 
-def _noise(model: ModelResults) -> str:
-    """Name of the first attack that is random noise; "" if there is none."""
-    return next((n for stages in model.families.values() for n, f in stages.items() if f == "random"), "")
-
-
-# ----------------------------------------------------------------------------------------------------------- pictures
-
-
 def _curves(results: Results) -> tuple[list[Curve], dict[str, list[Curve]]]:
     groups, records, kind = chains(results.records), results.records, results.kind
     if not records:
         return [], {m.name: [] for m in results.models}
     unit = results.models[0].unit if len({m.unit for m in results.models}) == 1 else "units of each model's input"
-    noise = _noise(results.models[0])
+    noise = results.models[0].noise
     main = [worst_case_curve(results.joint, group, kind, axis_name(group[0], unit), noise) for group in groups]
     per_model = {
         m.name: [
@@ -347,6 +342,11 @@ def _worst_cases(folder: Path, results: Results) -> dict[str, list[dict[str, Any
             if len(shown[model.name]) == count:
                 break
     return shown
+
+
+def draw_case(picture: Picture, model: ModelResults, clean: Score, attacked: Score) -> bytes:
+    """One case as a PNG file, with its scores in the titles."""
+    return draw(picture, model.classes, _result(clean, model), _result(attacked, model), model.unit.split(" (")[0])
 
 
 def _picture(picture: Picture, model: ModelResults, level: Level, before: str, after: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from monai_adv.foreign_text import csv_text, printable
 from monai_adv.metrics import statistics
 from monai_adv.metrics.score import Kind, Score, mean_known
 from monai_adv.metrics.statistics import ClassRow, Comparison, Detection, Scores, Summary
+
+WORST = "worst case"
+"""What stands for an attack where a row is of the lowest score over all of them."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class ModelResults:
     meanings: dict[str, str]
     totals: Mapping[str, Any]
     probes: dict[str, Any]
+
+    @property
+    def noise(self) -> str:
+        """Name of the first attack that is random noise; "" if there is none."""
+        return next((n for attacks in self.families.values() for n, f in attacks.items() if f == "random"), "")
 
 
 @dataclass(frozen=True)
@@ -262,30 +270,34 @@ def as_csv(results: Results) -> str:
     head = ["model", "case", "patient", "level", "norm", "eps", "unit", "attack", "family", "score", "label", *names]
     lines: list[dict[str, Any]] = []
     levels = {level.key: level for level in results.levels}
+    for model, case, key, attack, score in all_scores(results):
+        values: dict[str, Any] = {"model": model.name, "case": case, "patient": score.case, "level": key}
+        values |= {"attack": attack, "family": model.families.get(key, {}).get(attack, ""), "label": score.label}
+        if key in levels:
+            values |= asdict(levels[key])
+        lines.append(_cells(values | measures_of(score, model.classes)))
+    return csv_text(list(map(printable, head)), lines)
+
+
+def all_scores(results: Results) -> Iterator[tuple[ModelResults, str, str, str, Score]]:
+    """(model, case, key of the level, attack, score): every attack's own, and :data:`WORST` over them."""
     for model in results.models:
-
-        def row(
-            case: str, key: str, attack: str, family: str, score: Score, model: ModelResults = model
-        ) -> dict[str, Any]:
-            values: dict[str, Any] = {"model": model.name, "case": case, "patient": score.case, "level": key}
-            values |= {"attack": attack, "family": family, "score": score.score, "label": score.label}
-            if key in levels:
-                values |= asdict(levels[key])
-            values |= {f"dice {c}": v for c, v in score.dice.items()}
-            values |= {f"hd95_mm {c}": v for c, v in score.hd95.items()}
-            values |= {f"false_positive {c}": int(c in score.false_positives) for c in score.absent}
-            values |= {f"probability {c}": p for c, p in zip(model.classes, score.probabilities, strict=False)}
-            return _cells(values)
-
         for record in results.records:
             if record.model == model.name:
-                family = model.families.get(record.level, {}).get(record.attack, "")
                 for score in record.own:
-                    lines.append(row(record.case, record.level, record.attack, family, score))
+                    yield model, record.case, record.level, record.attack, score
         for level in results.levels:
             for (case, _), score in results.scores(model.name, level.key).items():
-                lines.append(row(case, level.key, "worst case", "", score))
-    return csv_text(list(map(printable, head)), lines)
+                yield model, case, level.key, WORST, score
+
+
+def measures_of(score: Score, classes: Sequence[str]) -> dict[str, float]:
+    """What is known of a patient or image, by the names that ``results.csv`` has for it."""
+    values = {"score": score.score}
+    values |= {f"dice {c}": v for c, v in score.dice.items()}
+    values |= {f"hd95_mm {c}": v for c, v in score.hd95.items()}
+    values |= {f"false_positive {c}": int(c in score.false_positives) for c in score.absent}
+    return values | {f"probability {c}": p for c, p in zip(classes, score.probabilities, strict=False)}
 
 
 def summary_table(results: Results) -> str:

@@ -10,14 +10,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.checks.probes import CASES, most_passes, spread
 from monai_adv.evaluation.models.fingerprint import Marks
 from monai_adv.evaluation.models.protocol import Source, check_distinct
 from monai_adv.evaluation.records import Record
-from monai_adv.evaluation.run.workers import Job, Killed, Pool, ThisProcess, plan_of
+from monai_adv.evaluation.run.workers import Job, Killed, Pool, ThisProcess, forget, plan_of
 from monai_adv.evaluation.search import cost
 from monai_adv.evaluation.search.cost import Cost, Size, Timing, duration
 from monai_adv.evaluation.settings import EvaluationSettings
@@ -45,6 +45,7 @@ class Session:
         folder: of the store.
         pool: who does the work.
         say: prints a line.
+        bars: show how far it is.
 
     Attributes:
         resumed: the folder held finished records already.
@@ -57,8 +58,10 @@ class Session:
         folder: Path,
         pool: Pool,
         say: Callable[[str], None] = say,
+        bars: bool = True,
     ) -> None:
-        run = uuid.uuid4().hex
+        self.run = run = uuid.uuid4().hex
+        self.bars = bars
         self.jobs = [Job(run, source, settings, str(folder), number) for number, source in enumerate(sources)]
         self.settings, self.folder, self.pool, self.say = settings, folder, pool, say
         self.store = Store(folder)
@@ -143,7 +146,8 @@ class Session:
         return 1 if problems else 0
 
     def close(self) -> None:
-        """Give the folder free."""
+        """Give the folder and the models free."""
+        forget(self.run)
         unlocked(self._lock)
         self._lock = None
 
@@ -198,7 +202,8 @@ class Session:
         todo = [(i, case) for i, cases in enumerate(looked_at) for case in cases if case not in self.sizes[i]]
         calls = [(self.jobs[i].survey, case) for i, case in todo]
         reasons: dict[int, str] = {}
-        for number, found in tqdm(self.pool.run(_call, calls), "reading", len(calls), unit="case", disable=not calls):
+        quiet = not calls or not self.bars
+        for number, found in tqdm(self.pool.run(_call, calls), "reading", len(calls), unit="case", disable=quiet):
             i, case = todo[number]
             if isinstance(found, Size):
                 self.sizes[i][case] = found
@@ -244,7 +249,7 @@ class Session:
         """The pilot, a prediction, then the probes and all other cases."""
         pilot, rest = self._tasks()
         records = sum(_records_per_case(m) * len(m["cases"]) for m in self.models)
-        with _progress(records + len(self.jobs)) as tell:
+        with _progress(records + len(self.jobs), self.bars) as tell:
             self._run(self._attacks(pilot, tell), tell)
             self._predict(pilot)
             probes = [((job.probe, self._probed(i)), 1) for i, job in enumerate(self.jobs)]
@@ -316,10 +321,11 @@ class Session:
             self.store.add_cost(predicted=known)
         done = self._spent().seconds
         left = max(known["seconds"] - done, 0.0) / self.pool.workers
-        tqdm.write(
-            f"Predicted from {_count(known['cases'], 'case')}: {duration(known['seconds'])} of computing in all; "
-            f"{duration(left)} left."
-        )
+        with tqdm.external_write_mode():  # beside the bar, not through it
+            self.say(
+                f"Predicted from {_count(known['cases'], 'case')}: {duration(known['seconds'])} of computing in all; "
+                f"{duration(left)} left."
+            )
 
     def _spent(self) -> Cost:
         """What all sessions spent, probes included."""
@@ -365,8 +371,8 @@ def _seconds(records: Sequence[Record], model: str) -> dict[str, float]:
 
 
 @contextmanager
-def _progress(records: int) -> Iterator[Callable[..., None]]:
-    with tqdm(total=records, desc="attacking", unit="attack") as bar:
+def _progress(records: int, shown: bool) -> Iterator[Callable[..., None]]:
+    with tqdm(total=records, desc="attacking", unit="attack", disable=not shown) as bar:
 
         def tell(count: int = 1) -> None:
             bar.update(count)

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from monai_adv.errors import InputError, in_a_sentence
+from monai_adv.evaluation.models.classifier import Classifier
 from monai_adv.evaluation.models.fingerprint import Marks, computed, contents, marks_of
 from monai_adv.evaluation.models.protocol import Model, Source
 from monai_adv.evaluation.search import cost
@@ -145,11 +146,20 @@ class Job:
         if key not in _subjects:
             for old in [k for k in _subjects if k[0] != self.run]:
                 del _subjects[old]
-            _subjects[key] = self.source.open()
+            model = self.source.open()
+            if isinstance(self.settings.cases, int) and isinstance(model, Classifier):
+                model = model.first(self.settings.cases)  # images: a case is a group of them
+            _subjects[key] = model
         return _subjects[key]
 
 
 _subjects: dict[tuple[str, int], Model] = {}
+
+
+def forget(run: str) -> None:
+    """Let go of the models that this process opened for a run."""
+    for key in [k for k in _subjects if k[0] == run]:
+        del _subjects[key]
 
 
 def plan_of(settings: EvaluationSettings, kind: Kind, classes: int) -> dict[str, list[Stage]]:

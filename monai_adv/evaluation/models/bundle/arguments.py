@@ -10,11 +10,12 @@ Parsers are built at every start of the command: nothing here imports torch or M
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from monai_adv.errors import InputError
+from monai_adv.evaluation.models.hosts import with_options
 
 if TYPE_CHECKING:
     from monai_adv.evaluation.models.bundle.source import BundleSource
@@ -89,6 +90,32 @@ def sources(args: argparse.Namespace) -> list[BundleSource]:
         )
         for folder, name in zip(folders, unique_names(folders, "--bundle"), strict=True)
     ]
+
+
+def source_at(
+    folder: Path,
+    images: object,
+    labels: object,
+    *,
+    device: str,
+    box: tuple[float, float] | None,
+    name: str | None,
+    options: Mapping[str, Any],
+) -> BundleSource | None:
+    """See :mod:`monai_adv.evaluation.models.hosts`: any folder with ``configs``.
+
+    Raises:
+        InputError: images, which a bundle brings itself; options that it does not have.
+    """
+    if not (folder / "configs").is_dir():
+        return None
+    if images is not None or labels is not None:
+        todo = "say where they are, options={'overrides': ['dataset_dir=PATH']}"
+        raise InputError.of("images and labels", "given", "none: a bundle's config names its data", todo)
+
+    from monai_adv.evaluation.models.bundle.source import BundleSource
+
+    return with_options(BundleSource, options, folder=str(folder), device=device, box=box, name=name)
 
 
 def unique_names(folders: Sequence[Path], argument: str) -> list[str]:

@@ -8,8 +8,6 @@ In a bundle's ``configs/robustness.json``, on top of ``train.json`` and ``evalua
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,11 @@ import torch
 from monai_adv.engines.bundle_rule import Rule, check_rule
 from monai_adv.evaluation.models.bundle.opened import OpenBundle, as_model, channel_names
 from monai_adv.evaluation.models.plain import Box
-from monai_adv.evaluation.models.protocol import Model
 from monai_adv.evaluation.records import Level, LevelUnit
-from monai_adv.evaluation.run.session import Session
-from monai_adv.evaluation.run.workers import ThisProcess
+from monai_adv.evaluation.run.measure import LiveSource, measure, threads_for
 from monai_adv.evaluation.settings import EvaluationSettings, Version
 from monai_adv.network_state import device_of, unwrap_ddp
 from monai_adv.threats import Norm
-
-
-@dataclass(frozen=True)
-class LiveSource:
-    """A model that is open already; for one process."""
-
-    model: Model
-
-    def open(self) -> Model:
-        """The model."""
-        return self.model
 
 
 def evaluate(
@@ -86,13 +71,10 @@ def evaluate(
         name or root.resolve().name, bare, inferer, dataset, limits, known, rule=activation,
         channels=None if channels is None else tuple(channels),
     )  # fmt: skip
+    folder = Path(output).resolve()
     settings = EvaluationSettings(
         tuple(Level(norm, float(radius), unit) for radius in eps), attacks, seed, batch_size, cases, limits,
-        device_of(bare).type, torch.get_num_threads(),
+        device_of(bare).type, threads_for(folder, None),
     )  # fmt: skip
-    folder = Path(output).resolve()
-    session = Session([LiveSource(as_model(bundle))], settings, folder, ThisProcess())
-    with closing(session):
-        session.prepare()
-        session.finish()
+    measure([LiveSource(as_model(bundle))], settings, folder)
     return folder / "report.html"

@@ -1,0 +1,234 @@
+"""The door to the evaluation from Python: one function."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_adv.errors import InputError
+from monai_adv.evaluation.models.hosts import load_hosts
+from monai_adv.evaluation.models.memory import collect, model_of
+from monai_adv.evaluation.models.plain import Box, usable_device
+from monai_adv.evaluation.models.protocol import Source
+from monai_adv.evaluation.outcome import Results
+from monai_adv.evaluation.records import Level, LevelUnit
+from monai_adv.evaluation.run.measure import LiveSource, measure, threads_for
+from monai_adv.evaluation.settings import EvaluationSettings, Version
+from monai_adv.network_state import device_of
+from monai_adv.threats import Norm
+
+
+def evaluate(
+    model: Any,
+    images: Any = None,
+    labels: Any = None,
+    *,
+    norm: Norm = "l2",
+    eps: float | Sequence[float],
+    unit: LevelUnit = "norm",
+    box: Box | None = None,
+    attacks: Version = "standard",
+    folder: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    regions: bool | None = None,
+    spacing: Sequence[float] | None = None,
+    name: str | None = None,
+    cases: int | Sequence[str] | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    threads: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    verbose: bool = False,
+) -> Results:
+    """Measure how robust models are.
+
+    The network is attacked where it is, in eval mode, and left as it was. Nothing stays on disk unless ``folder`` is
+    given: the store is then a temporary folder that goes with the returned object.
+
+    Args:
+        model: a network: images ``(B, C, *spatial)`` to logits ``(B, K)``, or ``(B, K, *spatial)`` for a segmentation;
+            or the path of a MONAI bundle or of a trained nnU-Net folder. Several, to be compared: a list, or a
+            dictionary with names. A bundle's config is code that is run: measure only what you trust.
+        images: for a network ``(N, C, *spatial)``, floating, as it gets them, a list of ``(C, *spatial)``, a
+            DataLoader that does not shuffle, or a data set; for an nnU-Net the folder of the images.
+        labels: for a network ``(N,)`` class indices, or ``(N, *spatial)`` label maps; None where ``images`` brings
+            them, as pairs or as dictionaries with "image" and "label"; for an nnU-Net the folder of the labels.
+        norm: of the perturbation, "l2" or "linf".
+        eps: radii, ascending.
+        unit: of the radii: "norm" in units of network inputs, "rms" per voxel (L2), "raw" in units of the image files.
+        box: lowest and highest intensity of an attacked image, in network units; None: as the model's host says, or no
+            box.
+        attacks: "quick", "standard" or "full".
+        folder: of the store, new, or one to go on with; the report lies there as well.
+        classes: names of a network's classes, of a segmentation without the background.
+        regions: a network's output channels are overlapping regions (a sigmoid each); default: where there is one.
+        spacing: of a network's voxels in mm, for HD95; default: 1.
+        name: how tables call a single model.
+        cases: the first so many patients or images, or names; default: all.
+        device: of bundles and nnU-Nets; default: cuda if there is one. A network stays where it is.
+        seed: of all random draws.
+        batch_size: inputs attacked at once.
+        threads: CPU threads; default: torch's.
+        options: for a folder: further arguments of ``BundleSource`` (such as ``overrides``) or ``NNUNetSource`` (such
+            as ``folds``).
+        verbose: print what the command line prints. Progress bars are shown then, and always in a notebook.
+
+    Returns:
+        the results; see :class:`Results`.
+
+    Raises:
+        InputError: something that cannot be used. What is in the folder stays as it was.
+
+    Warns:
+        UserWarning: some cases could not be used; they are in no figure.
+
+    Example:
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        >>> images, labels = torch.rand(20, 1, 4, 4), torch.arange(20) % 3
+        >>> results = evaluate(network, images, labels, norm="linf", eps=[0.01, 0.03], box=(0, 1), attacks="quick")
+        >>> list(results.frame().columns)
+        ['model', 'case', 'level', 'norm', 'eps', 'unit', 'attack', 'measure', 'value']
+    """
+    limits = _box(box)
+    place = None if folder is None else Path(folder).resolve()
+    levels = tuple(Level(norm, radius, unit) for radius in _radii(eps))
+    several = model if isinstance(model, Mapping) else dict(enumerate(model)) if isinstance(model, list | tuple) else {}
+    named = {str(k): v for k, v in several.items()} if isinstance(model, Mapping) else _named(several.values())
+    if not several:
+        named = {name or _name(model): model}
+    elif name is not None:
+        raise InputError.of("name", name, "given for one model only", "give a dictionary of names and models")
+    networks = [m for m in named.values() if isinstance(m, nn.Module)]
+    where = _device(device, networks, len(named))
+    settings = EvaluationSettings(
+        levels, attacks, seed, batch_size, _cases(cases), limits, where.split(":")[0], threads_for(place, threads)
+    )
+    with _as_they_were(networks):
+        data = collect(images, labels) if networks and not _is_path(images) else None
+        sources: list[Source] = []
+        for own, each in named.items():
+            if not isinstance(each, nn.Module):
+                sources.append(_source(each, images, labels, where, limits, own, dict(options or {})))
+            elif options:
+                raise InputError.of("options", sorted(options), "nothing for a network: they are for folders")
+            elif data is None:
+                raise InputError.of("images", str(images), "tensors, a DataLoader or a data set for a network")
+            else:
+                sources.append(LiveSource(model_of(each, data, own, classes, limits, regions, spacing)))
+        temporary = TemporaryDirectory(prefix="monai-adv-") if place is None else None
+        store = Path(temporary.name) if temporary else place
+        assert store is not None
+        try:
+            told = {} if verbose else {"say": lambda line: None}
+            measure(sources, settings, store, bars=verbose or _in_notebook(), **told)  # type: ignore[arg-type]
+            results = Results(store, temporary)
+        except BaseException:
+            if temporary:
+                temporary.cleanup()
+            raise
+    if results.problems:
+        which = "; ".join(f"{m}{', ' + c if c else ''}: {reason}" for m, c, reason in results.problems[:3])
+        warnings.warn(f"{len(results.problems)} could not be used, see results.problems: {which}", stacklevel=2)
+    return results
+
+
+def _radii(eps: Any) -> list[float]:
+    try:
+        return [float(radius) for radius in (eps if isinstance(eps, Sequence) or hasattr(eps, "__iter__") else [eps])]
+    except (TypeError, ValueError) as error:
+        raise InputError.of("eps", eps, "a radius, or several in ascending order") from error
+
+
+def _box(box: Any) -> Box | None:
+    if box is None:
+        return None
+    try:
+        low, high = box
+        return float(low), float(high)
+    except (TypeError, ValueError) as error:
+        raise InputError.of("box", box, "(lowest, highest)", "give no box for z-scored images") from error
+
+
+def _cases(cases: Any) -> int | tuple[str, ...] | None:
+    if cases is None or isinstance(cases, int):
+        return cases
+    return (cases,) if isinstance(cases, str) else tuple(map(str, cases))
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str | Path)
+
+
+def _name(model: Any) -> str:
+    return Path(model).resolve().name if _is_path(model) else type(model).__name__
+
+
+def _named(models: Any) -> dict[str, Any]:
+    """By class or folder; of several of one name the later ones are counted."""
+    found: dict[str, Any] = {}
+    for model in models:
+        name, count = _name(model), 1
+        while (own := name if count == 1 else f"{name} {count}") in found:
+            count += 1
+        found[own] = model
+    return found
+
+
+def _device(asked: str | None, networks: Sequence[nn.Module], count: int) -> str:
+    if not networks:
+        found = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+        usable_device(found)
+        return found
+    there = {str(device_of(network)) for network in networks}
+    if len({word.split(":")[0] for word in there}) > 1:
+        raise InputError.of("model", f"networks on {' and '.join(sorted(there))}", "networks on one kind of device")
+    if asked is not None and (len(networks) == count and {str(torch.device(asked))} != there):
+        raise InputError.of("device", asked, f"the network's own, {there.pop()}", "move it first, model.to(device)")
+    return sorted(there)[0] if len(networks) == count else asked or sorted(there)[0]
+
+
+def _source(
+    model: Any, images: Any, labels: Any, device: str, box: Box | None, name: str, options: dict[str, Any]
+) -> Source:
+    """The model in a folder, from the host that knows it."""
+    allowed = "a torch.nn.Module, or the folder of a MONAI bundle or of a trained nnU-Net"
+    if not _is_path(model):
+        raise InputError.of("model", type(model).__name__, allowed)
+    place = Path(model).resolve()
+    if not place.is_dir():
+        raise InputError.of("model", str(model), allowed, "there is no such folder")
+    hosts, broken = load_hosts()
+    for host in hosts.values():
+        if hasattr(host, "source_at"):
+            found: Source | None = host.source_at(
+                place, images, labels, device=device, box=box, name=name, options=options
+            )
+            if found is not None:
+                return found
+    todo = "; ".join(f"{host} cannot be imported ({reason})" for host, reason in broken.items())
+    raise InputError.of("model", str(model), allowed, todo or "a bundle has configs, an nnU-Net plans.json in it")
+
+
+def _in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+@contextmanager
+def _as_they_were(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Networks go into eval mode; a training that goes on afterwards finds its own."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,212 @@
+"""What :func:`monai_adv.evaluate` gives back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from monai_adv.errors import InputError, did_you_mean
+from monai_adv.evaluation.checks.flags import Verdict
+from monai_adv.evaluation.models.protocol import Picture
+from monai_adv.evaluation.records import Level, level_name
+from monai_adv.evaluation.report import results as report_results
+from monai_adv.evaluation.report.results import ModelResults
+from monai_adv.evaluation.store import read_pictures
+from monai_adv.foreign_text import printable
+from monai_adv.metrics.score import Score
+from monai_adv.threats import Norm
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+COLUMNS = ("model", "case", "level", "norm", "eps", "unit", "attack", "measure", "value")
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The worst image that was found of a case; a notebook draws it.
+
+    Attributes:
+        model, case, level: names, and the radius.
+        clean, attacked: scores.
+        picture: arrays of one slice, or of the image: ``clean``, ``attacked``, ``truth``, ``on_clean``,
+            ``on_attacked``.
+    """
+
+    model: ModelResults
+    case: str
+    level: Level
+    clean: Score
+    attacked: Score
+    picture: Picture
+
+    def __repr__(self) -> str:
+        before, after = (_percent(s.score) for s in (self.clean, self.attacked))
+        what = f"{self.model.name}, {self.case}, {level_name(self.level)}"
+        return printable(f"{what}: {_word(self.model)} {before} before and {after} after the attack")
+
+    def png(self) -> bytes:
+        """Scan, attacked scan, their difference and, of a segmentation, what was found, as a file."""
+        page: Any = import_module("monai_adv.evaluation.report.page")
+        drawn: bytes = page.draw_case(self.picture, self.model, self.clean, self.attacked)
+        return drawn
+
+    _repr_png_ = png
+
+
+class Results:
+    """One evaluation, finished.
+
+    Args:
+        folder: of the store.
+        temporary: the folder, where it goes with this object; nothing else is left on disk.
+
+    Attributes:
+        folder: see above.
+        numbers: all of them, as the report shows them.
+    """
+
+    def __init__(self, folder: Path, temporary: TemporaryDirectory[str] | None = None) -> None:
+        self.folder, self._temporary = folder, temporary
+        self.numbers = report_results.gather(folder)
+
+    @property
+    def problems(self) -> list[tuple[str, str, str]]:
+        """(model, case, reason) of what could not be used; it is in no figure."""
+        return self.numbers.problems
+
+    @property
+    def verdict(self) -> dict[str, Verdict]:
+        """Of each model: whether its figures can be trusted, and why not."""
+        return {model.name: model.verdict for model in self.numbers.models}
+
+    @cached_property
+    def _rows(self) -> list[tuple[Any, ...]]:
+        levels = {level.key: (level.norm, level.eps, level.unit) for level in self.numbers.levels}
+        rows = []
+        for model, _, key, attack, score in report_results.all_scores(self.numbers):
+            place = ("", 0.0, "") if not key else levels.get(key, ("", math.nan, ""))
+            for measure, value in report_results.measures_of(score, model.classes).items():
+                rows.append((model.name, score.case, key, *place, attack, measure, float(value)))
+        return rows
+
+    def frame(self) -> pandas.DataFrame:
+        """All scores, a row per model, case, level, attack and measure.
+
+        Returns:
+            columns ``model``; ``case``, a patient or an image; ``level``, such as "l2-0.1-rms", with its ``norm``,
+            ``eps`` and ``unit`` ("" and eps 0 for the clean images); ``attack``: "clean", a name, or "worst case" over
+            all attacks at the level; ``measure``: "score" (Dice, or 1 for a right class and 0 for a wrong one), and
+            "dice C", "hd95_mm C", "false_positive C" or "probability C" of a class C; ``value``, scores between 0 and
+            1, NaN where not defined.
+        """
+        import pandas
+
+        return pandas.DataFrame(self._rows, columns=list(COLUMNS))
+
+    def plot(self, norm: Norm | None = None) -> Figure:
+        """Mean worst-case score against the radius, a line per model; dotted: random noise of the same size.
+
+        Args:
+            norm: which of several.
+
+        Raises:
+            InputError: several norms, and none was chosen; one that was not measured.
+        """
+        curves: Any = import_module("monai_adv.evaluation.report.curves")
+        page: Any = import_module("monai_adv.evaluation.report.page")
+        import_module("matplotlib.pyplot")  # only then does a notebook draw figures
+        found = {chain[0].norm: chain for chain in curves.chains(self.numbers.records)}
+        if (norm is None and len(found) > 1) or (norm is not None and norm not in found):
+            raise InputError.of("norm", norm, " or ".join(map(repr, found)))
+        chain = found[norm or next(iter(found))]
+        units = {model.unit for model in self.numbers.models}
+        axis = page.axis_name(chain[0], units.pop() if len(units) == 1 else "units of each model's input")
+        noise = self.numbers.models[0].noise
+        figure: Figure = curves.worst_case_figure(self.numbers.joint, chain, self.numbers.kind, axis, noise)
+        return figure
+
+    def report(self, folder: str | Path) -> Path:
+        """Write the page with its curves and tables.
+
+        Args:
+            folder: new, or that of an earlier report, which is written over.
+
+        Returns:
+            ``report.html``.
+
+        Raises:
+            InputError: a folder that cannot be written, or is that of another evaluation.
+        """
+        output = Path(folder).resolve()
+        if output != self.folder.resolve() and (output / "evaluation.json").exists():
+            raise InputError.of("folder", str(folder), "a folder that no other evaluation uses", "give a new one")
+        page: Any = import_module("monai_adv.evaluation.report.page")
+        written: Path = page.write_report(self.folder, self.numbers, output)
+        return written
+
+    def worst(self, case: str, *, model: str | None = None, eps: float | None = None) -> Worst:
+        """The worst image found of a case.
+
+        Args:
+            case: a patient or an image, as :meth:`frame` calls it.
+            model: which of several; default: the first.
+            eps: at which radius; default: the largest.
+
+        Raises:
+            InputError: an unknown case, model or radius.
+        """
+        of = _chosen("model", model, {m.name: m for m in self.numbers.models}, self.numbers.models[0])
+        levels = self.numbers.levels
+        level = _chosen("eps", None if eps is None else f"{eps:g}", {f"{v.eps:g}": v for v in levels}, levels[-1])
+        clean, attacked = (self.numbers.scores(of.name, key) for key in ("", level.key))
+        group, name = _chosen("case", str(case), {name: (group, name) for group, name in attacked}, ("", ""))
+        pictures = {p.case: p for p in read_pictures(self.folder, of.name, group, level.key)}
+        return Worst(of, name, level, clean[group, name], attacked[group, name], pictures[name])
+
+    def __repr__(self) -> str:
+        numbers = self.numbers
+        head = ["", "clean", *(level_name(level) for level in numbers.levels)]
+        keys = ["", *(level.key for level in numbers.levels)]
+        rows = [head] + [[m.name, *(_percent(m.summaries[key].mean) for key in keys)] for m in numbers.models]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        first, *_ = numbers.models
+        lines = [f"Worst-case {_word(first)} in % over {first.summaries[''].count} {_cases(first)}"]
+        lines += [
+            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+            for row in rows
+        ]
+        lines += [
+            f"{name}: the figures are {found.word}" + (f" ({'; '.join(found.reasons)})" if found.reasons else "")
+            for name, found in self.verdict.items()
+        ]
+        if numbers.problems:
+            lines.append(f"not used: {len(numbers.problems)}, see problems")
+        return printable("\n".join(line.rstrip() for line in lines))
+
+
+def _chosen(word: str, given: str | None, known: Mapping[str, Any], default: Any) -> Any:
+    if given is None:
+        return default
+    if given not in known:
+        raise InputError.of(word, given, f"one of {len(known)} that were measured", did_you_mean(given, known))
+    return known[given]
+
+
+def _word(model: ModelResults) -> str:
+    return "accuracy" if model.kind == "classification" else "Dice"
+
+
+def _cases(model: ModelResults) -> str:
+    return "images" if model.kind == "classification" else "cases"
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"

@@ -1,0 +1,73 @@
+"""From models and settings to a finished folder: what every door to the evaluation shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from monai_adv.evaluation.models.protocol import Model, Source
+from monai_adv.evaluation.run.session import Session
+from monai_adv.evaluation.run.workers import Pool, ThisProcess
+from monai_adv.evaluation.settings import EvaluationSettings
+from monai_adv.evaluation.store import read_evaluation
+from monai_adv.foreign_text import say
+
+
+@dataclass(frozen=True)
+class LiveSource:
+    """A model that is open already; for one process."""
+
+    model: Model
+
+    def open(self) -> Model:
+        """The model."""
+        return self.model
+
+
+def measure(
+    sources: Sequence[Source],
+    settings: EvaluationSettings,
+    folder: Path,
+    pool: Pool | None = None,
+    *,
+    say: Callable[[str], None] = say,
+    bars: bool = True,
+    dry_run: bool = False,
+    agreed: Callable[[], bool] = lambda: True,
+) -> int | None:
+    """Attack the models, or go on with it, and write the report.
+
+    Args:
+        sources: of the models.
+        settings: of the evaluation.
+        folder: of the store, absolute, new or one to go on with.
+        pool: who does the work; default: this process.
+        say: gets what is to be told, line by line.
+        bars: show how far it is.
+        dry_run: only predict the cost.
+        agreed: asked when the cost is known, unless finished records are there already.
+
+    Returns:
+        the exit code of ``monai-adv evaluate``; None if nothing was to be computed.
+
+    Raises:
+        InputError: a model, case or folder that cannot be used.
+    """
+    with closing(Session(sources, settings, folder, pool or ThisProcess(), say, bars)) as session:
+        session.prepare(write=not dry_run)
+        if dry_run or not (session.resumed or agreed()):
+            return None
+        return session.finish()
+
+
+def threads_for(folder: Path | None, asked: int | None) -> int:
+    """As asked; when an evaluation goes on, as it began; otherwise as torch likes it on this machine."""
+    if asked is not None:
+        return int(asked)
+    if folder is not None and (folder / "evaluation.json").exists():
+        return int(read_evaluation(folder)["settings"]["threads"])
+    return torch.get_num_threads()
