@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -180,3 +182,19 @@ def test_cases_of_a_classifier_are_images(tmp_path: Path) -> None:
     words = ["--norm", "linf", "--eps", "0.02", "--attacks", "quick", "--device", "cpu", "-y"]
     assert main(["evaluate", "--factory", factory, *words, "--cases", "10", "-o", str(tmp_path / "out")]) in (0, 3)
     assert read_evaluation(tmp_path / "out")["models"][0]["cases"] == ["images 0 to 7", "images 8 to 9"]
+
+
+def test_the_three_lines_of_the_docs(linear: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """As they stand, on images between 0 and 1; only the attacks are the quick ones."""
+    page = (Path(__file__).parents[1] / "docs" / "measuring.md").read_text()
+    lines = page.split("```python\n", 1)[1].split("```", 1)[0]
+    assert page.index("```python") < 200
+    assert len(lines.splitlines()) == 3
+    monkeypatch.chdir(tmp_path)
+    network, images, _ = linear
+    images = images.sigmoid()
+    names: dict[str, Any] = {"network": network, "images": images, "labels": network(images).argmax(1)}
+    names["monai_adv"] = SimpleNamespace(evaluate=partial(monai_adv.evaluate, attacks="quick"))
+    exec(lines, names)
+    assert [level.eps for level in names["results"].numbers.levels] == [0.01, 0.03]
+    assert (tmp_path / "report" / "report.html").exists()
