@@ -38,7 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_well_is_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(tmp_path / "out", "--cases", "1") == 0
+    assert evaluate(tmp_path / "out", "--cases", "8") == 0
     said = capsys.readouterr().out
     assert "1 model, 1 case, 2 levels: at most" in said
     assert "Predicted from 1 case: " in said

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from monai_adv.errors import InputError, did_you_mean
-from monai_adv.evaluation.checks.flags import Verdict
+from monai_adv.evaluation.checks.verdict import Verdict
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, level_name
 from monai_adv.evaluation.report import results as report_results
@@ -173,18 +173,9 @@ class Results:
 
     def __repr__(self) -> str:
         numbers = self.numbers
-        head = ["", "clean", *(level_name(level) for level in numbers.levels)]
-        keys = ["", *(level.key for level in numbers.levels)]
-        rows = [head] + [[m.name, *(_percent(m.summaries[key].mean) for key in keys)] for m in numbers.models]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        first, *_ = numbers.models
-        lines = [f"Worst-case {_word(first)} in % over {first.summaries[''].count} {_cases(first)}"]
+        lines = [report_results.summary_table(numbers)]
         lines += [
-            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-            for row in rows
-        ]
-        lines += [
-            f"{name}: the figures are {found.word}" + (f" ({'; '.join(found.reasons)})" if found.reasons else "")
+            f"{name}: figures {found.word}" + (f" ({'; '.join(found.reasons)})" if found.reasons else "")
             for name, found in self.verdict.items()
         ]
         if numbers.problems:
@@ -202,10 +193,6 @@ def _chosen(word: str, given: str | None, known: Mapping[str, Any], default: Any
 
 def _word(model: ModelResults) -> str:
     return "accuracy" if model.kind == "classification" else "Dice"
-
-
-def _cases(model: ModelResults) -> str:
-    return "images" if model.kind == "classification" else "cases"
 
 
 def _percent(value: float) -> str:
