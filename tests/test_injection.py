@@ -229,7 +229,7 @@ def test_names_in_a_report(tmp_path: Path) -> None:
     shown = "".join(shown for _, shown in SHOWN[:4])
     assert "x&#34;)" + shown + "&lt;script&gt;" in text
     assert not set(text) & {"\x1b", "\x07", "\r", "\x9b", "\u202e"}
-    assert "<script" not in text
+    assert text.count("<script") == 1  # the page's own, which sorts
     for table in ("results.csv", "tables.csv"):
         with (page.parent / table).open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))

@@ -18,6 +18,7 @@ from monai_adv.evaluation.records import Level, level_name
 from monai_adv.evaluation.report.curves import Curve, chains, per_attack_curve, repetitions, worst_case_curve
 from monai_adv.evaluation.report.pictures import draw, largest_change
 from monai_adv.evaluation.report.results import ModelResults, Results, as_csv, as_json, as_table, gather
+from monai_adv.evaluation.report.sentences import opening, robustness, telling_level
 from monai_adv.evaluation.settings import Version
 from monai_adv.evaluation.store import read_pictures
 from monai_adv.files import write_whole
@@ -31,6 +32,8 @@ PICTURES = 3
 """Worst cases per model; fewer with many models."""
 MOST_PICTURES = 9
 SIGNIFICANT = 0.05
+MOST_PATIENTS = 500
+"""Rows of the table of patients, the lowest first; ``results.csv`` has all."""
 MOST_COLUMNS = 6
 """Classes that get a column of their own in the table of all attacks; more are in ``tables.csv`` only."""
 KNOWS = {
@@ -44,7 +47,8 @@ KNOWS = {
 def write_report(folder: str | Path, results: Results | None = None, output: str | Path | None = None) -> Path:
     """Write ``report.html``, ``results.json``, ``results.csv``, ``tables.csv`` and the curves.
 
-    Each is written whole or not at all. The page needs no other file, no network and no JavaScript. An evaluation that
+    Each is written whole or not at all. The page needs no other file and no network;
+    a few lines of its own sort the tables of patients, which can be read without them. An evaluation that
     has not finished gets a page as well, which says so.
 
     Args:
@@ -125,6 +129,11 @@ def render(
         per_class=max(len(m.classes) for m in results.models) <= MOST_COLUMNS,
         measure="dice" if segmentation else "sensitivity",
         probing=sum(m.probes.get("seconds", 0.0) for m in results.models),
+        opening=opening(results),
+        robustness={m.name: robustness(m, results.levels) for m in results.models},
+        patients={m.name: _patients(results, m, worst_cases[m.name]) for m in results.models} if segmentation else {},
+        anchors={m.name: {p["case"]: p["id"] for p in worst_cases[m.name]} for m in results.models},
+        most_patients=MOST_PATIENTS,
         headline=_headline,
         in_words=_all_in_words,
         deviations=_deviations(results),
@@ -209,7 +218,7 @@ def _headline(model: ModelResults, levels: Sequence[Level]) -> dict[str, Any]:
     measured = [v for v in levels if v.key in model.summaries and model.summaries[v.key].count]
     first = [v for v in measured if (v.norm, v.unit) == (measured[0].norm, measured[0].unit)]
     if len(first) > 3:
-        middle = _telling_level([model], first[1:-1])
+        middle = telling_level([model], first[1:-1])
         first = [first[0], *([middle] if middle else []), first[-1]]
     noise, relative = model.attacks.get(model.noise, {}), model.probes.get("relative", {})
     return {
@@ -237,7 +246,10 @@ def _in_words(comparison: Comparison, score: str) -> str:
         (comparison.second, comparison.first) if comparison.difference > 0 else (comparison.first, comparison.second)
     )
     if test.holm < SIGNIFICANT:
-        return f"{higher} has the higher {score} than {lower}; chance alone would rarely give such a difference."
+        little = ", by less than 0.1 points" if abs(comparison.difference) < 5e-4 else ""
+        return (
+            f"{higher} has the higher {score} than {lower}{little}; chance alone would rarely give such a difference."
+        )
     if test.p < SIGNIFICANT:
         return "Not convincing: a small p by itself, but one of several tests."
     return "These cases do not show a difference; that is not proof that there is none."
@@ -301,6 +313,9 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace("_", " ")
 
 
+# ----------------------------------------------------------------------------------------------------------- pictures
+
+
 def _curves(results: Results) -> tuple[list[Curve], dict[str, list[Curve]]]:
     groups, records, kind = chains(results.records), results.records, results.kind
     if not records:
@@ -323,21 +338,23 @@ def _worst_cases(folder: Path, results: Results) -> dict[str, list[dict[str, Any
     """For each model the cases with the lowest scores, at one radius for all models.
 
     Returns:
-        name -> dicts with ``png``, ``alt``, ``case``, ``level``, ``caption``, ``change``, ``before``, ``after``.
+        name -> dicts with ``id`` (of its anchor), ``png``, ``alt``, ``case``, ``level``, ``caption``, ``change``,
+        ``before``, ``after``.
     """
     count = max(1, min(PICTURES, MOST_PICTURES // len(results.models)))
     shown: dict[str, list[dict[str, Any]]] = {m.name: [] for m in results.models}
-    level = _telling_level(results.models, results.levels)
+    level = telling_level(results.models, results.levels)
     if level is None:
         return shown
-    for model in results.models:
+    for number, model in enumerate(results.models, start=1):
         clean, attacked = results.scores(model.name, ""), results.scores(model.name, level.key)
         for case, patient in statistics.lowest_cases(clean, attacked, len(attacked)):
             drawn = [p for p in read_pictures(folder, model.name, case, level.key) if p.case == patient]
             if drawn:
                 before, after = clean[case, patient], attacked[case, patient]
                 shown[model.name].append(
-                    _picture(drawn[0], model, level, _result(before, model), _result(after, model))
+                    {"id": f"case-{number}-{len(shown[model.name]) + 1}"}
+                    | _picture(drawn[0], model, level, _result(before, model), _result(after, model))
                 )
             if len(shown[model.name]) == count:
                 break
@@ -347,6 +364,22 @@ def _worst_cases(folder: Path, results: Results) -> dict[str, list[dict[str, Any
 def draw_case(picture: Picture, model: ModelResults, clean: Score, attacked: Score) -> bytes:
     """One case as a PNG file, with its scores in the titles."""
     return draw(picture, model.classes, _result(clean, model), _result(attacked, model), model.unit.split(" (")[0])
+
+
+def _patients(results: Results, model: ModelResults, shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the table of patients, the lowest at the last radius first: ``name``, ``anchor``, ``scores``."""
+    keys = ["", *(v.key for v in results.levels if v.key in model.summaries)]
+    columns = [results.scores(model.name, key) for key in keys]
+    anchors = {p["case"]: p["id"] for p in shown}
+    rows = [
+        {
+            "name": patient,
+            "anchor": anchors.get(patient, ""),
+            "scores": [c[case, patient].score if (case, patient) in c else math.nan for c in columns],
+        }
+        for case, patient in columns[0]
+    ]
+    return sorted(rows, key=lambda row: (math.isnan(row["scores"][-1]), row["scores"][-1]))
 
 
 def _picture(picture: Picture, model: ModelResults, level: Level, before: str, after: str) -> dict[str, Any]:
@@ -374,17 +407,6 @@ def _result(score: Score, model: ModelResults) -> str:
     best = max(range(len(score.probabilities)), key=score.probabilities.__getitem__)
     name = model.classes[best] if best < len(model.classes) else f"class {best}"
     return f"{name}, {percent(score.probabilities[best])} %"
-
-
-def _telling_level(models: Sequence[ModelResults], levels: Sequence[Level]) -> Level | None:
-    """Where the models together are closest to half of their clean scores; None without a level."""
-
-    def distance(level: Level) -> float:
-        known = [m.summaries for m in models if level.key in m.summaries]
-        return sum(abs(s[level.key].mean - s[""].mean / 2) for s in known) / max(len(known), 1)
-
-    known = [v for v in levels if any(v.key in m.summaries for m in models) and not math.isnan(distance(v))]
-    return min(known, key=distance, default=None)
 
 
 def _data_uri(png: bytes) -> str:

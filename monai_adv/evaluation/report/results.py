@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +215,15 @@ def _model(
             return statistics.per_class_dice(found, classes, seed=seed)
         return statistics.per_class_detection(found, classes)
 
+    def unranked(rows: list[ClassRow]) -> list[ClassRow]:
+        return [replace(row, values=_without_auc(row.values)) for row in rows]
+
+    found_classes = (
+        {key: statistics.detection(s, classes) for key, s in scores.items()} if kind == "classification" else {}
+    )
+    for key, value in found_classes.items():
+        if key:
+            found_classes[key] = replace(value, values=_without_auc(value.values), rows=unranked(value.rows))
     return ModelResults(
         name=name,
         kind=kind,
@@ -229,14 +238,19 @@ def _model(
         summaries=summaries,
         foreground_mean=statistics.mean_over_classes(scores[""], false_positives=True),
         attacks={a: {k: statistics.summarise(s, kind, seed=seed) for k, s in v.items()} for a, v in own.items()},
-        rows={key: per_class(s) for key, s in scores.items()},
-        attack_rows={a: {k: per_class(s) for k, s in v.items()} for a, v in own.items()},
-        detections={k: statistics.detection(s, classes) for k, s in scores.items()} if kind == "classification" else {},
+        rows={key: unranked(per_class(s)) if key else per_class(s) for key, s in scores.items()},
+        attack_rows={a: {k: unranked(per_class(s)) for k, s in v.items()} for a, v in own.items()},
+        detections=found_classes,
         corruptions=corruptions,
         meanings=meanings,
         totals=kept.totals(records, name),
         probes=probes,
     )
+
+
+def _without_auc(values: Mapping[str, float]) -> dict[str, float]:
+    """An attack ends once an image is wrong: the order of the worst images is its work, an AUC of it says nothing."""
+    return {name: value for name, value in values.items() if name != "auc"}
 
 
 def as_json(results: Results) -> str:

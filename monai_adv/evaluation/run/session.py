@@ -132,6 +132,7 @@ class Session:
         results = gathered.gather(self.folder)
         page = import_module("monai_adv.evaluation.report.page").write_report(self.folder, results)
         problems = results.problems
+        words = import_module("monai_adv.evaluation.report.sentences")
         self.say(gathered.summary_table(results))
         for model, case, reason in problems:
             self.say(f"not used: {model}{', ' + case if case else ''}: {reason}")
@@ -140,6 +141,8 @@ class Session:
         for found in results.models:
             reasons = "; ".join(found.verdict.reasons)
             self.say(f"{found.name}: figures {found.verdict.word}" + (f" ({reasons})" if reasons else ""))
+            robust = words.robustness(found, results.levels)
+            self.say(f"{found.name}: {robust.word}, {robust.text}")
         self.say(f"Report: {page if isinstance(page, Path) else self.folder / 'report.html'}")
         if any(found.verdict.word == "not reliable" for found in results.models):
             return 3
