@@ -23,7 +23,7 @@ demo: $(INSTALLED) ## set up and run the demonstration
 
 test: lint ## set up, then check style and types and run all tests
 	@echo "== tests"
-	@$(BIN)/python -m pytest --doctest-modules tests monai_adv nnunet_trainers
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --doctest-modules tests monai_adv nnunet_trainers
 
 lint: $(INSTALLED) ## set up, then check style and types
 	@echo "== style (ruff)"
