@@ -159,7 +159,7 @@ def evaluate(network: nn.Module, images: Tensor, labels: Tensor, first: int) -> 
         right = task.correct(network(images), labels)
     found = {"clean": right, "balanced": of_each_class(right, labels)}
     found["fgsm"] = ~FGSM(threat)(network, images, labels, task).wrong & right
-    pgd = PGD(threat, steps=20, relative_step=0.25, start="ball", keep="strongest", stop="first_wrong")
+    pgd = PGD(threat, steps=20, relative_step=0.25, start="ball", until="wrong")
     found["pgd"] = ~pgd(network, images, labels, task, generator=generator).wrong & right
     found["pgd_balanced"] = of_each_class(found["pgd"], labels)
     found["white_noise"] = (

@@ -37,7 +37,7 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.profiler import ProfilerActivity, profile
 
-from monai_adv.attacks import PGD, PGDResult
+from monai_adv.attacks import Ascended, Ascent
 from monai_adv.defenses import METHODS, Method
 from monai_adv.errors import InputError
 from monai_adv.network_state import bare, frozen
@@ -67,7 +67,7 @@ def measure(arguments: argparse.Namespace, method: Method) -> dict[str, Any]:
     batch = next(trainer.dataloader_train)
     warm_up(trainer, batch)
 
-    attacks: list[PGDResult] = []
+    attacks: list[Ascended] = []
     passes, least = passes_of(trainer, batch, attacks)
     seconds = price(trainer, batch, arguments.repeats)
     plain_step = plain_step_of(trainer)
@@ -180,22 +180,22 @@ def warm_up(trainer: RobustTrainer, batch: dict[str, Any]) -> None:
         nnUNetTrainer.train_step(trainer, batch)
 
 
-def passes_of(trainer: RobustTrainer, batch: dict[str, Any], attacks: list[PGDResult]) -> tuple[Passes, Passes]:
+def passes_of(trainer: RobustTrainer, batch: dict[str, Any], attacks: list[Ascended]) -> tuple[Passes, Passes]:
     """The passes of one step, and the least that it needed; ``attacks`` gets the results of its attacks."""
     defense, settings = trainer.defense, trainer.defense.settings
-    attack = PGD.__call__
+    attack = Ascent.__call__
 
-    def recording(self: PGD, *args: Any, **kwargs: Any) -> PGDResult:
+    def recording(self: Ascent, *args: Any, **kwargs: Any) -> Ascended:
         attacks.append(attack(self, *args, **kwargs))
         return attacks[-1]
 
     defense.statistics.passes = Passes()
-    PGD.__call__ = recording  # type: ignore[method-assign]
+    Ascent.__call__ = recording  # type: ignore[method-assign]
     try:
         with memory_kept(trainer):
             trainer.train_step(batch)
     finally:
-        PGD.__call__ = attack  # type: ignore[method-assign]
+        Ascent.__call__ = attack  # type: ignore[method-assign]
     made = copy.copy(defense.statistics.passes)
     if trainer.method.key != "ima":
         return made, made

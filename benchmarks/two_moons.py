@@ -208,7 +208,7 @@ def evaluate(network: nn.Module, points: Tensor, labels: Tensor) -> dict[str, fl
     task, threat = ClassificationTask(), Threat("linf", TEST_EPS)
     with torch.no_grad():
         right = task.correct(network(points), labels)
-    pgd = PGD(threat, steps=20, relative_step=0.25, stop="first_wrong")
+    pgd = PGD(threat, steps=20, relative_step=0.25, until="wrong")
     found = {
         "clean": right,
         "fgsm": ~FGSM(threat)(network, points, labels, task).wrong & right,

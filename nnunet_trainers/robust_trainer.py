@@ -11,6 +11,7 @@ import io
 import math
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -387,11 +388,11 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
     def _validation_threat(self) -> Threat | None:
         threat = self.threat()
         eps = self.run.robust_validation_eps or threat.eps
-        return Threat(threat.norm, eps, unit=threat.unit, channels=threat.channels) if eps else None
+        return replace(threat, eps=eps) if eps else None
 
     def _attack_batch(self, batch: dict[str, Any], threat: Threat) -> dict[str, Any]:
         images, target = batch["data"], batch["target"]
-        pgd = PGD(threat, steps=self.run.robust_validation_steps, keep="strongest")
+        pgd = PGD(threat, steps=self.run.robust_validation_steps)
         with self._autocast():
             attacked = pgd(self.network, images, target, self.task).images
         # The host writes into the target it is given (ignore label), so it gets one of its own.

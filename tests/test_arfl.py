@@ -115,7 +115,7 @@ def test_the_parts_are_those_of_dual_plus_the_term(sign: int, share: float) -> N
     def term(images: Tensor) -> float:
         return feature_term(network.penultimate(network.first(images).relu())).mean().item()
 
-    noisy, _, _ = dual.attack(network, batch, dual.settings.pgd())
+    noisy, _, _ = dual.attack(network, batch, dual.settings.ascent())
     assert not torch.equal(noisy, batch.images)
     clean_part, noisy_part = run(dual, network, batch)
     expected = [clean_part + 0.25 * 3 * term(batch.images), noisy_part + 0.75 * 3 * share * term(noisy)]

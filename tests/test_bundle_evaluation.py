@@ -165,7 +165,7 @@ def test_a_segmenting_bundle(tmp_path: Path, dims: int) -> None:
         torch.testing.assert_close(case.network(case.images), expected)
 
     threat = case.threat(Level("l2", 2.0))
-    attacked = PGD(threat, 5, keep="strongest", stop="lowest")(case.network, case.images, case.target, case.task).images
+    attacked = PGD(threat, 5)(case.network, case.images, case.target, case.task).images
     clean, worst = case.scores(case.images)[0], case.scores(attacked)[0]
     assert worst.score < clean.score
     assert set(clean.hd95) == {"cube"}
@@ -245,7 +245,7 @@ def test_a_classifying_bundle(tmp_path: Path) -> None:
     scores = case.scores(case.images)
     assert [s.score for s in scores] == (expected.argmax(1) == case.target).float().tolist()
     torch.testing.assert_close(torch.tensor([s.probabilities for s in scores]), expected.softmax(1))
-    attack = PGD(case.threat(Level("linf", 0.3)), 10, keep="strongest")
+    attack = PGD(case.threat(Level("linf", 0.3)), 10)
     found = attack(case.network, case.images, case.target, case.task)
     assert (found.margin < case.task.margin(expected, case.target)).all()
 

@@ -61,7 +61,7 @@ def test_a_file_can_hold_what_is_found(ct: NNUNetCase, norm: Norm, tmp_path: Pat
     assert threat.beyond == "keep_ends"
     check_threat(threat, ct.images)
     generator = torch.Generator().manual_seed(0)
-    attack = PGD(threat, 3, start="ball", keep="strongest", stop="lowest")
+    attack = PGD(threat, 3, start="ball")
     attacked = attack(ct.network, ct.images, ct.target, ct.task, generator=generator).images
     assert not torch.equal(attacked, ct.images)
     torch.testing.assert_close(_in_file(ct, attacked, tmp_path), attacked, atol=1e-4, rtol=0)

@@ -55,7 +55,7 @@ def test_with_two_classes_its_iterates_are_those_of_pgd(norm: str, start: str) -
     threat = Threat(norm, 0.3 if norm == "l2" else 0.05)
     for steps in (1, 2, 7):
         cw = CW(threat, steps=steps, kappa=1e6, start=start, until="lowest")
-        pgd = PGD(threat, steps=steps, start=start, stop="lowest", keep="strongest")
+        pgd = PGD(threat, steps=steps, start=start)
         one = cw(network, images, target, task, generator=seeded())
         two = pgd(network, images, target, task, generator=seeded())
         torch.testing.assert_close(one.images, two.images, rtol=0, atol=1e-12)
@@ -66,7 +66,7 @@ def test_with_three_classes_they_differ() -> None:
     images = torch.randn(8, 1, 5, 6, generator=seeded(3), dtype=torch.float64)
     target, task = network(images).argmax(1), ClassificationTask()
     one = CW(Threat("l2", 0.3), steps=3, until="lowest")(network, images, target, task)
-    two = PGD(Threat("l2", 0.3), steps=3, stop="lowest", keep="strongest")(network, images, target, task)
+    two = PGD(Threat("l2", 0.3), steps=3)(network, images, target, task)
     assert (one.images - two.images).abs().max() > 1e-4
 
 

@@ -57,7 +57,7 @@ def test_each_branch_sees_its_own_images() -> None:
     batch = Batch(torch.randn(8, 3), torch.tensor([0, 1] * 4))
     dsbn = make("dsbn", ClassificationTask(), norm="linf", eps=0.5, steps=2, start="clean", attack_mode="train")
     with branch(network, "noisy"):
-        attacked, _, _ = dsbn.attack(network, batch, dsbn.settings.pgd())
+        attacked, _, _ = dsbn.attack(network, batch, dsbn.settings.ascent())
     assert not torch.equal(attacked, batch.images)
     run(dsbn, network, batch)
     clean, noisy = statistics(network)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks import pgd
+from monai_adv.attacks import ascent
 from tests.defense_toys import toy
 
 SETTINGS: dict[str, dict[str, object]] = {
@@ -35,8 +35,8 @@ def test_repeated_and_lingering_samples_change_nothing(key: str, kind: str, monk
     def padded(index: Tensor, network: nn.Module) -> Tensor:
         return torch.cat([index, index[:2], index[:2]])
 
-    monkeypatch.setattr(pgd, "padded", padded)
-    monkeypatch.setattr(pgd, "sync_interval", lambda device: 4)
+    monkeypatch.setattr(ascent, "padded", padded)
+    monkeypatch.setattr(ascent, "sync_interval", lambda device: 4)
     other_loss, other_gradient, other = step(key, kind)
     assert other_loss == pytest.approx(loss, rel=1e-9)
     torch.testing.assert_close(other_gradient, gradient)

@@ -114,7 +114,7 @@ def test_the_lower_level_is_a_candidate_of_the_higher_one(tmp_path: Path, monkey
     """An attack that is blind at the larger radius: the own score shows it, the worst score does not suffer."""
 
     def blind_above(kind: Any, version: Any, threat: Threat, classes: int) -> list[Stage]:
-        steps = PGD(threat, 20, stop="first_wrong", keep="strongest")
+        steps = PGD(threat, 20, until="wrong")
         return [Stage("half blind", steps if float(threat.eps) < 0.1 else _Nothing(threat))]
 
     monkeypatch.setattr(runner_module, "stages", blind_above)

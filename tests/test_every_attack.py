@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from monai_adv import Threat
+from monai_adv import InputError, Threat
 from monai_adv.attacks.apgd import APGD, TargetedAPGD
 from monai_adv.attacks.base import Attack, AttackResult
 from monai_adv.attacks.cospgd import CosPGD
 from monai_adv.attacks.cw import CW, CWL2
+from monai_adv.attacks.ensemble import Ensemble, Stage
 from monai_adv.attacks.fab import FAB, TargetedFAB
 from monai_adv.attacks.fgsm import FGSM
 from monai_adv.attacks.losses import targeted_margin
@@ -50,7 +51,8 @@ class Entry:
 
 # A new attack is one line here.
 ATTACKS = {
-    "PGD": Entry(lambda t, n: PGD(t, 12, 0.5, "ball", stop="first_wrong", keep="strongest")),
+    "PGD": Entry(lambda t, n: PGD(t)),
+    "PGD from random starts": Entry(lambda t, n: PGD(t, 12, 0.5, "ball", until="wrong")),
     "FGSM": Entry(lambda t, n: FGSM(t)),
     "CW": Entry(lambda t, n: CW(t, steps=12)),
     "CWL2": Entry(lambda t, n: CWL2(t, steps=40, search_steps=4, learning_rate=0.02, initial_c=1.0), norms=("l2",)),
@@ -64,7 +66,7 @@ ATTACKS = {
     "SEA": Entry(lambda t, n: SEA(t, steps=20, until="wrong")),
     "sharp Dice": Entry(lambda t, n: SharpDice(t, steps=12, decay=False)),
     "white noise": Entry(lambda t, n: WhiteNoise(t, draws=3), exact=False),
-    "transfer": Entry(lambda t, n: Transfer(copy.deepcopy(n), PGD(t, 8, 0.5, keep="strongest"))),
+    "transfer": Entry(lambda t, n: Transfer(copy.deepcopy(n), PGD(t, 8, 0.5))),
 }
 EACH = [(name, norm) for name, entry in ATTACKS.items() for norm in entry.norms]
 EXACT = [(name, norm) for name, norm in EACH if ATTACKS[name].exact]
@@ -222,6 +224,25 @@ def test_margin_and_wrong_are_what_the_network_says_of_the_images(name: str, nor
         sure = margin.abs() > tolerance
         assert torch.equal(r.result.wrong[sure], ~r.task.correct(output, r.target)[sure])
         assert not r.result.broken.any()
+
+
+@pytest.mark.parametrize("name", [name for name, norm in EACH if norm == "l2" and ATTACKS[name].segments])
+def test_an_ensemble_keeps_what_its_only_stage_finds(name: str) -> None:
+    """All are right before, so both attack the same batch with the same random numbers."""
+    r = run(name, "l2", SHAPES[1], torch.float32, None, "segmentation")
+    ensemble = Ensemble((Stage(name, r.attack),), until="lowest")
+    found = ensemble(r.network, r.images, r.target, r.task, radius=r.radius, generator=seeded())
+    network = copy.deepcopy(r.network).eval()
+    with torch.no_grad():
+        clean = r.task.margin(network(r.images), r.target)
+    torch.testing.assert_close(found.margin, torch.minimum(clean, r.result.margin), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "norm"), EACH)
+def test_a_radius_that_is_no_number_for_each_sample_is_refused(name: str, norm: str) -> None:
+    r = run(name, norm, SHAPES[1], torch.float32, None)
+    with pytest.raises(InputError, match=r"^radius: received \(3,\)"):
+        r.attack(r.network, r.images, r.target, r.task, radius=r.radius[:3], generator=seeded())
 
 
 @pytest.mark.parametrize(("name", "norm"), EACH)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from monai_adv import InputError, Threat
+from monai_adv.attacks.ascent import Ascent
 from monai_adv.attacks.fgsm import FGSM
 from monai_adv.attacks.losses import margin
-from monai_adv.attacks.pgd import PGD
 from monai_adv.tasks import ClassificationTask
 from tests.conftest import LinearNetwork, LinearTask
 
@@ -35,7 +35,7 @@ def test_it_is_the_first_step_of_pgd() -> None:
     network, images, target = setup()
     threat = Threat("linf", 0.2, box=(-2.0, 2.5))
     images = images.clamp(-2, 2)
-    one = PGD(threat, steps=1, relative_step=1.0)(network, images, target, LinearTask())
+    one = Ascent(threat, steps=1, relative_step=1.0)(network, images, target, LinearTask())
     assert torch.equal(FGSM(threat)(network, images, target, LinearTask()).images, one.images)
 
 

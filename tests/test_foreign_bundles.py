@@ -327,9 +327,7 @@ def test_the_most_robust_epoch_is_kept_and_its_figures_can_be_measured_again(tra
         scores = []
         for case in map(model.load, model.cases):
             lowest = model.kind == "segmentation"
-            attack = PGD(
-                case.threat(Level("linf", eps)), 5, stop="lowest" if lowest else "first_wrong", keep="strongest"
-            )
+            attack = PGD(case.threat(Level("linf", eps)), 5, until="lowest" if lowest else "wrong")
             images = attack(case.network, case.images, case.target, case.task).images
             assert (images - case.images).abs().max() <= eps + 1e-6
             scores += [score.score for score in case.scores(images)]

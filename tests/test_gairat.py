@@ -170,15 +170,15 @@ def test_segmentation_weighs_samples_and_leaves_alone_those_without_foreground(d
     gairat = problem_.defense("gairat", burn_in=0, eps=0.3, steps=6, start="clean", lam=0.0)
     kappas = torch.zeros(4, dtype=torch.float64)
     for steps in range(6):  # the iterates, from attacks of fewer steps
-        pgd = gairat.settings.pgd(steps=steps, relative_step=4 / 6) if steps else None
-        x = batch.images if pgd is None else gairat.attack(problem_.network, batch, pgd)[0]
+        ascent = gairat.settings.ascent(steps=steps, relative_step=4 / 6) if steps else None
+        x = batch.images if ascent is None else gairat.attack(problem_.network, batch, ascent)[0]
         kappas += problem_.task.correct(problem_.network(x), batch.target)
     (part,) = gairat.losses(problem_.network, batch)
     weights = torch.ones(4, dtype=torch.float64)
     attacked = torch.tensor([0, 2, 3])
     assert len(kappas[attacked].unique()) > 1
     weights[attacked] = geometry_weights(kappas[attacked], 6, 0.0)
-    noisy, _, _ = gairat.attack(problem_.network, batch, gairat.settings.pgd())
+    noisy, _, _ = gairat.attack(problem_.network, batch, gairat.settings.ascent())
     losses = problem_.task.sample_training_loss(problem_.network(noisy), batch.target)
     torch.testing.assert_close(part.loss, (weights * losses).mean())
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv import InputError
-from monai_adv.attacks import PGD
+from monai_adv.attacks import Ascent
 from monai_adv.defenses import Batch
 from monai_adv.defenses.iaat import IAAT, IAATSettings
 from monai_adv.sample_state import SampleIds
@@ -132,8 +132,8 @@ def test_the_shortcut_chooses_as_brute_force(seed: int) -> None:
     iaat = make(old, norm="l2", eps_unit="norm", beta=1.0)
 
     def right(radius: Tensor) -> Tensor:
-        pgd = PGD(iaat.threat, steps=10, relative_step=0.2)
-        return ~pgd(network, images, labels, TASK, radius=radius).wrong
+        ascent = Ascent(iaat.threat, steps=10, relative_step=0.2)
+        return ~ascent(network, images, labels, TASK, radius=radius).wrong
 
     larger = (old + 0.25).clamp(max=1)
     expected = torch.where(right(larger), larger, torch.where(right(old), old, (old - 0.25).clamp(min=0)))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from monai_adv import InputError
-from monai_adv.attacks import PGD
+from monai_adv.attacks import Ascent
 from monai_adv.defenses import Batch
 from monai_adv.defenses.mirst import MIRSTSettings
 from tests.conftest import LinearTask
@@ -47,7 +47,7 @@ def test_each_instance_is_what_an_attack_of_so_many_steps_returns(kind: str, nor
     one, batch = problem(kind)
     mirst = make("mirst", one.task, eps=0.3, norm=norm, relative_step=0.2, instances="1,3,4", betas="1,1,1")
     for steps, images in zip((1, 3, 4), mirst.instances(one.network, batch), strict=True):
-        alone = PGD(mirst.threat, steps=steps, relative_step=0.2, check_last=False)
+        alone = Ascent(mirst.threat, steps=steps, relative_step=0.2, check_last=False)
         expected = alone(one.network, batch.images, batch.target, one.task).images
         assert torch.equal(images, expected)
         assert not images.requires_grad

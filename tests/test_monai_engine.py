@@ -27,7 +27,7 @@ from monai.transforms import RandSpatialCropSamplesd
 from torch import Tensor, nn
 
 from monai_adv import InputError, engines
-from monai_adv.attacks import FGSM
+from monai_adv.attacks import FGSM, PGD
 from monai_adv.defenses import METHODS, Batch, Defense, LossPart, Method
 from monai_adv.defenses.ima import IMA, IMASettings
 from monai_adv.engines import IMATrainer, RobustMetric, RobustState, RobustTrainer, SATTrainer, indexed
@@ -805,8 +805,13 @@ def threshold_network() -> nn.Module:
     return network
 
 
+@pytest.mark.parametrize(
+    "metric",
+    [RobustMetric(eps=0.1, norm="linf"), RobustMetric(attack=PGD(Threat("linf", 0.1), steps=5))],
+    ids=["eps", "PGD"],
+)
 @pytest.mark.parametrize("inferer", [None, SlidingWindowInferer((2, 2), overlap=0)])
-def test_robust_dice_of_a_threshold(inferer: Any) -> None:
+def test_robust_dice_of_a_threshold(inferer: Any, metric: RobustMetric) -> None:
     """Foreground where x > 0, two of three foreground voxels and two of the background within 0.1: Dice 2 / (3 + 3).
 
     After the first step it is 4 / 7, below the threshold of right and wrong: the attack must go on.
@@ -817,7 +822,7 @@ def test_robust_dice_of_a_threshold(inferer: Any) -> None:
     label = (image > 0).float()
     network = threshold_network().train()
     engine = toys.evaluator(
-        network, toys.loader([{"image": image, "label": label}] * 3, 2), RobustMetric(eps=0.1, norm="linf"),
+        network, toys.loader([{"image": image, "label": label}] * 3, 2), metric,
         **({} if inferer is None else {"inferer": inferer}),
     )  # fmt: skip
     before = toys.weights(network)

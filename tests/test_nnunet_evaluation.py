@@ -101,7 +101,7 @@ def _case(folder: Path, files: CaseFiles, patch_size: tuple[int, ...] = (16, 12)
 
 
 def _attack(case: NNUNetCase, eps: float, steps: int = 20) -> Tensor:
-    attack = PGD(case.threat(Level("l2", eps)), steps, keep="strongest", stop="lowest")
+    attack = PGD(case.threat(Level("l2", eps)), steps)
     return attack(case.network, case.images, case.target, case.task).images
 
 

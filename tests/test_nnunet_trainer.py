@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch._dynamo.backends.registry import lookup_backend
 
 from monai_adv import InputError
+from monai_adv.threats import Threat
 from nnunet_trainers import DSBNTrainer, IMATrainer, SATTrainer
+from nnunet_trainers.robust_trainer import RobustTrainer
 from nnunet_trainers.robustness_log import RobustnessLog
 from nnunet_trainers.short_training import short_training
 from nnunet_trainers.slice_loader import SliceDataLoader, slices_in_batches
@@ -705,3 +708,11 @@ def test_the_log_forgets_epochs_that_are_repeated_after_a_resume() -> None:
     assert [r["epoch"] for r in log.rows] == [0, 1]
     assert log.rows[1]["robust_dice_ema"] == pytest.approx(0.9 * 0.1 + 0.1 * 0.9)
     assert log.last_is_best()
+
+
+@pytest.mark.parametrize("eps", [0.25, None])
+def test_the_validation_is_attacked_within_the_box_of_the_training(eps: float | None) -> None:
+    threat = Threat("linf", 0.5, (-1.0, 2.0), channels=(1,), beyond="keep_ends")
+    trainer: Any = SimpleNamespace(threat=lambda: threat, run=SimpleNamespace(robust_validation_eps=eps))
+    expected = Threat("linf", eps or 0.5, (-1.0, 2.0), channels=(1,), beyond="keep_ends")
+    assert RobustTrainer._validation_threat(trainer) == expected

@@ -53,7 +53,7 @@ def test_the_box_holds() -> None:
     network, images, labels = problem(2, (3, 4))
     images = images.sigmoid()
     sat = SAT(TASK, SATSettings(norm="linf", eps=0.5, intensity_min=0.0, intensity_max=1.0))
-    noisy, _, _ = sat.attack(network, Batch(images, labels), sat.settings.pgd())
+    noisy, _, _ = sat.attack(network, Batch(images, labels), sat.settings.ascent())
     assert noisy.min() == 0
     assert noisy.max() == 1
     assert (noisy - images).abs().max() <= 0.5 + 1e-12

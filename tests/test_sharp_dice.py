@@ -60,7 +60,7 @@ def test_two_steps_with_momentum_and_decay_by_hand() -> None:
     network = LinearNetwork((1, 2, 3))
     images = torch.randn(2, 1, 2, 3, generator=seed(), dtype=torch.float64)
     target = torch.ones(2, dtype=torch.float64)
-    attack = PGD(Threat("l2", 9.0), 2, 0.5 / 9, stop="never", keep="strongest", momentum=0.9, decay=True)
+    attack = PGD(Threat("l2", 9.0), 2, 0.5 / 9, momentum=0.9, decay=True)
     result = attack(network, images, target, LinearTask())
     weight = network.weight.detach().view(1, 1, 2, 3)
     torch.testing.assert_close(result.images, images - 0.75 * weight / weight.norm())
@@ -75,7 +75,7 @@ def test_momentum_keeps_nine_tenths_of_the_unit_gradients() -> None:
             z = torch.where(a > -0.5, 7 * a, 3 * b)
             return torch.stack([torch.zeros_like(z), z], 1)
 
-    attack = PGD(Threat("l2", 100.0), 2, 0.01, stop="never", keep="strongest", momentum=0.9)
+    attack = PGD(Threat("l2", 100.0), 2, 0.01, momentum=0.9)
     images = torch.tensor([[0.0, 0.0]], dtype=torch.float64)
     images = images.view(1, 2)
     result = attack(Turning(), images, torch.tensor([1]), ClassificationTask())
@@ -146,7 +146,7 @@ def test_lists_of_resolutions_are_sharpened_as_well() -> None:
 @pytest.mark.parametrize(
     ("settings", "word"),
     [({"sharpness": (0.0, 2.0)}, "sharpness"), ({"sharpness": (1.0, math.inf)}, "sharpness"),
-     ({"missing": 1.5}, "missing"), ({"momentum": 1.0}, "momentum"), ({"keep": "last", "stop": "never"}, "keep")],
+     ({"missing": 1.5}, "missing"), ({"momentum": 1.0}, "momentum"), ({"until": "never"}, "until")],
 )  # fmt: skip
 def test_bad_settings_are_refused(settings: dict[str, object], word: str) -> None:
     with pytest.raises(InputError, match=word):

@@ -127,5 +127,5 @@ def test_the_attack_is_not_that_of_sat() -> None:
     images, labels = torch.tensor([[-1.0]], dtype=torch.float64), torch.tensor([1])
     batch = Batch(images, labels)
     sat = SAT(TASK, SATSettings(start="clean", **LINF))
-    assert sat.attack(Line(), batch, sat.settings.pgd())[0] < images
+    assert sat.attack(Line(), batch, sat.settings.ascent())[0] < images
     assert kl_attack(TRADES(TASK, TRADESSettings(**{**LINF, "steps": 20})), Line(), batch) > images

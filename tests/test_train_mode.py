@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks import APGD, CW, CWL2, FGSM, PGD
+from monai_adv.attacks import APGD, CW, CWL2, FGSM, PGD, Ascent
 from monai_adv.attacks.cw import confident_margin
 from monai_adv.defenses import Batch
 from monai_adv.defenses.fgsm_sdi import FGSMSDI, FGSMSDISettings
@@ -41,8 +41,8 @@ def summed(network: nn.Module, images: Tensor, losses: Any) -> Tensor:
 @pytest.mark.parametrize(
     "attack",
     [
+        lambda t: Ascent(t, steps=1, relative_step=1.0, mode="train"),
         lambda t: PGD(t, steps=1, relative_step=1.0, mode="train"),
-        lambda t: PGD(t, steps=1, relative_step=1.0, mode="train", keep="strongest", stop="never"),
         lambda t: FGSM(t, mode="train"),
     ],
 )

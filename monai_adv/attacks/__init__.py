@@ -4,6 +4,7 @@ Natural corruptions are in :mod:`monai_adv.attacks.corruptions`: they import MON
 """
 
 from monai_adv.attacks.apgd import APGD, TargetedAPGD
+from monai_adv.attacks.ascent import Ascended, Ascent
 from monai_adv.attacks.autoattack import AutoAttack
 from monai_adv.attacks.base import Attack, AttackResult
 from monai_adv.attacks.bisection import BoundaryPoint, bisect
@@ -12,7 +13,7 @@ from monai_adv.attacks.cw import CW, CWL2, CWL2Result
 from monai_adv.attacks.ensemble import Ensemble, EnsembleResult, Stage
 from monai_adv.attacks.fab import FAB, FABResult, TargetedFAB
 from monai_adv.attacks.fgsm import FGSM
-from monai_adv.attacks.pgd import PGD, PGDResult
+from monai_adv.attacks.pgd import PGD
 from monai_adv.attacks.relay import Phase, Relay
 from monai_adv.attacks.sea import SEA
 from monai_adv.attacks.segmentation_ensemble import SegmentationEnsemble
@@ -24,7 +25,7 @@ from monai_adv.attacks.white_noise import WhiteNoise, WhiteNoiseResult
 
 __all__ = [
     "APGD", "CW", "CWL2", "FAB", "FGSM", "PGD", "SEA",
-    "Attack", "AttackResult", "AutoAttack", "BoundaryPoint", "CWL2Result", "CosPGD", "Ensemble", "EnsembleResult",
-    "FABResult", "PGDResult", "Phase", "Relay", "SegPGD", "SegmentationEnsemble", "SharpDice", "Square", "Stage",
+    "Ascended", "Ascent", "Attack", "AttackResult", "AutoAttack", "BoundaryPoint", "CWL2Result", "CosPGD", "Ensemble",
+    "EnsembleResult", "FABResult", "Phase", "Relay", "SegPGD", "SegmentationEnsemble", "SharpDice", "Square", "Stage",
     "TargetedAPGD", "TargetedFAB", "Transfer", "WhiteNoise", "WhiteNoiseResult", "bisect",
 ]  # fmt: skip

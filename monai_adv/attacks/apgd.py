@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.base import AttackResult, Loss, Strongest, Until, input_gradient, sync_interval
+from monai_adv.attacks.base import AttackResult, Loss, Strongest, Until, input_gradient, one_of, prepared, sync_interval
 from monai_adv.attacks.losses import targeted_dlr
 from monai_adv.attacks.rivals import against_each_rival
 from monai_adv.errors import InputError
@@ -92,13 +92,9 @@ class APGD:
         for name, share in (("momentum", self.momentum), ("rho", self.rho)):
             if not 0 < share <= 1:
                 raise InputError.of(name, share, "a number in (0, 1]")
-        for name, value, allowed in (
-            ("until", self.until, ("wrong", "lowest")),
-            ("start", self.start, ("surface", "clean", "ball")),
-            ("mode", self.mode, ("eval", "train")),
-        ):
-            if value not in allowed:
-                raise InputError.of(name, value, "one of " + ", ".join(allowed))
+        one_of("until", self.until, get_args(Until))
+        one_of("start", self.start, ("surface", "clean", "ball"))
+        one_of("mode", self.mode, get_args(Mode))
 
     def __call__(
         self,
@@ -128,13 +124,14 @@ class APGD:
             InputError: images that the threat cannot be applied to, a random start without a generator, another shape
                 of ``start`` or ``rivals``.
         """
-        self.threat.check(images)
-        radius = self.threat.radius(images) if radius is None else radius.to(images.dtype)
+        images, radius = prepared(
+            self.threat, images, radius, generator, random=start is None and self.start != "clean"
+        )
         delta = self._start(images, radius, generator, start)
         if rivals is not None and len(rivals) != len(images):
             raise InputError.of("rivals", tuple(rivals.shape), f"one row for each of the {len(images)} images")
         with frozen(network, self.mode) as model, torch.enable_grad():
-            return self._search(model, images.detach(), target, task, radius, delta, rivals)
+            return self._search(model, images, target, task, radius, delta, rivals)
 
     def most_passes(self) -> Passes:
         """``steps + 1`` forwards and ``steps`` backwards, times ``eot``."""
@@ -221,10 +218,8 @@ class APGD:
             if start.shape != images.shape:
                 raise InputError.of("start", tuple(start.shape), f"perturbations of shape {tuple(images.shape)}")
             return self.threat.project(start.to(images), images, radius)
-        if self.start == "clean":
+        if self.start == "clean" or generator is None:
             return torch.zeros_like(images)
-        if generator is None:
-            raise InputError.of("generator", None, "a torch.Generator on the images' device for a random start")
         if self.start == "ball":
             return self.threat.random(images, radius, generator)
         # The box cuts only after scaling: cut noise would be shorter than the radius.

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen
 from monai_adv.statistics import Passes
 from monai_adv.tasks.base import Output, Points, Target, Task
@@ -77,6 +78,38 @@ class Attack(Protocol):
         """The passes that a sample needs which never finishes; for predicting what an evaluation costs."""
 
 
+def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Refuse a setting that is not one of the words that are allowed."""
+    if value not in allowed:
+        raise InputError.of(name, value, "one of " + ", ".join(allowed))
+
+
+def prepared(
+    threat: Threat, images: Tensor, radius: Tensor | None, generator: torch.Generator | None, *, random: bool
+) -> tuple[Tensor, Tensor]:
+    """What every attack does first: the batch without its graph, and ``(B,)`` the radius of each sample.
+
+    Raises:
+        InputError: images that the threat cannot be applied to, another shape of ``radius``, or an attack that draws
+            ``random`` numbers without a generator.
+    """
+    threat.check(images)
+    if random and generator is None:
+        raise InputError.of(
+            "generator", None, "a torch.Generator on the images' device", "this attack draws random numbers"
+        )
+    if radius is None:
+        radius = threat.radius(images)
+    elif radius.shape != (len(images),):
+        raise InputError.of("radius", tuple(radius.shape), f"one number for each of the {len(images)} images")
+    return images.detach(), radius.to(images.dtype)
+
+
+def is_finished(wrong: Tensor, margin: Tensor, lowest_margin: float, until: Until) -> Tensor:
+    """``(B,)`` bool: nothing more is to be found for these samples."""
+    return wrong if until == "wrong" else wrong & (margin <= lowest_margin)
+
+
 class Strongest:
     """The strongest image of each sample so far: smallest margin, then largest loss.
 
@@ -139,7 +172,7 @@ class Strongest:
 
     def finished(self) -> Tensor:
         """``(B,)`` bool: nothing more to be found."""
-        return self.wrong if self.until == "wrong" else self.wrong & (self.margin <= self.task.lowest_margin)
+        return is_finished(self.wrong, self.margin, self.task.lowest_margin, self.until)
 
     def running(self) -> Tensor:
         """Indices of the samples that are not finished. Costs a host sync."""

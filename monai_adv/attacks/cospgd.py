@@ -55,6 +55,4 @@ class CosPGD(PGD):
     """
 
     steps: int = 100
-    stop: Literal["never", "first_wrong", "lowest"] = "lowest"
-    keep: Literal["last", "strongest"] = "strongest"
     loss: Loss | None = cospgd_loss

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.base import AttackResult, Strongest, Until, gradient_or_zero, sync_interval
+from monai_adv.attacks.base import AttackResult, Strongest, Until, gradient_or_zero, one_of, prepared, sync_interval
 from monai_adv.attacks.losses import lead_of_others
 from monai_adv.attacks.pgd import PGD
 from monai_adv.errors import InputError
@@ -75,8 +75,7 @@ class CW:
 
     def __post_init__(self) -> None:
         _check_kappa_and_until(self.kappa, self.until, ("wrong", "lowest"))
-        if self.start not in ("clean", "ball"):
-            raise InputError.of("start", self.start, "'clean' or 'ball'")
+        one_of("start", self.start, ("clean", "ball"))
         self._pgd()
 
     def __call__(
@@ -109,10 +108,9 @@ class CW:
             self.steps,
             self.relative_step,
             self.start,
-            stop="first_wrong" if self.until == "wrong" else "lowest",
-            keep="strongest",
             mode=self.mode,
             loss=partial(confident_margin, kappa=self.kappa),
+            until=self.until,
         )
 
 
@@ -176,8 +174,7 @@ class CWL2:
         for name, value in (("learning_rate", self.learning_rate), ("initial_c", self.initial_c)):
             if not (math.isfinite(value) and value > 0):
                 raise InputError.of(name, value, "a finite number > 0")
-        if self.mode not in ("eval", "train"):
-            raise InputError.of("mode", self.mode, "'eval' or 'train'")
+        one_of("mode", self.mode, get_args(Mode))
 
     @torch.no_grad()
     def __call__(
@@ -198,9 +195,7 @@ class CWL2:
         Raises:
             InputError: images that the threat cannot be applied to.
         """
-        self.threat.check(images)
-        radius = self.threat.radius(images) if radius is None else radius.to(images.dtype)
-        images = images.detach()
+        images, radius = prepared(self.threat, images, radius, generator, random=False)
         found = _Nearest(images)
         dead = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         passes = Passes()
@@ -306,5 +301,4 @@ class _Nearest:
 def _check_kappa_and_until(kappa: float, until: str, allowed: tuple[str, str]) -> None:
     if not (math.isfinite(kappa) and kappa >= 0):
         raise InputError.of("kappa", kappa, "a finite number >= 0", "it is a confidence in logits")
-    if until not in allowed:
-        raise InputError.of("until", until, " or ".join(map(repr, allowed)))
+    one_of("until", until, allowed)

@@ -7,11 +7,22 @@ the clean image, unless it is there to polish the worst one (``from_worst``): th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.base import Attack, AttackResult, Strongest, Until, continued, judged
+from monai_adv.attacks.base import (
+    Attack,
+    AttackResult,
+    Strongest,
+    Until,
+    continued,
+    is_finished,
+    judged,
+    one_of,
+    prepared,
+)
 from monai_adv.errors import InputError
 from monai_adv.statistics import Passes
 from monai_adv.tasks.base import Target, Task, take
@@ -81,9 +92,8 @@ class WorstCase:
 
     def running(self) -> Tensor:
         """Indices of the samples that are not finished. Costs a host sync."""
-        lowest = self.result.margin <= self.lowest_margin
-        finished = self.result.wrong if self.until == "wrong" else self.result.wrong & lowest
-        return (~finished).nonzero()[:, 0]
+        done = is_finished(self.result.wrong, self.result.margin, self.lowest_margin, self.until)
+        return (~done).nonzero()[:, 0]
 
     def add(self, index: Tensor, found: AttackResult, stage: int = 0) -> Tensor:
         """Keep what ``found``, the result for the samples ``index``, has worse. Returns who of them is newly wrong."""
@@ -125,8 +135,7 @@ class Ensemble:
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) < len(names):
             raise InputError.of("stages", names, "one stage or more with different names")
-        if self.until not in ("wrong", "lowest"):
-            raise InputError.of("until", self.until, "one of wrong, lowest")
+        one_of("until", self.until, get_args(Until))
         threats = [stage.attack.threat for stage in self.stages]
         if any(isinstance(threat.eps, Tensor) for threat in threats):
             raise InputError.of("eps", "a radius per sample", "one number", "give radii to the call: radius=...")
@@ -157,9 +166,7 @@ class Ensemble:
         Raises:
             InputError: images that the threat cannot be applied to, a network without the ``classes``.
         """
-        self.threat.check(images)
-        radius = self.threat.radius(images) if radius is None else radius.to(images.dtype)
-        images = images.detach()
+        images, radius = prepared(self.threat, images, radius, generator, random=False)
         clean = self._look(network, images, target, task)
         worst = WorstCase(clean, task, self.until)
         summary = [StageSummary("clean", len(images), int(clean.wrong.sum()), clean.passes)]

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.base import AttackResult, Strongest, Until, gradient_or_zero, sync_interval
+from monai_adv.attacks.base import AttackResult, Strongest, Until, gradient_or_zero, one_of, prepared, sync_interval
 from monai_adv.attacks.rivals import against_each_rival
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen, padded
@@ -98,12 +99,8 @@ class FAB:
             raise InputError.of("eta", self.eta, "a number in [1, 2)")
         if not 0 < self.beta < 1:
             raise InputError.of("beta", self.beta, "a number in (0, 1)")
-        for name, value, allowed in (
-            ("until", self.until, ("wrong", "lowest")),
-            ("mode", self.mode, ("eval", "train")),
-        ):
-            if value not in allowed:
-                raise InputError.of(name, value, "one of " + ", ".join(allowed))
+        one_of("until", self.until, get_args(Until))
+        one_of("mode", self.mode, get_args(Mode))
 
     def __call__(
         self,
@@ -131,12 +128,9 @@ class FAB:
             InputError: images that the threat cannot be applied to, restarts without a generator, rivals for a task
                 with several points per sample.
         """
-        self.threat.check(images)
-        radius = self.threat.radius(images) if radius is None else radius.to(images.dtype)
-        if self.restarts > 1 and generator is None:
-            raise InputError.of("generator", None, "a torch.Generator on the images' device for several restarts")
+        images, radius = prepared(self.threat, images, radius, generator, random=self.restarts > 1)
         with frozen(network, self.mode) as model, torch.enable_grad():
-            search = _Search(self, model, images.detach(), target, task, radius, rivals)
+            search = _Search(self, model, images, target, task, radius, rivals)
             for restart in range(self.restarts):
                 search.walk(None if restart == 0 else generator)
                 search.final_search()  # after each: a restart then never loses what another one found

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.base import AttackResult, Loss, Strongest, input_gradient, sample_loss
+from monai_adv.attacks.base import AttackResult, Loss, Strongest, input_gradient, one_of, prepared, sample_loss
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen
 from monai_adv.statistics import Passes
@@ -53,10 +53,8 @@ class FGSM:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise InputError.of("alpha", self.alpha, "a finite number > 0", "it is a share of the radius")
-        if self.start not in ("clean", "ball"):
-            raise InputError.of("start", self.start, "'clean' or 'ball'")
-        if self.mode not in ("eval", "train"):
-            raise InputError.of("mode", self.mode, "'eval' or 'train'")
+        one_of("start", self.start, ("clean", "ball"))
+        one_of("mode", self.mode, get_args(Mode))
 
     def __call__(
         self,
@@ -73,13 +71,9 @@ class FGSM:
         Raises:
             InputError: images that the threat cannot be applied to, or a random start without a generator.
         """
-        self.threat.check(images)
-        radius = self.threat.radius(images) if radius is None else radius.to(images.dtype)
-        images = images.detach()
+        images, radius = prepared(self.threat, images, radius, generator, random=self.start == "ball")
         delta = torch.zeros_like(images)
-        if self.start == "ball":
-            if generator is None:
-                raise InputError.of("generator", None, "a torch.Generator on the images' device for a random start")
+        if self.start == "ball" and generator is not None:
             delta = self.threat.random(images, radius, generator)
         best = Strongest(images, task, "wrong")
         with frozen(network, self.mode) as model:

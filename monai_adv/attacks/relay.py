@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.attacks.apgd import APGD
-from monai_adv.attacks.base import AttackResult, Loss, Until, judged
+from monai_adv.attacks.base import AttackResult, Loss, Until, judged, prepared
 from monai_adv.attacks.ensemble import WorstCase
 from monai_adv.errors import InputError
 from monai_adv.statistics import Passes
@@ -95,9 +95,7 @@ class Relay:
         Raises:
             InputError: images that the threat cannot be applied to, or a random start without a generator.
         """
-        self.threat.check(images)
-        radius = self.threat.radius(images) if radius is None else radius.to(images.dtype)
-        images = images.detach()
+        images, radius = prepared(self.threat, images, radius, generator, random=self.start != "clean")
         worst = WorstCase.nothing_yet(images, task, self.until)
         delta = torch.zeros_like(images)
         for number, phase in enumerate(self.phases):

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.base import AttackResult, Until
+from monai_adv.attacks.base import AttackResult, Until, prepared
 from monai_adv.attacks.ensemble import WorstCase
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen
@@ -67,13 +67,12 @@ def against_each_rival(
     Raises:
         InputError: more targets than wrong classes.
     """
-    attack.threat.check(images)
     if isinstance(attack.threat.eps, Tensor):
         raise InputError.of("eps", "a radius per sample", "one number", "give radii to the call: radius=...")
-    radius = attack.threat.radius(images) if radius is None else radius
+    images, radius = prepared(attack.threat, images, radius, generator, random=False)
     with frozen(network, attack.mode) as model, torch.no_grad():
-        rivals = ranked_rivals(task.points(model(any_batch_size(images.detach(), model)), target), targets)
-    worst = WorstCase.nothing_yet(images.detach(), task, attack.until)
+        rivals = ranked_rivals(task.points(model(any_batch_size(images, model)), target), targets)
+    worst = WorstCase.nothing_yet(images, task, attack.until)
     worst.result.passes.forward += len(images)
     for k in range(targets):
         index = worst.running()

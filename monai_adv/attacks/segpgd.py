@@ -7,7 +7,6 @@ segmentation robustness", ECCV 2022, equations 4 to 6 and Algorithm 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +56,4 @@ class SegPGD(PGD):
     """
 
     steps: int = 100
-    stop: Literal["never", "first_wrong", "lowest"] = "lowest"
-    keep: Literal["last", "strongest"] = "strongest"
     loss: Loss | None = segpgd_loss

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
@@ -44,8 +43,6 @@ class SharpDice(PGD):
 
     steps: int = 100
     relative_step: float | None = 0.2
-    stop: Literal["never", "first_wrong", "lowest"] = "lowest"
-    keep: Literal["last", "strongest"] = "strongest"
     momentum: float = 0.9
     decay: bool = True
     sharpness: tuple[float, float] = (1.0, 6.0)

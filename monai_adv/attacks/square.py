@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_adv.attacks.base import AttackResult, Loss, Strongest, Until, sample_loss, sync_interval
+from monai_adv.attacks.base import AttackResult, Loss, Strongest, Until, one_of, prepared, sample_loss, sync_interval
 from monai_adv.attacks.losses import margin
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen, padded
@@ -69,10 +70,8 @@ class Square:
             raise InputError.of("queries", self.queries, "a whole number >= 1")
         if not 0 < self.p_init <= 1:
             raise InputError.of("p_init", self.p_init, "a number in (0, 1]", "it is the share of voxels in a window")
-        if self.until not in ("wrong", "lowest"):
-            raise InputError.of("until", self.until, "'wrong' or 'lowest'")
-        if self.mode not in ("eval", "train"):
-            raise InputError.of("mode", self.mode, "'eval' or 'train'")
+        one_of("until", self.until, get_args(Until))
+        one_of("mode", self.mode, get_args(Mode))
 
     @torch.no_grad()
     def __call__(
@@ -90,13 +89,10 @@ class Square:
         Raises:
             InputError: images that the threat cannot be applied to, images without a spatial axis, or no generator.
         """
-        self.threat.check(images)
+        images, radius = prepared(self.threat, images, radius, generator, random=True)
+        assert generator is not None
         if images.ndim < 3:
             raise InputError.of("images", tuple(images.shape), "(B, C, *spatial) with at least one spatial axis")
-        if generator is None:
-            raise InputError.of("generator", None, "a torch.Generator on the images' device")
-        radius = self.threat.radius(images) if radius is None else radius.to(images.dtype)
-        images = images.detach()
         linf = self.threat.norm == "linf"
         best = Strongest(images, task, self.until)
         passes = Passes()

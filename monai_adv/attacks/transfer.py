@@ -22,7 +22,7 @@ from monai_adv.threats import Threat
 class Transfer:
     """Attack a surrogate, and judge what comes out on the network.
 
-    An attack that goes on after the surrogate is wrong (``stop="never"``, ``until="lowest"``, a confident :class:`CW`)
+    An attack that goes on after the surrogate is wrong (``until="lowest"``, a confident :class:`CW`)
     transfers better than one that stops at its boundary.
 
     Args:

@@ -7,12 +7,12 @@ code draws one-sided noise (``sided="positive"``).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.base import AttackResult, Strongest
+from monai_adv.attacks.base import AttackResult, Strongest, one_of, prepared
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen
 from monai_adv.statistics import Passes
@@ -63,13 +63,9 @@ class WhiteNoise:
     def __post_init__(self) -> None:
         if self.draws < 1:
             raise InputError.of("draws", self.draws, "a whole number >= 1")
-        for name, value, allowed in (
-            ("sided", self.sided, ("both", "positive")),
-            ("keep", self.keep, ("worst", "first")),
-            ("mode", self.mode, ("eval", "train")),
-        ):
-            if value not in allowed:
-                raise InputError.of(name, value, "one of " + ", ".join(allowed))
+        one_of("sided", self.sided, ("both", "positive"))
+        one_of("keep", self.keep, ("worst", "first"))
+        one_of("mode", self.mode, get_args(Mode))
 
     def __call__(
         self,
@@ -86,11 +82,8 @@ class WhiteNoise:
         Raises:
             InputError: images that the threat cannot be applied to, or no generator.
         """
-        self.threat.check(images)
-        if generator is None:
-            raise InputError.of("generator", None, "a torch.Generator on the images' device")
-        radius = self.threat.radius(images) if radius is None else radius.to(images.dtype)
-        images = images.detach()
+        images, radius = prepared(self.threat, images, radius, generator, random=True)
+        assert generator is not None
         everyone = torch.arange(len(images), device=images.device)
         kept, passes = Strongest(images, task, "wrong"), Passes()
         broken = torch.zeros_like(kept.broken)

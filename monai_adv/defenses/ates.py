@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.pgd import Iterate
+from monai_adv.attacks.ascent import Iterate
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
@@ -81,8 +81,8 @@ class ATES(Defense):
         def leave(iterate: Iterate) -> Tensor:
             return difficulty(self.task, iterate.output, iterate.target) > self.lam
 
-        pgd = self.settings.pgd(self.channels, leave=leave if self.lam < 1 else None)  # nothing is harder than 1
-        noisy, result, _ = self.attack(network, batch, pgd)
+        ascent = self.settings.ascent(self.channels, leave=leave if self.lam < 1 else None)  # nothing is harder than 1
+        noisy, result, _ = self.attack(network, batch, ascent)
         if result is not None:
             self.statistics.add("attack_steps", result.steps, of=len(batch.images))
         yield self.noisy_part(network, batch, noisy)

@@ -24,8 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from monai_adv.attacks import PGD
-from monai_adv.attacks.pgd import PGDResult
+from monai_adv.attacks.ascent import Ascended, Ascent
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, computes_as_in, detached, frozen
@@ -298,20 +297,20 @@ class Defense(ABC):
         self,
         network: nn.Module,
         batch: Batch,
-        pgd: PGD,
+        ascent: Ascent,
         *,
         task: Task | None = None,
         target: Target | None = None,
         radius: Tensor | None = None,
         start_radius: Tensor | None = None,
         only: Tensor | None = None,
-    ) -> tuple[Tensor, PGDResult | None, Tensor]:
+    ) -> tuple[Tensor, Ascended | None, Tensor]:
         """Attack the samples of a batch that can be attacked, and book the passes and dead gradients.
 
         Args:
             network: as the host gave it.
             batch: the clean batch.
-            pgd: the attack.
+            ascent: the attack.
             task: what is attacked; default: the defence's task.
             target: what that task compares with; default: the batch's target.
             radius: ``(B,)`` radius of each sample in the unit of eps; default: eps for all.
@@ -332,7 +331,7 @@ class Defense(ABC):
         self.statistics.add("attacked", torch.ones_like(index, dtype=torch.float), of=len(batch.images))
         images = batch.images[index]
         scale = self.threat.scale(images)
-        result = pgd(
+        result = ascent(
             network,
             images,
             take(batch.target if target is None else target, index),

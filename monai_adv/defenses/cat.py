@@ -120,8 +120,8 @@ class CAT(Defense):
                 continue
             part = Batch(batch.images[rows], take(batch.target, rows))
             step = self.settings.relative_step or 2 / steps
-            pgd = self.settings.pgd(self.channels, steps=steps, relative_step=step)
-            images = images.index_copy(0, rows, self.attack(network, part, pgd)[0])
+            ascent = self.settings.ascent(self.channels, steps=steps, relative_step=step)
+            images = images.index_copy(0, rows, self.attack(network, part, ascent)[0])
             clean -= len(rows)
         for name in ("attacked", "dead_gradient"):
             self.statistics.add(name, torch.zeros(0, device=device), of=clean)

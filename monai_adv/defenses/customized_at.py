@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.attacks.losses import lead_of_others
-from monai_adv.attacks.pgd import Start
+from monai_adv.attacks.projected_steps import Start
 from monai_adv.attacks.reference import WithReference
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
@@ -133,8 +133,8 @@ class CustomizedAT(Defense):
             rows = torch.arange(len(batch.images), device=batch.images.device)
             task, target = with_reference, with_reference.pack(batch.target, [rows, tried / settings.eps])
         agree = computes_as_in(network, settings.attack_mode)
-        pgd = settings.pgd(self.channels, check_last=not agree)
-        noisy, result, index = self.attack(network, batch, pgd, task=task, target=target, radius=tried)
+        ascent = settings.ascent(self.channels, check_last=not agree)
+        noisy, result, index = self.attack(network, batch, ascent, task=task, target=target, radius=tried)
 
         output = network(noisy)
         if result is not None:

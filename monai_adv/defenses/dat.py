@@ -30,7 +30,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.pgd import Iterate, Start
+from monai_adv.attacks.ascent import Iterate
+from monai_adv.attacks.projected_steps import Start
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
@@ -105,8 +106,8 @@ class DAT(Defense):
         settings = self.settings
         # A converged sample does not move under further steps, so that at 0 there is nothing to stop.
         off = self.criterion == 0 and settings.fosc_around == "clean"
-        pgd = settings.pgd(self.channels, leave=None if off else self._converged(batch.images))
-        noisy, result, _ = self.attack(network, batch, pgd)
+        ascent = settings.ascent(self.channels, leave=None if off else self._converged(batch.images))
+        noisy, result, _ = self.attack(network, batch, ascent)
         if result is not None:
             self.statistics.add("attack_steps", result.steps, of=len(batch.images))
         yield self.noisy_part(network, batch, noisy)

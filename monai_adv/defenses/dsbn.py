@@ -71,7 +71,7 @@ class DSBN(Defense):
         if not converted(network):
             raise InputError("network: it has one branch; call attach(network, optimizer) once before training.")
         with branch(network, "noisy"):
-            noisy, _, _ = self.attack(network, batch, self.settings.pgd(self.channels))
+            noisy, _, _ = self.attack(network, batch, self.settings.ascent(self.channels))
         with branch(network, "clean"):
             output = network(batch.images)
         with branch(network, "noisy"):

@@ -82,7 +82,7 @@ class Dual(Defense):
             yield self.part(batch, settings.r * loss, output)
             del loss, output  # before the attack
         if settings.r < 1:
-            noisy, _, _ = self.attack(network, batch, settings.pgd(self.channels))
+            noisy, _, _ = self.attack(network, batch, settings.ascent(self.channels))
             loss, output = self._loss(network, batch, noisy, ~clean)
             yield self.part(batch, (1 - settings.r) * loss, noisy=output)
 
@@ -95,7 +95,7 @@ class Dual(Defense):
         """Each sample once, clean or attacked."""
         adversarial = ~self._stays_clean(batch)
         chosen = adversarial & self.task.scorable(batch.target)
-        noisy, _, _ = self.attack(network, batch, self.settings.pgd(self.channels), only=chosen)
+        noisy, _, _ = self.attack(network, batch, self.settings.ascent(self.channels), only=chosen)
         loss, output = self._loss(network, batch, noisy, adversarial)
         self.count(batch, forward=1, full=1)
         seen = detached(output)

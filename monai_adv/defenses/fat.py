@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.pgd import Iterate, PGDResult
+from monai_adv.attacks.ascent import Ascended, Iterate
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings, numbers
@@ -97,7 +97,7 @@ class FAT(Defense):
         noisy, _, _ = self.friendly(network, batch)
         yield self.noisy_part(network, batch, noisy)
 
-    def friendly(self, network: nn.Module, batch: Batch) -> tuple[Tensor, PGDResult | None, Tensor]:
+    def friendly(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Ascended | None, Tensor]:
         """The early-stopped attack, as :meth:`Defense.attack` returns it."""
         slips = torch.full((len(batch.images),), self.tau, device=batch.images.device)
 
@@ -107,8 +107,8 @@ class FAT(Defense):
             slips[iterate.index] = torch.where(wrong, left - 1, left)
             return wrong & (left <= 0)
 
-        pgd = self.settings.pgd(self.channels, noise=self.settings.omega, leave=leave)
-        found = self.attack(network, batch, pgd)
+        ascent = self.settings.ascent(self.channels, noise=self.settings.omega, leave=leave)
+        found = self.attack(network, batch, ascent)
         if found[1] is not None:
             self.statistics.add("attack_steps", found[1].steps, of=len(batch.images))
         return found

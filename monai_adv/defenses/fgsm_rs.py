@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks import PGD
+from monai_adv.attacks import PGD, Ascent
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings
@@ -81,7 +81,7 @@ class FGSMRS(Defense):
         """One part: ``L(f(x'), y)``."""
         self.begin(batch)
         settings = self.settings
-        one_step = PGD(
+        one_step = Ascent(
             self.threat,
             steps=1,
             relative_step=settings.alpha,
@@ -131,7 +131,7 @@ class FGSMRS(Defense):
         pgd_right = fgsm_right = torch.zeros(0, device=noisy.device)
         if len(index) > 0:
             images, target = batch.images[index], take(batch.target, index)
-            pgd = PGD(self.threat, steps=self.settings.watch_steps, stop="first_wrong")
+            pgd = PGD(self.threat, steps=self.settings.watch_steps, until="wrong")
             result = pgd(network, images, target, self.task)
             self.statistics.passes += result.passes
             pgd_right = (~result.wrong).float()

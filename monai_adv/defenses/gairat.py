@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from monai_adv.attacks.pgd import Iterate
+from monai_adv.attacks.ascent import Iterate
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
@@ -87,8 +87,8 @@ class GAIRAT(Defense):
             kappa[iterate.index] += right
             return torch.zeros_like(right)  # nobody leaves
 
-        pgd = settings.pgd(self.channels, leave=None if lam is None else count)
-        noisy, _, index = self.attack(network, batch, pgd)
+        ascent = settings.ascent(self.channels, leave=None if lam is None else count)
+        noisy, _, index = self.attack(network, batch, ascent)
         output = network(noisy)
         if lam is None:
             loss = self.task.training_loss(output, batch.target)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks import PGD
+from monai_adv.attacks import Ascent
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
@@ -118,7 +118,7 @@ class IAAT(Defense):
             clean_output = detached(model(any_batch_size(batch.images, model)))
             right = self.task.correct(clean_output, batch.target)
         radius = self._radius(network, batch, right)
-        noisy, _, _ = self.attack(network, batch, self._pgd(), radius=radius)
+        noisy, _, _ = self.attack(network, batch, self._ascent(), radius=radius)
         output = network(noisy)
         yield self.part(batch, self.task.training_loss(output, batch.target), clean_output, output, full=1)
 
@@ -175,7 +175,7 @@ class IAAT(Defense):
         if len(index) == 0:
             return torch.zeros_like(only)
         images = batch.images[index]
-        result = self._pgd(check_last=True)(
+        result = self._ascent(check_last=True)(
             network,
             images,
             take(batch.target, index),
@@ -186,9 +186,9 @@ class IAAT(Defense):
         self.statistics.passes += result.passes
         return torch.zeros_like(only).index_copy(0, index, ~result.wrong)
 
-    def _pgd(self, **overrides: Any) -> PGD:
+    def _ascent(self, **overrides: Any) -> Ascent:
         step = self.settings.relative_step or 2 / self.settings.steps
-        return self.settings.pgd(self.channels, relative_step=step, **overrides)
+        return self.settings.ascent(self.channels, relative_step=step, **overrides)
 
 
 METHOD = Method(

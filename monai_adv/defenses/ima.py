@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks import PGD, bisect
+from monai_adv.attacks import Ascent, bisect
 from monai_adv.defenses.base import Batch, Defense, LossPart, on_any_rank
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings
@@ -223,16 +223,16 @@ class IMA(Defense):
         """Algorithm 2 or 3: the noisy sample of each attacked one, and whether the attack crossed the boundary."""
         settings = self.settings
         margin = self.margins[self.ids(batch)]
-        pgd = PGD(
+        ascent = Ascent(
             self.threat,
             steps=settings.steps,
             relative_step=settings.relative_step,
             start="sphere" if settings.random_start else "clean",
-            stop="first_wrong" if settings.algorithm == 2 else "never",
             mode=settings.attack_mode,
+            first_wrong=settings.algorithm == 2,
         )
         start_radius = (margin - settings.growth).clamp(min=settings.growth)
-        _, result, index = self.attack(network, batch, pgd, radius=margin, start_radius=start_radius, only=attacked)
+        _, result, index = self.attack(network, batch, ascent, radius=margin, start_radius=start_radius, only=attacked)
         if result is None:  # only other ranks attack
             none = torch.zeros(0, dtype=torch.bool, device=index.device)
             return _Found(index, batch.images[:0], none, none, none)

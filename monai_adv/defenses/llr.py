@@ -111,8 +111,8 @@ class LLR(Defense):
 
         task = WithReference(self.task, gap)
         packed = task.pack(batch.target, [batch.images, losses, gradient])
-        pgd = self.settings.pgd(self.channels)
-        return self.attack(_WithInput(unwrap_ddp(network)), batch, pgd, task=task, target=packed)[0]
+        ascent = self.settings.ascent(self.channels)
+        return self.attack(_WithInput(unwrap_ddp(network)), batch, ascent, task=task, target=packed)[0]
 
 
 class _WithInput(nn.Module):

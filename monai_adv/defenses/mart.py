@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from monai_adv.attacks.pgd import Start
+from monai_adv.attacks.projected_steps import Start
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
@@ -75,7 +75,7 @@ class MART(Defense):
             output = network(batch.images)
             yield self.part(batch, boosted_loss(self.task, output, batch.target), output)
             return
-        noisy, _, _ = self.attack(network, batch, settings.pgd(self.channels))
+        noisy, _, _ = self.attack(network, batch, settings.ascent(self.channels))
         if settings.lam == 0:
             output = network(noisy)
             yield self.part(batch, boosted_loss(self.task, output, batch.target), noisy=output)

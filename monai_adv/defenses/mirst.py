@@ -22,8 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks import PGD
-from monai_adv.attacks.pgd import Iterate
+from monai_adv.attacks.ascent import Ascent, Iterate
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings, numbers
@@ -122,7 +121,7 @@ class MIRST(Defense):
                 found[iterate.number] = iterate.index, iterate.delta
             return torch.zeros_like(iterate.index, dtype=torch.bool)  # nobody leaves
 
-        pgd = PGD(
+        ascent = Ascent(
             self.threat,
             steps=last,
             relative_step=settings.relative_step,
@@ -130,7 +129,7 @@ class MIRST(Defense):
             check_last=False,
             leave=keep if earlier else None,
         )
-        noisy, _, index = self.attack(network, batch, pgd)
+        noisy, _, index = self.attack(network, batch, ascent)
         if len(found) == 0:  # nothing was attacked, or there is one instance
             return [batch.images] * len(earlier) + [noisy]
         images = batch.images[index]

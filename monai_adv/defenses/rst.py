@@ -63,7 +63,7 @@ class RST(Defense):
         weight = self.settings.weight_noisy
         if weight == 0:
             return
-        noisy, _, _ = self.attack(network, batch, self.settings.pgd(self.channels))
+        noisy, _, _ = self.attack(network, batch, self.settings.ascent(self.channels))
         yield self.noisy_part(network, batch, noisy, weight)
 
 

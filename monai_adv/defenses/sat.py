@@ -53,7 +53,7 @@ class SAT(Defense):
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
         """One part: ``L(f(x'), y)``."""
         self.begin(batch)
-        noisy, _, _ = self.attack(network, batch, self.settings.pgd(self.channels))
+        noisy, _, _ = self.attack(network, batch, self.settings.ascent(self.channels))
         yield self.noisy_part(network, batch, noisy)
 
 

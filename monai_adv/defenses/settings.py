@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from monai_adv.attacks import PGD
-from monai_adv.attacks.pgd import Start
+from monai_adv.attacks.ascent import Ascent
+from monai_adv.attacks.projected_steps import Start
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode
 from monai_adv.settings import Settings, not_negative, positive, setting
@@ -91,7 +91,7 @@ class AttackSettings(DefenseSettings):
     )
     attack_mode: Mode = setting("eval", "network mode during the attack")
 
-    def pgd(self, channels: tuple[int, ...] | None = None, **overrides: Any) -> PGD:
+    def ascent(self, channels: tuple[int, ...] | None = None, **overrides: Any) -> Ascent:
         """The attack. A method that runs the last iterate through the network anyway does not check it."""
         given: dict[str, Any] = {
             "steps": self.steps,
@@ -100,4 +100,4 @@ class AttackSettings(DefenseSettings):
             "mode": self.attack_mode,
             "check_last": False,
         }
-        return PGD(self.threat(channels), **{**given, **overrides})
+        return Ascent(self.threat(channels), **{**given, **overrides})

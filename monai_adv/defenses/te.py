@@ -141,7 +141,7 @@ class TE(Defense):
                 clean_output = detached(model(any_batch_size(batch.images, model)))
             soft_labels = self._remember(batch, clean_output)
         if weight == 0:
-            noisy, _, _ = self.attack(network, batch, settings.pgd(self.channels))
+            noisy, _, _ = self.attack(network, batch, settings.ascent(self.channels))
         else:
             task = WithReference(
                 self.task,
@@ -150,7 +150,7 @@ class TE(Defense):
                 ),
             )
             target = task.pack(batch.target, [soft_labels])
-            noisy, _, _ = self.attack(network, batch, settings.pgd(self.channels), task=task, target=target)
+            noisy, _, _ = self.attack(network, batch, settings.ascent(self.channels), task=task, target=target)
         output = network(noisy)
         loss = self.task.training_loss(output, batch.target)
         if weight > 0:

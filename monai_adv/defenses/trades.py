@@ -94,7 +94,7 @@ def kl_attack(defense: Defense, network: nn.Module, batch: Batch) -> Tensor:
 
     task = WithReference(defense.task, apart)
     target = task.pack(batch.target, list(clean) if several else [clean])
-    return defense.attack(network, batch, settings.pgd(defense.channels), task=task, target=target)[0]
+    return defense.attack(network, batch, settings.ascent(defense.channels), task=task, target=target)[0]
 
 
 METHOD = Method(

@@ -16,7 +16,7 @@ from monai.utils.enums import CommonKeys
 from torch import Tensor, nn
 
 from monai_adv.attacks import PGD
-from monai_adv.attacks.base import Attack, AttackResult
+from monai_adv.attacks.base import Attack, AttackResult, Until
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.engines.bundle_rule import Rule, check_rule, postprocessing_of, rule_of
 from monai_adv.engines.bundle_task import KINDS, Kind, Layout, kind_of_batch, layout_of
@@ -58,7 +58,7 @@ class RobustMetric:
         InputError: a radius, unit or attack that is not allowed.
     """
 
-    stop: ClassVar[Literal["first_wrong", "never"]] = "first_wrong"
+    until: ClassVar[Until] = "wrong"
     """When PGD may leave a classified image alone: wrong is wrong."""
 
     def __init__(
@@ -163,8 +163,8 @@ class RobustMetric:
         if self.attack is not None:
             return self.attack
         assert self._threat is not None
-        stop = "lowest" if isinstance(self._task, SegmentationTask) else self.stop
-        return PGD(self._threat, steps=self.steps, stop=stop, keep="strongest")
+        until = "lowest" if isinstance(self._task, SegmentationTask) else self.until
+        return PGD(self._threat, steps=self.steps, until=until)
 
     def _finish(self, engine: Any) -> None:
         device = engine.state.device or torch.device("cpu")

@@ -42,7 +42,7 @@ class RobustScores(RobustMetric):
         InputError: a figure that does not exist, or an attack that is not allowed.
     """
 
-    stop = "never"  # an AUC depends on how wrong an image is
+    until = "lowest"  # an AUC depends on how wrong an image is
 
     def __init__(self, key: str = "accuracy", group_key: str | None = None, **options: Any) -> None:
         if key not in MEASURES:

@@ -11,13 +11,13 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from monai_adv.attacks.apgd import APGD
-from monai_adv.attacks.base import Attack, continued, input_gradient
+from monai_adv.attacks.base import Attack, Until, continued, input_gradient
 from monai_adv.attacks.cw import CW
 from monai_adv.attacks.losses import balanced_hinge, cross_entropy, margin
 from monai_adv.attacks.pgd import PGD
@@ -180,7 +180,7 @@ def _probe_case(model: Model, case: Case, levels: Sequence[Level], seed: int, st
         return result
     generator = torch.Generator(device).manual_seed(_stream(seed, model.name, case.name))
     result |= _gradients(case, images, target, list(threats.values()), generator)
-    stop: Literal["first_wrong", "lowest"] = "first_wrong" if classification else "lowest"
+    until: Until = "wrong" if classification else "lowest"
     losses = (None, margin if classification else cross_entropy)
     result["unbounded"] = {}
     for norm in dict.fromkeys(level.norm for level in levels):
@@ -190,11 +190,7 @@ def _probe_case(model: Model, case: Case, levels: Sequence[Level], seed: int, st
         ladder = [1.0] if box is not None else LADDER
         scale = math.sqrt(values[0].numel()) if norm == "l2" else 1.0
         wide = [Threat(norm, m * width * scale, box, "norm", any_threat.channels) for m in ladder]
-        plain = [
-            PGD(t, UNBOUNDED_STEPS, start="ball", stop=stop, keep="strongest", loss=loss)
-            for t in wide
-            for loss in losses
-        ]
+        plain = [PGD(t, UNBOUNDED_STEPS, start="ball", until=until, loss=loss) for t in wide for loss in losses]
         result["unbounded"][norm] = [s.remaining for s in _left_by(plain, case, chosen, generator).values()]
     result["longer"] = {}
     for key, threat in threats.items():

@@ -98,7 +98,7 @@ def _timing(case: Case, batch_size: int) -> Timing:
     for count in sorted({1, min(batch_size, len(case.images))}):
         voxels = case.images[:count].numel()
         query = max(_seconds(case, count, attack) / 3 for attack in _without_gradients(case))
-        step = _seconds(case, count, PGD(SOME, 2, stop="lowest", keep="strongest")) / 3
+        step = _seconds(case, count, PGD(SOME, 2)) / 3
         forward, backward = max(forward, query / voxels), max(backward, 1.5 * (step - query) / voxels)
     case.scores(case.images)
     start = time.perf_counter()

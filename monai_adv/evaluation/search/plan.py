@@ -96,8 +96,8 @@ def corruption_key(corruption: Corruption) -> tuple[str, str]:
 def _quick(threat: Threat) -> list[Stage]:
     return [
         Stage("FGSM", FGSM(threat)),
-        Stage("PGD-20", PGD(threat, 20, stop="first_wrong", keep="strongest")),
-        Stage("PGD-20 from random starts", PGD(threat, 20, start="ball", stop="first_wrong", keep="strongest")),
+        Stage("PGD-20", PGD(threat, 20, until="wrong")),
+        Stage("PGD-20 from random starts", PGD(threat, 20, start="ball", until="wrong")),
     ]
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from monai_adv.attacks.base import Until, continued
+from monai_adv.attacks.base import Until, continued, is_finished
 from monai_adv.attacks.corruptions import CORRUPTIONS, Corruption
 from monai_adv.errors import InputError, PlaceError, in_a_sentence
 from monai_adv.evaluation.checks.probes import consistency
@@ -175,7 +175,7 @@ class _Run:
                 margin, right = case.task.margin(output, target), case.task.correct(output, target)
                 bad = ~_finite(output)
                 margin, wrong = torch.where(bad, lowest, margin), bad | ~right
-                done = wrong if self.until == "wrong" else wrong & (margin <= lowest)
+                done = is_finished(wrong, margin, lowest, self.until)
                 finished.append((done | ~case.task.scorable(target)).cpu())
                 broken.append(bad.cpu())
         scores = tuple(case.scores(case.images))
@@ -285,7 +285,7 @@ class _Run:
             images = result.images.detach().to("cpu", clean.dtype)
             largest = max(largest, self._checked_size(threat, clean, images, stage))
             attacked[chosen] = images
-            low = result.wrong if self.until == "wrong" else result.wrong & (result.margin <= task.lowest_margin)
+            low = is_finished(result.wrong, result.margin, task.lowest_margin, self.until)
             finished[chosen] |= low.cpu()
             chosen_total += len(chosen)
             forward += result.passes.forward
