@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from monai_adv.cli import bundle, demo, doctor, evaluate, export, methods, report
+from monai_adv.cli.run_file import Parser
 from monai_adv.errors import InputError, in_a_sentence
 
 # Parsers are built at every start: these modules import torch and the like only inside what they run.
@@ -25,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; a parsed subcommand carries its function as ``run``."""
     parser = argparse.ArgumentParser(prog="monai-adv", description="Adversarial robustness for nnU-Net and MONAI.")
     parser.add_argument("--version", action="version", version=f"monai-adv {_version()}")
-    subparsers = parser.add_subparsers(metavar="command", required=True)
+    subparsers = parser.add_subparsers(metavar="command", required=True, parser_class=Parser)
     for command in COMMANDS:
         command.add_parser(subparsers)
     return parser
@@ -47,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name that the terminal cannot show must not end a long run
             stream.reconfigure(errors="backslashreplace")
-    args = build_parser().parse_args(argv)
-    args.words = list(sys.argv[1:] if argv is None else argv)
     try:
+        args = build_parser().parse_args(argv)
+        args.words = list(sys.argv[1:] if argv is None else argv)
         code: int = args.run(args)
         sys.stdout.flush()
     except InputError as error:

@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_adv.cli.run_file import as_run_file
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models import factory
 from monai_adv.evaluation.models.hosts import load_hosts
@@ -20,9 +21,11 @@ from monai_adv.openmp import wait_passively
 
 if TYPE_CHECKING:
     from monai_adv.evaluation.models.protocol import Source
+    from monai_adv.evaluation.report.baseline import Baseline
     from monai_adv.evaluation.settings import EvaluationSettings
 
 INTERRUPTED = 130
+WORSE = 5
 
 TLS = {  # in the words of `dask scheduler`
     "tls_ca_file": ("--tls-ca-file", "certificate of the authority that signed those of the cluster (PEM)"),
@@ -38,6 +41,7 @@ exit codes:
   2    the input, or the folder of the report, cannot be used
   3    finished, and a check FAILED: the figures are not reliable (also if cases could not be used)
   4    an unexpected error, which the last line names; what was finished is kept
+  5    finished, and a model is worse than in --baseline by more than --max-drop
   130  interrupted; the same command goes on
 
 examples:
@@ -52,6 +56,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "evaluate", help="measure how robust models are, and write a report",
         description="Attack models and write a report. Several models in one call become one comparison.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument(
+        "--run", dest="run_file", metavar="FILE",
+        help="YAML with these options under their long names (eps: [1, 2]); what is given here as well comes first",
     )  # fmt: skip
     factory.add_arguments(parser)
     hosts: list[Any] = [factory]
@@ -106,7 +114,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     where.add_argument("-o", "--output", required=True, metavar="FOLDER", help="new folder, or one to go on with")
     where.add_argument("--dry-run", action="store_true", help="predict the cost, write nothing")
     where.add_argument("-y", "--yes", action="store_true", help="start without asking")
-    parser.set_defaults(run=run, hosts=hosts, broken_hosts=broken)
+    then = parser.add_argument_group("for a test that runs by itself")
+    then.add_argument("--baseline", metavar="FILE", help="results.json of an earlier report, measured in the same way")
+    then.add_argument(
+        "--max-drop", type=float, metavar="POINTS",
+        help=f"exit code {WORSE} if a mean score, clean or at a radius, is lower than there by more than this",
+    )  # fmt: skip
+    parser.set_defaults(run=run, hosts=hosts, broken_hosts=broken, parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -116,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: input that cannot be used.
     """
     wait_passively()
+    asked = as_run_file(args, args.parser)
     from monai_adv.evaluation.run.measure import measure
     from monai_adv.evaluation.run.workers import Dask, Pool, ThisProcess
 
@@ -125,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
     args.box = tuple(args.box) if args.box else None
     output = _folder(args.output)
     settings = _settings(args)
+    baseline = _baseline(args, settings)
     sources: list[Source] = list(chain.from_iterable(host.sources(args) for host in args.hosts))
     if not sources:
         raise InputError("models: none were given; see --factory and the others in `monai-adv evaluate --help`.")
@@ -136,8 +152,12 @@ def run(args: argparse.Namespace) -> int:
     certificates = _certificates(args)
     pool: Pool = Dask(args.dask or "local", args.workers or 1, certificates) if wants_dask else ThisProcess()
     try:
-        code = measure(sources, settings, output, pool, dry_run=args.dry_run, agreed=lambda: args.yes or _agreed())
-        return code or 0
+        code = measure(
+            sources, settings, output, pool, dry_run=args.dry_run, agreed=lambda: args.yes or _agreed(), asked=asked
+        )
+        if code is None or baseline is None:
+            return code or 0
+        return WORSE if _worse(baseline, output, args.max_drop) else code
     except KeyboardInterrupt:
         again = shlex.join(["monai-adv", *args.words])
         print(f"\nInterrupted. All finished stages are kept; go on with\n  {again}", file=sys.stderr)
@@ -178,6 +198,32 @@ def _settings(args: argparse.Namespace) -> EvaluationSettings:
         levels, args.attacks, args.seed, args.batch_size, _cases(args.cases), args.box,
         args.device.split(":")[0], threads_for(Path(args.output), args.threads),
     )  # fmt: skip
+
+
+def _baseline(args: argparse.Namespace, settings: EvaluationSettings) -> Baseline | None:
+    from monai_adv.evaluation.report.baseline import Baseline
+
+    if (args.baseline is None) != (args.max_drop is None):
+        raise InputError.of("--baseline and --max-drop", f"{args.baseline} and {args.max_drop}", "both or none")
+    if args.baseline is None:
+        return None
+    if not args.max_drop >= 0:
+        raise InputError.of("--max-drop", args.max_drop, "points >= 0")
+    return Baseline(args.baseline, settings)
+
+
+def _worse(baseline: Baseline, folder: Path, most: float) -> bool:
+    """Compare, and say what is worse."""
+    from monai_adv.evaluation.report.baseline import larger_than
+    from monai_adv.evaluation.report.results import gather
+    from monai_adv.foreign_text import say
+
+    worse = larger_than(baseline.compare(gather(folder)), most)
+    for drop in worse:
+        say(f"worse than {baseline.file} by more than {most:g} points: {drop}")
+    if not worse:
+        say(f"No score is worse than in {baseline.file} by more than {most:g} points.")
+    return bool(worse)
 
 
 def _cases(words: list[str] | None) -> int | tuple[str, ...] | None:

@@ -53,7 +53,7 @@ from monai_adv.metrics.score import Score
 FORMAT = 2
 EVALUATION = "evaluation"
 AGAIN = "delete it and give the same command again"
-NOT_COMPARED = ("started", "machine")
+NOT_COMPARED = ("started", "machine", "run_file")
 """Entries of ``evaluation.json`` that may differ when an evaluation goes on."""
 
 
@@ -77,6 +77,7 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
           [{"name", "family", "settings"}, ...]}`` in the order they run; family is random, white-box, black-box or
           transfer), ``corruptions`` (``[{"name", "severity"}, ...]``: of their records these are the attack and the
           level).
+        - ``run_file``: what was asked for on the command line, as YAML for ``--run``; "" from Python.
 
     Raises:
         InputError: no such file, or not ours.

@@ -38,6 +38,7 @@ def measure(
     bars: bool = True,
     dry_run: bool = False,
     agreed: Callable[[], bool] = lambda: True,
+    asked: str = "",
 ) -> int | None:
     """Attack the models, or go on with it, and write the report.
 
@@ -49,7 +50,8 @@ def measure(
         say: gets what is to be told, line by line.
         bars: show how far it is.
         dry_run: only predict the cost.
-        agreed: asked when the cost is known, unless finished records are there already.
+        agreed: called when the cost is known, unless finished records are there already.
+        asked: the run file of this evaluation, for the report.
 
     Returns:
         the exit code of ``monai-adv evaluate``; None if nothing was to be computed.
@@ -57,7 +59,7 @@ def measure(
     Raises:
         InputError: a model, case or folder that cannot be used.
     """
-    with closing(Session(sources, settings, folder, pool or ThisProcess(), say, bars)) as session:
+    with closing(Session(sources, settings, folder, pool or ThisProcess(), say, bars, asked)) as session:
         session.prepare(write=not dry_run)
         if dry_run or not (session.resumed or agreed()):
             return None

@@ -46,6 +46,7 @@ class Session:
         pool: who does the work.
         say: prints a line.
         bars: show how far it is.
+        asked: the run file of this evaluation, for the report; "" from Python.
 
     Attributes:
         resumed: the folder held finished records already.
@@ -59,9 +60,10 @@ class Session:
         pool: Pool,
         say: Callable[[str], None] = say,
         bars: bool = True,
+        asked: str = "",
     ) -> None:
         self.run = run = uuid.uuid4().hex
-        self.bars = bars
+        self.bars, self.asked = bars, asked
         self.jobs = [Job(run, source, settings, str(folder), number) for number, source in enumerate(sources)]
         self.settings, self.folder, self.pool, self.say = settings, folder, pool, say
         self.store = Store(folder)
@@ -101,6 +103,7 @@ class Session:
             "settings": self.settings.as_dict(),
             "levels": [{"key": v.key, "norm": v.norm, "eps": v.eps, "unit": v.unit} for v in self.settings.levels],
             "models": self.models,
+            "run_file": self.asked,
         }
         goes_on = write and (self.folder / "evaluation.json").exists()
         if goes_on:

@@ -1,0 +1,128 @@
+"""A run file: the options of ``monai-adv evaluate`` in YAML, under their long names.
+
+Its values become words of the command line before those are parsed, so they are checked like them. ``--run`` and not
+``-c``, which is nnU-Net's word for a configuration.
+
+Example::
+
+    norm: linf
+    eps: [0.01, 0.03]
+    factory: my_model.py:model
+    output: report
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from monai_adv.errors import InputError, first_cause
+
+OPTION = "--run"
+NOT_KEPT = ("help", "run_file", "dry_run", "yes")
+"""Options that decide nothing about an evaluation."""
+
+
+class Parser(argparse.ArgumentParser):
+    """If it has the option ``--run``, the words of that file come before the other ones."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's.
+
+        Raises:
+            InputError: a file that cannot be read, or with a key that is no option.
+        """
+        if args is not None and OPTION in self._option_string_actions:
+            args = expanded(list(args), self)
+        return super().parse_known_args(args, namespace)
+
+
+def expanded(words: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    """The words with those of the run file in front; an option that is given on the command line hides the file's."""
+    files = [words[i + 1] for i, word in enumerate(words[:-1]) if word == OPTION]
+    files += [word.partition("=")[2] for word in words if word.startswith(OPTION + "=")]
+    if not files:
+        return words
+    if len(files) > 1:
+        raise InputError.of(OPTION, files, "one file")
+    given = {id(action) for word in words for action in _actions_of(word, parser)}
+    found: list[str] = []
+    seen: dict[int, str] = {}
+    options = _options(parser)
+    if given & {id(options.get(name)) for name in ("norm", "eps")}:  # a radius belongs to its norm
+        given |= {id(options.get(name)) for name in ("norm", "eps")}
+    for key, value in _read(files[0]).items():
+        if key not in options:
+            raise InputError.unknown(str(key), f"key in {files[0]}", options)
+        action = options[key]
+        if id(action) in seen:
+            raise InputError.of(files[0], f"{seen[id(action)]} and {key}", "one of the two", "they are the same option")
+        seen[id(action)] = key
+        if id(action) not in given:
+            found += _words(key, value, action, files[0])
+    return found + words
+
+
+def as_run_file(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """What was asked for, as a run file that asks for it again; what is left to the default is left out."""
+    names: dict[str, str] = {}
+    for name, action in _options(parser).items():
+        if action.dest not in NOT_KEPT:
+            names[action.dest] = max(name, names.get(action.dest, ""), key=len)
+    content = {name: getattr(args, dest) for dest, name in names.items()}
+    plain = {name: value for name, value in content.items() if value != parser.get_default(_dest(name, parser))}
+    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100))
+
+
+def _dest(name: str, parser: argparse.ArgumentParser) -> str:
+    return _options(parser)[name].dest
+
+
+def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Without their dashes, but for what a file cannot say."""
+    actions = parser._option_string_actions.items()
+    return {word.lstrip("-"): a for word, a in actions if a.dest not in ("help", "run_file")}
+
+
+def _actions_of(word: str, parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Those that a word of the command line may mean; argparse takes shortened ones."""
+    name = word.partition("=")[0]
+    if name in parser._option_string_actions:
+        return [parser._option_string_actions[name]]
+    return [a for option, a in parser._option_string_actions.items() if name[:2] == "--" and option.startswith(name)]
+
+
+def _read(file: str) -> dict[Any, Any]:
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError.of(OPTION, file, "a YAML file that can be read", first_cause(error)) from error
+    if not isinstance(content, dict):
+        raise InputError.of(OPTION, file, "a YAML file with a line 'option: value' for each option")
+    return content
+
+
+def _words(key: str, value: Any, action: argparse.Action, file: str) -> list[str]:
+    option = next(word for word in action.option_strings if word.lstrip("-") == key)
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise InputError.of(f"{key} in {file}", value, "true or false")
+        return [option] if value else []
+    values = value if isinstance(value, list) else [value]
+    repeated = isinstance(action, argparse._AppendAction)
+    if action.nargs is None and not repeated and len(values) != 1:
+        raise InputError.of(f"{key} in {file}", value, "one value")
+    groups = [values] if action.nargs is not None else [[each] for each in values]
+    if repeated and action.nargs is not None and all(isinstance(each, list) for each in values):
+        groups = values
+    words = []
+    for group in groups:
+        for each in group:
+            if not isinstance(each, str | int | float) or isinstance(each, bool):
+                raise InputError.of(f"{key} in {file}", each, "text or a number", "text that YAML reads needs quotes")
+        texts = [str(each) for each in group]
+        words += [f"{option}={texts[0]}"] if len(texts) == 1 and option[:2] == "--" else [option, *texts]
+    return words

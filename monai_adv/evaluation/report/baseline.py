@@ -1,0 +1,91 @@
+"""Is a model worse than it was? For a test that runs by itself: an earlier ``results.json`` against a new one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai_adv.errors import InputError, first_cause
+from monai_adv.evaluation.report.results import Results
+from monai_adv.evaluation.settings import EvaluationSettings
+
+TODO = "measure both in the same way"
+
+
+@dataclass(frozen=True)
+class Drop:
+    """One model at one level ("" is clean): mean scores in percent, of the worst case."""
+
+    model: str
+    level: str
+    before: float
+    now: float
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.level or 'clean'}: {self.before:.1f} before, {self.now:.1f} now"
+
+
+class Baseline:
+    """An earlier evaluation.
+
+    Args:
+        file: its ``results.json``.
+        settings: of the new one.
+
+    Raises:
+        InputError: a file that cannot be read, or an evaluation with other radii, attacks or cases.
+    """
+
+    def __init__(self, file: str | Path, settings: EvaluationSettings) -> None:
+        self.file = str(file)
+        try:
+            content = json.loads(Path(file).read_text(encoding="utf-8"))
+            self._means: dict[str, dict[str, Any]] = {
+                m["name"]: {key: summary["mean"] for key, summary in m["summaries"].items()} for m in content["models"]
+            }
+            self._cases = {m["name"]: sorted(m["cases"]) for m in content["evaluation"]["models"]}
+            before = content["evaluation"]["settings"]
+            levels = [level["key"] for level in content["evaluation"]["levels"]]
+            for word in ("attacks", "cases", "box"):
+                found = getattr(settings, word)
+                if before[word] != (list(found) if isinstance(found, tuple) else found):
+                    raise InputError.of("--baseline", f"{word} {before[word]}", f"{word} {found}, as here", TODO)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError.of("--baseline", self.file, "the results.json of a report", first_cause(error)) from error
+        if levels != (here := [level.key for level in settings.levels]):
+            raise InputError.of("--baseline", f"radii {', '.join(levels)}", f"{', '.join(here)}, as here", TODO)
+
+    def compare(self, results: Results) -> Sequence[Drop]:
+        """Every model that both have, at every level and clean.
+
+        Raises:
+            InputError: no model in common, or one with other cases; it may have lost some that cannot be used.
+        """
+        common = [m for m in results.models if m.name in self._means]
+        if not common:
+            allowed = f"one with {', '.join(m.name for m in results.models)}"
+            raise InputError.of("--baseline", f"{self.file} with {', '.join(self._means)}", allowed)
+        cases = {m["name"]: sorted(m["cases"]) for m in results.evaluation["models"]}
+        for model in common:
+            if cases[model.name] != self._cases[model.name] or results.problems:
+                raise InputError.of("--baseline", self.file, f"the same cases of {model.name}, all of them used", TODO)
+        return [
+            Drop(model.name, key, _percent(self._means[model.name].get(key)), _percent(summary.mean))
+            for model in common
+            for key, summary in model.summaries.items()
+        ]
+
+
+def larger_than(drops: Sequence[Drop], most: float) -> list[Drop]:
+    """Those by more than so many points; a score that is no longer defined counts."""
+    return [d for d in drops if not math.isnan(d.before) and not d.before - d.now <= most]
+
+
+def _percent(mean: float | None) -> float:
+    return math.nan if mean is None else 100 * mean
