@@ -191,6 +191,7 @@ def test_probes_that_meet_a_bad_case_are_made_without_it(
     monkeypatch.setattr(flags, "probe", probe)
     jobs = [LiveSource(bad_models.odd_size())]
     monkeypatch.setattr("monai_adv.evaluation.report.page.write_report", lambda folder, results: None)
+    monkeypatch.setattr("monai_adv.evaluation.report.results.find_flags", lambda *_: [])
     running = Session(jobs, EvaluationSettings((Level("linf", 0.02),), "quick"), tmp_path / "out", ThisProcess())
     running.prepare()
     assert running.finish() == 1
