@@ -262,13 +262,16 @@ def shortened(attack: AutoAttack, steps: int, queries: int) -> Ensemble:
 def test_few_classes_run_through_every_stage_also_where_everyone_is_robust(version: Any, classes: int) -> None:
     """A radius of 0: nobody falls, so every stage is reached (the reference crashes here)."""
     network, images, labels = problem(classes, (1, 2, 2), 2)
-    attack = shortened(AutoAttack(Threat("l2", 0.0), classes, version), steps=4, queries=5)
+    queries = 5
+    attack = shortened(AutoAttack(Threat("l2", 0.0), classes, version), steps=4, queries=queries)
     result = attack(network, images, labels, TASK, generator=seeded())
     assert not result.wrong.any()
     assert torch.equal(result.images, images)
     assert all(s.attacked == 2 for s in result.summary)
     most = attack.most_passes()
-    assert (result.passes.forward, result.passes.backward_input) == (2 * most.forward, 2 * most.backward_input)
+    # Proposals of Square that change nothing are not looked at.
+    assert result.passes.forward == 2 * (most.forward - queries)
+    assert result.passes.backward_input == 2 * most.backward_input
 
 
 @settings(max_examples=15)

@@ -432,7 +432,7 @@ def test_what_was_not_agreed_to_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_open_subject_is_not_pickled(tmp_path: Path) -> None:
+def test_an_open_model_is_not_pickled(tmp_path: Path) -> None:
     """A live bundle holds its whole data set, and transforms that cannot be pickled."""
     model = bad_models.odd_size()
     model.transform = lambda x: x  # type: ignore[attr-defined]

@@ -155,8 +155,12 @@ def run(args: argparse.Namespace) -> int:
         code = measure(
             sources, settings, output, pool, dry_run=args.dry_run, agreed=lambda: args.yes or _agreed(), asked=asked
         )
-        if code is None or baseline is None:
-            return code or 0
+        if code is None:
+            if not args.dry_run:
+                print("Nothing was computed.")
+            return 0
+        if baseline is None:
+            return code
         return WORSE if _worse(baseline, output, args.max_drop) else code
     except KeyboardInterrupt:
         again = shlex.join(["monai-adv", *args.words])
@@ -263,7 +267,4 @@ def _device(name: str | None) -> str:
 
 def _agreed() -> bool:
     """Ask, where somebody can answer."""
-    if not sys.stdin.isatty() or input("Start? [Y/n] ").strip().lower() in ("", "y", "yes"):
-        return True
-    print("Nothing was computed.")
-    return False
+    return not sys.stdin.isatty() or input("Start? [Y/n] ").strip().lower() in ("", "y", "yes")

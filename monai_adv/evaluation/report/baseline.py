@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_adv.errors import InputError, first_cause
-from monai_adv.evaluation.report.results import Results
+from monai_adv.evaluation.report.results import Figures
 from monai_adv.evaluation.settings import EvaluationSettings
 
 TODO = "measure both in the same way"
@@ -61,7 +61,7 @@ class Baseline:
         if levels != (here := [level.key for level in settings.levels]):
             raise InputError.of("--baseline", f"radii {', '.join(levels)}", f"{', '.join(here)}, as here", TODO)
 
-    def compare(self, results: Results) -> Sequence[Drop]:
+    def compare(self, results: Figures) -> Sequence[Drop]:
         """Every model that both have, at every level and clean.
 
         Raises:

@@ -17,7 +17,7 @@ from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, level_name
 from monai_adv.evaluation.report.curves import Curve, chains, per_attack_curve, repetitions, worst_case_curve
 from monai_adv.evaluation.report.pictures import draw, largest_change
-from monai_adv.evaluation.report.results import ModelResults, Results, as_csv, as_json, as_table, gather
+from monai_adv.evaluation.report.results import Figures, ModelResults, as_csv, as_json, as_table, gather
 from monai_adv.evaluation.report.sentences import opening, robustness, telling_level
 from monai_adv.evaluation.settings import Version
 from monai_adv.evaluation.store import read_pictures
@@ -44,7 +44,7 @@ KNOWS = {
 }
 
 
-def write_report(folder: str | Path, results: Results | None = None, output: str | Path | None = None) -> Path:
+def write_report(folder: str | Path, results: Figures | None = None, output: str | Path | None = None) -> Path:
     """Write ``report.html``, ``results.json``, ``results.csv``, ``tables.csv`` and the curves.
 
     Each is written whole or not at all. The page needs no other file and no network;
@@ -81,7 +81,7 @@ def write_report(folder: str | Path, results: Results | None = None, output: str
 
 
 def render(
-    results: Results,
+    results: Figures,
     curves: Sequence[Curve],
     per_model: Mapping[str, Sequence[Curve]],
     worst_cases: Mapping[str, Sequence[dict[str, Any]]],
@@ -265,7 +265,7 @@ def _all_in_words(
     return list(places.items())
 
 
-def _deviations(results: Results) -> list[tuple[list[str], tuple[str, ...]]]:
+def _deviations(results: Figures) -> list[tuple[list[str], tuple[str, ...]]]:
     """How the attacks differ from AutoAttack as published: (names of the models, sentences)."""
     found: dict[tuple[str, ...], list[str]] = {}
     for model in results.models:
@@ -316,7 +316,7 @@ def _short(value: Any) -> str:
 # ----------------------------------------------------------------------------------------------------------- pictures
 
 
-def _curves(results: Results) -> tuple[list[Curve], dict[str, list[Curve]]]:
+def _curves(results: Figures) -> tuple[list[Curve], dict[str, list[Curve]]]:
     groups, records, kind = chains(results.records), results.records, results.kind
     if not records:
         return [], {m.name: [] for m in results.models}
@@ -334,7 +334,7 @@ def _curves(results: Results) -> tuple[list[Curve], dict[str, list[Curve]]]:
     return main, per_model
 
 
-def _worst_cases(folder: Path, results: Results) -> dict[str, list[dict[str, Any]]]:
+def _worst_cases(folder: Path, results: Figures) -> dict[str, list[dict[str, Any]]]:
     """For each model the cases with the lowest scores, at one radius for all models.
 
     Returns:
@@ -366,7 +366,7 @@ def draw_case(picture: Picture, model: ModelResults, clean: Score, attacked: Sco
     return draw(picture, model.classes, _result(clean, model), _result(attacked, model), model.unit.split(" (")[0])
 
 
-def _patients(results: Results, model: ModelResults, shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _patients(results: Figures, model: ModelResults, shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the table of patients, the lowest at the last radius first: ``name``, ``anchor``, ``scores``."""
     keys = ["", *(v.key for v in results.levels if v.key in model.summaries)]
     columns = [results.scores(model.name, key) for key in keys]

@@ -76,7 +76,7 @@ class ModelResults:
 
 
 @dataclass(frozen=True)
-class Results:
+class Figures:
     """One evaluation.
 
     Attributes:
@@ -119,7 +119,7 @@ class Results:
         return mean_known(s.score for s in scores_at(self.joint, model, level).values())
 
 
-def gather(folder: str | Path) -> Results:
+def gather(folder: str | Path) -> Figures:
     """Read a folder, finished or not, and compute all numbers.
 
     Raises:
@@ -147,7 +147,7 @@ def gather(folder: str | Path) -> Results:
     ]
     comparisons = compare_all(records, models[0].kind, seed=seed)
     notes = [(r.model, r.case, note) for r in records for note in r.settings.get("notes", ()) if r.attack == CLEAN]
-    return Results(
+    return Figures(
         evaluation, store.read_cost(folder), problems, kept.levels(records), models, comparisons, records, notes,
         _shared(records),
     )  # fmt: skip
@@ -253,7 +253,7 @@ def _without_auc(values: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if name != "auc"}
 
 
-def as_json(results: Results) -> str:
+def as_json(results: Figures) -> str:
     """All numbers of the page, and every record; what is not defined is ``null``."""
     content = {
         "evaluation": results.evaluation,
@@ -267,7 +267,7 @@ def as_json(results: Results) -> str:
     return json.dumps(plain_values(content), indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def as_csv(results: Results) -> str:
+def as_csv(results: Figures) -> str:
     """One row for every patient or image, level and attack, and one ("worst case") over the attacks of a level.
 
     Columns: model, case, patient, level, norm, eps, unit, attack, family, score, label, then per class Dice, HD95 and
@@ -293,7 +293,7 @@ def as_csv(results: Results) -> str:
     return csv_text(list(map(printable, head)), lines)
 
 
-def all_scores(results: Results) -> Iterator[tuple[ModelResults, str, str, str, Score]]:
+def all_scores(results: Figures) -> Iterator[tuple[ModelResults, str, str, str, Score]]:
     """(model, case, key of the level, attack, score): every attack's own, and :data:`WORST` over them."""
     for model in results.models:
         for record in results.records:
@@ -314,7 +314,7 @@ def measures_of(score: Score, classes: Sequence[str]) -> dict[str, float]:
     return values | {f"probability {c}": p for c, p in zip(classes, score.probabilities, strict=False)}
 
 
-def summary_table(results: Results) -> str:
+def summary_table(results: Figures) -> str:
     """Worst case of every model and radius in percent, for a terminal."""
     word = "accuracy" if results.kind == "classification" else "Dice"
     rows = [("model", "level", f"worst-case {word} (%)", "cases")]
@@ -327,7 +327,7 @@ def summary_table(results: Results) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def as_table(results: Results) -> str:
+def as_table(results: Figures) -> str:
     """CSV with one row per model, level, attack, class and measure: the numbers of the page's tables.
 
     Columns: model, level, norm, eps, unit, attack ("clean", a name, or "worst case"), class ("all": the score that the

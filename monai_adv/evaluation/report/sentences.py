@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from monai_adv.evaluation.records import Level, level_name
-from monai_adv.evaluation.report.results import ModelResults, Results
+from monai_adv.evaluation.report.results import Figures, ModelResults
 
 HOLDS, WEAK = 0.75, 0.5
 """Shares of the clean score: from the first on a model holds, below the second it is not robust."""
@@ -61,7 +61,7 @@ def robustness(model: ModelResults, levels: Sequence[Level]) -> Robustness:
     return Robustness("robust at every radius measured", "good", shares)
 
 
-def opening(results: Results) -> tuple[str, str, str]:
+def opening(results: Figures) -> tuple[str, str, str]:
     """What was measured, what was found, what follows; one sentence each."""
     return _measured(results), _found(results), _follows(results)
 
@@ -86,7 +86,7 @@ def radius_name(level: Level) -> str:
     return f"RMS {level.eps:g}" if level.unit == "rms" else level_name(level)
 
 
-def _measured(results: Results) -> str:
+def _measured(results: Figures) -> str:
     one = "patient" if results.kind == "segmentation" else "image"
     most = max(m.summaries[""].count for m in results.models)
     who = results.models[0].name if len(results.models) == 1 else f"{len(results.models)} models"
@@ -97,7 +97,7 @@ def _measured(results: Results) -> str:
     return f"{of} ({_count(most, one)}) were changed on purpose, by at most {where}, to make {who} err."
 
 
-def _found(results: Results) -> str:
+def _found(results: Figures) -> str:
     level = telling_level(results.models, results.levels)
     score = "Dice" if results.kind == "segmentation" else "accuracy"
     kept = {}
@@ -124,7 +124,7 @@ def _found(results: Results) -> str:
     return f"{said}."
 
 
-def _follows(results: Results) -> str:
+def _follows(results: Figures) -> str:
     models = results.models
     by_word = {w: [m for m in models if m.verdict.word == w] for w in dict.fromkeys(m.verdict.word for m in models)}
     if bad := by_word.get("not reliable"):

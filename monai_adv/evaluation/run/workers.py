@@ -143,23 +143,23 @@ class Job:
 
     def _model(self) -> Model:
         key = self.run, self.number
-        if key not in _subjects:
-            for old in [k for k in _subjects if k[0] != self.run]:
-                del _subjects[old]
+        if key not in _models:
+            for old in [k for k in _models if k[0] != self.run]:
+                del _models[old]
             model = self.source.open()
             if isinstance(self.settings.cases, int) and isinstance(model, Classifier):
                 model = model.first(self.settings.cases)  # images: a case is a group of them
-            _subjects[key] = model
-        return _subjects[key]
+            _models[key] = model
+        return _models[key]
 
 
-_subjects: dict[tuple[str, int], Model] = {}
+_models: dict[tuple[str, int], Model] = {}
 
 
 def forget(run: str) -> None:
     """Let go of the models that this process opened for a run."""
-    for key in [k for k in _subjects if k[0] == run]:
-        del _subjects[key]
+    for key in [k for k in _models if k[0] == run]:
+        del _models[key]
 
 
 def plan_of(settings: EvaluationSettings, kind: Kind, classes: int) -> dict[str, list[Stage]]:
