@@ -269,8 +269,8 @@ def test_few_classes_run_through_every_stage_also_where_everyone_is_robust(versi
     assert torch.equal(result.images, images)
     assert all(s.attacked == 2 for s in result.summary)
     most = attack.most_passes()
-    # Proposals of Square that change nothing are not looked at.
-    assert result.passes.forward == 2 * (most.forward - queries)
+    free = 0 if version == "rand" else queries  # proposals of Square that change nothing are not looked at
+    assert result.passes.forward == 2 * (most.forward - free)
     assert result.passes.backward_input == 2 * most.backward_input
 
 
