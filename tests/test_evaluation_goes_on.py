@@ -16,6 +16,7 @@ from typing import Any
 
 import bad_models
 import pytest
+import tiny_models
 import torch
 from planted_evaluation import dice_score, folder_of, plant
 from tiny_evaluate import evaluate
@@ -27,7 +28,7 @@ from monai_adv.cli import evaluate as command
 from monai_adv.cli import main
 from monai_adv.errors import InputError, say_it_last
 from monai_adv.evaluation import store
-from monai_adv.evaluation.checks import flags
+from monai_adv.evaluation.checks import flags, probes
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.report.page import write_report
 from monai_adv.evaluation.run import session, workers
@@ -181,7 +182,7 @@ def test_probes_that_meet_a_bad_case_are_made_without_it(
     """All three cases would be probed, and the second one fails."""
     probed = []
 
-    def probe(model: Any, levels: Any, seed: int, cases: Sequence[str], steps: int) -> dict[str, Any]:
+    def probe(model: Any, levels: Any, seed: int, cases: Sequence[str], steps: int, once: Any) -> dict[str, Any]:
         probed.append(list(cases))
         for case in cases:
             with torch.no_grad():
@@ -198,6 +199,41 @@ def test_probes_that_meet_a_bad_case_are_made_without_it(
     running.close()
     assert probed == [["0", "1", "2"], ["0", "2"]]
     assert store.read_probes(tmp_path / "out")["even"]["cases"] == ["0", "2"]
+
+
+@pytest.mark.parametrize("stop_at", [1, 2])
+def test_probes_go_on_where_they_were_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int) -> None:
+    """Each probed case is a stage of its own: kept, told of, and never made twice."""
+    monkeypatch.setitem(probes.STEPS, "quick", 5)
+    made: list[str] = []
+    make = probes._probe_case
+
+    def counted(model: Any, name: str, *rest: Any) -> dict[str, Any]:
+        if len(made) == stop_at and not (tmp_path / "stopped").exists():
+            (tmp_path / "stopped").touch()
+            raise KeyboardInterrupt
+        made.append(name)
+        return make(model, name, *rest)
+
+    def job(folder: str) -> workers.Job:
+        settings = EvaluationSettings((Level("linf", 0.02),), "quick")
+        running = Session([LiveSource(tiny_models.classifier())], settings, tmp_path / folder, ThisProcess(), str)
+        running.prepare()
+        running._open()
+        running.close()
+        return running.jobs[0]
+
+    monkeypatch.setattr(probes, "_probe_case", counted)
+    told: list[None] = []
+    cases = tuple(tiny_models.classifier().cases)
+    with pytest.raises(KeyboardInterrupt):
+        job("out").probe(cases)
+    assert job("out").probe(cases, lambda: told.append(None)) == ""
+    assert made == list(cases)
+    assert len(told) == len(cases)
+    assert job("whole").probe(cases) == ""
+    (there, whole) = (store.read_probes(tmp_path / folder)["tiny"] for folder in ("out", "whole"))
+    assert {**there, "seconds": 0} == {**whole, "seconds": 0}
 
 
 # -------------------------------------------------------------------- networks that attacks cannot differentiate

@@ -26,7 +26,7 @@ def evaluate(folder: Path, *words: str, models: Sequence[str] = ("classifier",),
         words = ("--norm", "linf", "--eps", "0.02", "0.06", *words)
     with (
         patch.dict(sys.modules, {"monai_adv.evaluation.report.page": report}),
-        patch.object(flags, "probe", lambda model, levels, seed, cases, steps: {"cases": list(cases)}),
+        patch.object(flags, "probe", lambda model, levels, seed, cases, steps, once: {"cases": list(cases)}),
         patch.object(results, "find_flags", lambda *_: []),
         patch.object(results, "verdict", lambda *_: Verdict(word, ("a reason",))),  # type: ignore[arg-type]
     ):

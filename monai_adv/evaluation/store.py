@@ -9,7 +9,7 @@ Layout; every file is written beside its place and then moved into it, so a file
     images/MODEL/CASE/LEVEL.STAGE.npz      worst images so far, only as long as they are needed to go on
     pictures/MODEL/CASE/LEVEL.npz          worst images as pictures, written after the last stage of a level
     problems/MODEL/CASE.json               a case that could not be used, with the reason; MODEL.json: its probes
-    probes/MODEL.json                      what the probes for the red flags found
+    probes/MODEL/CASE.json                 what the probes for the red flags found on a case, MODEL.json: on all of them
     files.json                             content hashes of the files that an evaluation depends on
     lock                                   held by the process that writes; see :func:`monai_adv.files.locked`
 
@@ -31,7 +31,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -429,6 +429,15 @@ class Store:
         """What the probes of a model found, or None if they have not run."""
         path = self.path("probes", model)
         return self._read(path) if path.exists() else None
+
+    def probed_once(self, model: str, case: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What the probes found on a case, with ``seconds``: as it is kept, or found now and kept."""
+        path = self.path("probes", model, case)
+        if not path.exists():
+            start = time.perf_counter()
+            found = find()
+            self._write(path, {**found, "seconds": time.perf_counter() - start})
+        return self._read(path)
 
     def add_cost(self, **parts: dict[str, Any]) -> None:
         """Add to ``cost.json``; see :func:`read_cost`."""

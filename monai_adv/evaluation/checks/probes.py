@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,12 +46,17 @@ LADDER = (1.0, 4.0, 16.0, 0.25)
 """Unbounded radii, as multiples of the intensity range of the images."""
 
 
+Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
+"""What is known of a case, or what the function finds of it: for those who keep it, so that a case is probed once."""
+
+
 def probe(
     model: Model,
     levels: Sequence[Level],
     seed: int = 0,
     cases: Sequence[str] | None = None,
     steps: int = STEPS["standard"],
+    once: Once = lambda case, find: find(),
 ) -> dict[str, Any]:
     """Try a model on a few cases.
 
@@ -61,6 +67,7 @@ def probe(
         cases: names of the cases; default: three, spread over the model's. Of a
             classification case at most 64 images are used.
         steps: of the long attack, see :data:`STEPS`.
+        once: stands between a case and its probes.
 
     Returns:
         plain values for JSON, each over all probed cases:
@@ -87,9 +94,7 @@ def probe(
     if not names:
         raise InputError("cases: the model has no case to probe.")
     for name in names:
-        case = model.load(name)
-        with _untouched(case.network):
-            found.append(_probe_case(model, case, levels, seed, steps))
+        found.append(once(name, partial(_probe_case, model, name, levels, seed, steps)))
     result: dict[str, Any] = {
         "cases": names,
         "steps": steps,
@@ -154,7 +159,13 @@ def long_attacks(kind: Kind, threat: Threat, steps: int) -> list[Attack]:
     ]
 
 
-def _probe_case(model: Model, case: Case, levels: Sequence[Level], seed: int, steps: int) -> dict[str, Any]:
+def _probe_case(model: Model, name: str, levels: Sequence[Level], seed: int, steps: int) -> dict[str, Any]:
+    case = model.load(name)
+    with _untouched(case.network):
+        return _probe_loaded(model, case, levels, seed, steps)
+
+
+def _probe_loaded(model: Model, case: Case, levels: Sequence[Level], seed: int, steps: int) -> dict[str, Any]:
     device = device_of(case.network)
     classification = model.kind == "classification"
     # A patient's score needs all slices; of independent images some will do.

@@ -255,10 +255,15 @@ class Session:
         """The pilot, a prediction, then the probes and all other cases."""
         pilot, rest = self._tasks()
         records = sum(_records_per_case(m) * len(m["cases"]) for m in self.models)
-        with _progress(records + len(self.jobs), self.bars) as tell:
+        probed = [self._probed(i) for i in range(len(self.jobs))]
+        with _progress(records + sum(map(len, probed)), self.bars) as tell:
             self._run(self._attacks(pilot, tell), tell)
             self._predict(pilot)
-            probes = [((job.probe, self._probed(i)), 1) for i, job in enumerate(self.jobs)]
+            here = isinstance(self.pool, ThisProcess)
+            probes: list[tuple[tuple[Any, ...], int]] = [
+                ((job.probe, cases, *([tell] if here else [])), 0 if here else len(cases))
+                for job, cases in zip(self.jobs, probed, strict=True)
+            ]
             self._run(probes + self._attacks(rest, tell), tell)
         self._probe_again()
 

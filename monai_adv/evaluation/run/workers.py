@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
@@ -118,19 +117,30 @@ class Job:
         with reproducible(self.settings):
             return run_case(self._model(), case, self.settings, self._store(), tell)
 
-    def probe(self, cases: tuple[str, ...]) -> str:
+    def probe(self, cases: tuple[str, ...], tell: Callable[[], None] = lambda: None) -> str:
         """The probes for the red flags, on these cases, unless the store has them; returns why they failed, or ""."""
         flags = import_module("monai_adv.evaluation.checks.flags")  # draws the statistics of a report in with it
         store, model = self._store(), self._model()
-        if store.probe(model.name) is None:
-            start = time.perf_counter()
-            try:
-                with reproducible(self.settings):
-                    steps = flags.STEPS[self.settings.attacks]
-                    found = flags.probe(model, self.settings.levels, self.settings.seed, cases, steps)
-            except Exception as error:  # of the model's own code, for some image
-                return in_a_sentence(error)
-            store.add_probe(model.name, {**found, "seconds": time.perf_counter() - start})
+        if store.probe(model.name) is not None:
+            for _ in cases:
+                tell()
+            return ""
+        seconds = 0.0
+
+        def once(case: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+            nonlocal seconds
+            found = store.probed_once(model.name, case, find)
+            seconds += found["seconds"]
+            tell()
+            return found
+
+        try:
+            with reproducible(self.settings):
+                steps = flags.STEPS[self.settings.attacks]
+                found = flags.probe(model, self.settings.levels, self.settings.seed, cases, steps, once)
+        except Exception as error:  # of the model's own code, for some image
+            return in_a_sentence(error)
+        store.add_probe(model.name, {**found, "seconds": seconds})
         return ""
 
     def _store(self) -> Store:
