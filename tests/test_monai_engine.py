@@ -694,7 +694,7 @@ def test_an_ignored_label_counts_nowhere() -> None:
         (torch.ones(1, 2, 2), "see the label's transforms"),
         (torch.ones(3, 4, 4), r"\(B, 2, \*spatial\)"),
         (torch.full((1, 4, 4), 0.5), "whole numbers from 0 to 1"),
-        (torch.full((1, 4, 4), 7.0), r"received \[7.0\]"),
+        (torch.full((1, 4, 4), 7.0), r"received \[7\]"),
         (torch.ones(4), r"for logits \(B, K, \*spatial\)"),
     ],
 )
