@@ -84,7 +84,3 @@ def _version() -> str:
         return metadata.version("monai-adv")
     except metadata.PackageNotFoundError:
         return "(not installed)"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
