@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.data import PersistentDataset
+from monai.data import MetaTensor, PersistentDataset
 from test_bundle_evaluation import (
     LISTS,
     VALIDATION,
@@ -23,6 +23,7 @@ from test_bundle_evaluation import (
 from torch import nn
 
 from monai_adv.errors import InputError
+from monai_adv.evaluation.models.bundle import opened
 from monai_adv.evaluation.models.bundle.opened import BundleClassifier, BundleSegmenter, OpenBundle, as_model
 from monai_adv.evaluation.models.bundle.source import BundleSource
 from monai_adv.evaluation.records import Level
@@ -194,6 +195,13 @@ def test_nor_that_of_a_data_set_that_is_made_already(tmp_path: Path) -> None:
     cached = PersistentDataset(items(), [], cache_dir=tmp_path / "cache")
     as_model(OpenBundle("b", Constant(), _simple, torch.utils.data.Subset(cached, [0])))
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_header_whose_voxels_have_no_size_is_refused() -> None:
+    affine = torch.diag(torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    image, label = (MetaTensor(torch.ones(1, 2, 2, 2), affine, {"filename_or_obj": "a.nii"}) for _ in range(2))
+    with pytest.raises(InputError, match=r"spacing: received .*, allowed is 3 numbers > 0"):
+        opened._item_of({"image": image, "label": label}, "a")
 
 
 def test_spacing_comes_from_the_label_where_a_transform_makes_a_new_image(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from monai.data.dataset import Dataset, PersistentDataset
 from monai.data.meta_tensor import MetaTensor
+from monai.data.utils import affine_to_spacing
 from monai.inferers.inferer import SlidingWindowInferer
 from monai.transforms.compose import Compose
 from monai.transforms.intensity.array import ScaleIntensityRange
@@ -31,6 +32,7 @@ from monai_adv.evaluation.models.plain import fingerprint as fingerprint_of
 from monai_adv.evaluation.models.segmenter import SegmentationCase, Segmenter
 from monai_adv.evaluation.records import Level
 from monai_adv.metrics.score import Kind
+from monai_adv.metrics.segmentation import check_spacing
 from monai_adv.network_state import device_of, frozen
 from monai_adv.networks.inferer import BundleNetwork, ForegroundLogits
 from monai_adv.tasks.base import check_labels, is_one_hot, whole_labels
@@ -383,15 +385,19 @@ def _item_of(found: Any, name: str) -> _Item:
         raise InputError.of("case", name, "finite intensities", "there is NaN or infinity in its image")
     if label.ndim == image.ndim - 1 and label.shape == image.shape[1:] and label.ndim > 1:
         label = label[None]
-    notes = _notes(*pair) if label.ndim == image.ndim else ()
-    return _Item(image, label, spacing and spacing[: image.ndim - 1], notes)
+    if label.ndim != image.ndim:
+        return _Item(image, label, spacing and spacing[: image.ndim - 1], ())
+    if spacing is not None:  # distances of the segmentation are measured with it
+        spacing = check_spacing(spacing[: image.ndim - 1], min(len(spacing), image.ndim - 1))
+    return _Item(image, label, spacing, _notes(*pair))
 
 
 def _spacing(*parts: Any) -> tuple[float, ...] | None:
     """Of the first part whose meta data come from a file; a transform that makes a new tensor says 1 of anything."""
     for part in parts:
         if isinstance(part, MetaTensor) and {"original_affine", "filename_or_obj"} & set(part.meta):
-            return tuple(float(s) for s in part.pixdim)
+            axes = len(part.affine) - 1  # MONAI's pixdim would make 1 mm of 0
+            return tuple(float(s) for s in affine_to_spacing(part.affine, axes, suppress_zeros=False))
     return None
 
 
