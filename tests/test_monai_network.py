@@ -118,7 +118,8 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     stored.touch()
     trainer = IMATrainer({**plans(), "continue_training": False}, "2d", 0, dataset_json(CLASSES), torch.device("cpu"))
     trainer.initialize()
-    trainer._bind(SampleIds({"case": 5}))
+    trainer.sample_ids = SampleIds({"case": 5})
+    trainer._bind()
     trainer._best_ema = np.float32(0.5)  # as the host leaves it
     trainer.logger.log("mean_fg_dice", np.float64(0.5), 0)
     folder = Path(trainer.output_folder).parent
