@@ -17,7 +17,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 
 from monai_adv import InputError
 from monai_adv.cli import main
-from nnunet_trainers import DSBNTrainer, IMATrainer, deployed, trainers
+from nnunet_trainers import DSBNTrainer, IMATrainer, deployed
 from nnunet_trainers.export import export
 from tests import tiny_nnunet as tiny
 
@@ -100,8 +100,13 @@ def test_a_variant_of_nnunets_own_keeps_its_name(tmp_path: Path, monkeypatch: py
     class RobustBN(IMATrainer, nnUNetTrainerBN):
         pass
 
-    monkeypatch.setattr(trainers, "__all__", [*trainers.__all__, "RobustBN"])
-    monkeypatch.setattr(trainers, "RobustBN", RobustBN, raising=False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "robust_bn.py").write_text(
+        "from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN\n"
+        "from nnunet_trainers import IMATrainer\n\n\n"
+        "class RobustBN(IMATrainer, nnUNetTrainerBN):\n    pass\n"
+    )
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "mine"))
     model = with_network(tmp_path / "model", RobustBN, "RobustBN")
     written, inside = export(model, tmp_path / "plain")
     assert inside.name == "nnUNetTrainerBN__tinyPlans__2d"
