@@ -13,7 +13,7 @@ from monai_adv.errors import InputError, first_cause
 from monai_adv.evaluation.report.results import Figures
 from monai_adv.evaluation.settings import EvaluationSettings
 
-TODO = "measure both in the same way"
+HINT = "measure both in the same way"
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Baseline:
             for word in ("attacks", "cases", "box"):
                 found = getattr(settings, word)
                 if before[word] != (list(found) if isinstance(found, tuple) else found):
-                    raise InputError.of("--baseline", f"{word} {before[word]}", f"{word} {found}, as here", TODO)
+                    raise InputError.of("--baseline", f"{word} {before[word]}", f"{word} {found}, as here", HINT)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError.of("--baseline", self.file, "the results.json of a report", first_cause(error)) from error
         if levels != (here := [level.key for level in settings.levels]):
-            raise InputError.of("--baseline", f"radii {', '.join(levels)}", f"{', '.join(here)}, as here", TODO)
+            raise InputError.of("--baseline", f"radii {', '.join(levels)}", f"{', '.join(here)}, as here", HINT)
 
     def compare(self, results: Figures) -> Sequence[Drop]:
         """Every model that both have, at every level and clean.
@@ -74,7 +74,7 @@ class Baseline:
         cases = {m["name"]: sorted(m["cases"]) for m in results.evaluation["models"]}
         for model in common:
             if cases[model.name] != self._cases[model.name] or results.problems:
-                raise InputError.of("--baseline", self.file, f"the same cases of {model.name}, all of them used", TODO)
+                raise InputError.of("--baseline", self.file, f"the same cases of {model.name}, all of them used", HINT)
         return [
             Drop(model.name, key, _percent(self._means[model.name].get(key)), _percent(summary.mean))
             for model in common
