@@ -44,7 +44,7 @@ BATCH = 64
 RATE = 1e-3
 AUTOATTACK_IMAGES = {"breastmnist": 100, "pneumoniamnist": 50}
 
-COMMON = {"norm": "linf", "eps": EPS, "steps": STEPS, "intensity_min": 0.0, "intensity_max": 1.0}
+COMMON = {"norm": "linf", "eps": EPS, "steps": STEPS, "box": (0.0, 1.0)}
 
 
 OWN: dict[str, dict[str, Any]] = {"cat": {"patience": 2}, "fat": {"tau_epochs": "0.42,0.75"}}

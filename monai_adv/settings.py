@@ -15,12 +15,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from monai_adv import given
 from monai_adv.errors import InputError, did_you_mean
+from monai_adv.given import Box
 
 ENV_PREFIX = "MONAI_ADV_"
 ENV_FILE = "MONAI_ADV_SETTINGS"
@@ -64,7 +67,7 @@ class Settings:
             allowed = field.metadata.get("allowed") or type_name
             try:
                 # Strict: 2.5 steps are not 2 steps, and 1 is not true.
-                value = adapter.validate_python(_number(value, str(field.type)), strict=True)
+                value = adapter.validate_python(_read(field, value, hints[field.name], allowed), strict=True)
             except ValidationError:
                 raise InputError.of(field.name, value, allowed, f"it is: {field.metadata['help']}") from None
             if isinstance(value, float) and not math.isfinite(value):
@@ -116,13 +119,13 @@ def _in_range(value: float) -> bool:
     return value == 0 or SMALLEST <= abs(value) <= LARGEST
 
 
-def _number(value: Any, hint: str) -> Any:
-    """YAML reads ``1e-2`` as a string; where a number is wanted, it is the number."""
-    if isinstance(value, str) and "float" in hint:
-        try:
-            return float(value)
-        except ValueError:
-            return value
+def _read(field: dataclasses.Field[Any], value: Any, hint: Any, allowed: str) -> Any:
+    """A value as its setting wants it: YAML reads ``1e-2`` and ``8/255`` as strings, and a box is a list there."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if Box in kinds and value is not None:
+        return given.box(field.name, value)
+    if isinstance(value, str) and float in kinds and str not in kinds:  # others hold lists of numbers
+        return given.number(field.name, value, allowed, f"it is: {field.metadata['help']}")
     return value
 
 
@@ -241,7 +244,7 @@ def read_file(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         where = str(error).replace("\n", " ")
         raise InputError.of(ENV_FILE, str(path), "well-formed YAML or JSON", f"the parser says: {where}") from None
-    if not isinstance(values, dict) or any(isinstance(v, dict | list) for v in values.values()):
+    if not isinstance(values, dict) or any(isinstance(v, dict) for v in values.values()):
         raise InputError.of(
             ENV_FILE, str(path), "a flat mapping of settings to values, such as 'eps: 0.1'", "put one setting on a line"
         )

@@ -23,6 +23,11 @@ ROUNDING = 1e-6
 """Share of a box's width by which an image may lie beyond it all the same: boxes are written with seven digits."""
 
 
+def unit_of(norm: Norm, unit: Unit | None) -> Unit:
+    """The unit of a radius for which none was given: RMS change per voxel for L2, the largest change for L-inf."""
+    return unit or ("rms" if norm == "l2" else "norm")
+
+
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """View ``(B,)`` values as ``(B, 1, ..., 1)`` so that they broadcast over the samples of ``like``."""
     return values.view(-1, *[1] * (like.ndim - 1))

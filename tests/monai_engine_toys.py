@@ -22,7 +22,7 @@ from monai_adv.errors import InputError
 
 COUNT = 8
 SIZE = 4
-MARGINS = {"eps": 1.0, "delta": 0.125, "eps_unit": "norm", "steps": 4, "searches": 2}
+MARGINS = {"eps": 1.0, "delta": 0.125, "unit": "norm", "steps": 4, "searches": 2}
 """Exact in binary: a sample far from the boundary grows by 0.125 at every visit."""
 OFF = {"eps": 0, "delta": 0}
 
@@ -146,7 +146,7 @@ def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return set(first) == set(second) and all(torch.equal(first[k], second[k]) for k in first)
 
 
-DDP_SETTINGS = {"eps": 1.0, "delta": 0.25, "eps_unit": "norm", "steps": 5}
+DDP_SETTINGS = {"eps": 1.0, "delta": 0.25, "unit": "norm", "steps": 5}
 
 
 def ddp_worker(rank: int, port: int, folder: str) -> None:
@@ -156,7 +156,7 @@ def ddp_worker(rank: int, port: int, folder: str) -> None:
     dataset = Dataset(data)
     batches = DataLoader(dataset, batch_size=2, sampler=DistributedSampler(dataset, shuffle=False), num_workers=0)
     network = DistributedDataParallel(Classifier())
-    metric = RobustMetric(eps=1.0, eps_unit="norm")
+    metric = RobustMetric(eps=1.0, unit="norm")
     engine = trainer(IMATrainer, batches, network, epochs=2, settings=DDP_SETTINGS, state=f"{folder}/state.pt")
     engine.run()
     validation = evaluator(network, batches, metric)

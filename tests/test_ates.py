@@ -22,7 +22,7 @@ TASK = ClassificationTask()
 
 
 def make(**settings: Any) -> ATES:
-    given = {"eps": 1.0, "eps_unit": "norm", "steps": 8, "relative_step": 0.25, "start": "clean"}
+    given = {"eps": 1.0, "unit": "norm", "steps": 8, "relative_step": 0.25, "start": "clean"}
     return ATES(TASK, ATESSettings(**{**given, "ramp_epochs": 50, **settings}))
 
 
@@ -74,7 +74,7 @@ def test_lambda_1_is_standard_adversarial_training_bit_for_bit(settings: dict[st
     network, images, labels = problem(3, (2, 3), count=7)
     ates = make(start="ball", **settings)
     ates.on_epoch_start(epoch)
-    sat = SAT(TASK, SATSettings(eps=1.0, eps_unit="norm", steps=8, relative_step=0.25))
+    sat = SAT(TASK, SATSettings(eps=1.0, unit="norm", steps=8, relative_step=0.25))
     assert bool(ates(network, images, labels) == sat(network, images, labels))
     assert ates.on_epoch_end()["passes_per_sample"] == 2 * 8 + 3
 

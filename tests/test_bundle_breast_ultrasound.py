@@ -311,7 +311,7 @@ def test_methods(config: str, expected: dict[str, Any], tmp_path: Path, phantom:
     settings = vars(trainer.defense.settings)
     assert {name: settings[name] for name in expected} == expected
     if config != "clean":
-        same = {"norm": "linf", "eps": EPS, "intensity_min": 0.0, "intensity_max": 1.0}
+        same = {"norm": "linf", "eps": EPS, "box": (0.0, 1.0)}
         assert {name: settings[name] for name in same} == same
     chooses = part(workflow, "validate#evaluator").state.key_metric_name
     assert chooses == ("clean" if config == "clean" else "robust")

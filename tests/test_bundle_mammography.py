@@ -182,7 +182,7 @@ def test_keys_reach_the_defence(tmp_path: Path, forget_seed: None) -> None:
     arfl = trainer(**given)
     found = arfl.defense.settings
     assert (type(arfl).__name__, found.r, found.lam, found.eps, found.steps) == ("ARFLTrainer", 0.25, 3.0, 0.02, 7)
-    assert (found.norm, found.intensity_min, found.intensity_max, found.correlation) == ("linf", 0.0, 1.0, "paper")
+    assert (found.norm, found.box, found.correlation) == ("linf", (0.0, 1.0), "paper")
     aware = trainer("label_aware", **given).defense.settings
     assert (aware.correlation, aware.r, aware.lam) == ("label_aware", 0.25, 3.0)
     dual, sat = trainer("dual", **given), trainer("sat", **given)

@@ -24,7 +24,7 @@ TASK = ClassificationTask()
 
 
 def make(lesson: int = 0, task: Any = None, **settings: Any) -> CAT:
-    given = {"eps": 1.0, "eps_unit": "norm", "steps": 7, "start": "clean"}
+    given = {"eps": 1.0, "unit": "norm", "steps": 7, "start": "clean"}
     cat = CAT(task or TASK, CATSettings(**{**given, **settings}))
     cat.lesson = lesson
     return cat

@@ -23,7 +23,7 @@ TASK = ClassificationTask()
 
 
 def make(count: int = 3, task: Any = None, **settings: Any) -> CustomizedAT:
-    given = {"eps": 1.0, "eps_unit": "norm", "eta": 0.25, "steps": 4, "relative_step": 0.5}
+    given = {"eps": 1.0, "unit": "norm", "eta": 0.25, "steps": 4, "relative_step": 0.5}
     method = CustomizedAT(task or TASK, CustomizedATSettings(**{**given, **settings}))
     method.bind(SampleIds({"train": count}), "cpu")
     return method
@@ -158,7 +158,7 @@ def test_mix_by_hand() -> None:
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_without_growth_and_smoothing_it_is_standard_adversarial_training_bit_for_bit(norm: str) -> None:
     network, images, labels = problem(3, (2, 3), count=7)
-    settings: dict[str, Any] = {"norm": norm, "eps": 0.5, "eps_unit": "norm", "steps": 4, "relative_step": 0.5}
+    settings: dict[str, Any] = {"norm": norm, "eps": 0.5, "unit": "norm", "steps": 4, "relative_step": 0.5}
     method = make(7, **settings, eps_first=0.5, eta=0.0, smoothing=0.0)
     sat = SAT(TASK, SATSettings(**settings, start="clean"))
     assert bool(method(network, images, labels, torch.arange(7)) == sat(network, images, labels))

@@ -193,7 +193,7 @@ def test_an_unbeatable_network_gives_back_the_clean_image_and_its_dead_gradient(
 
 @pytest.mark.parametrize(
     "settings",
-    [{"kappa": -1.0}, {"until": "nearest"}, {"start": "sphere"}, {"steps": 0}, {"relative_step": 0.0}, {"mode": "x"}],
+    [{"kappa": -1.0}, {"until": "nearest"}, {"start": "surface"}, {"steps": 0}, {"relative_step": 0.0}, {"mode": "x"}],
 )
 def test_bad_settings_of_cw_are_refused(settings: dict) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(settings))}: received"):

@@ -22,7 +22,7 @@ from tests.linear_classifier import problem, seeded
 
 
 def make(task: Any = None, **settings: Any) -> DAT:
-    given = {"eps": 0.5, "eps_unit": "norm", "norm": "linf", "steps": 10, "relative_step": 0.25}
+    given = {"eps": 0.5, "unit": "norm", "norm": "linf", "steps": 10, "relative_step": 0.25}
     return DAT(task or ClassificationTask(), DATSettings(**{**given, "c_epochs": 100, **settings}))
 
 
@@ -142,7 +142,7 @@ def test_criterion_zero_is_standard_adversarial_training_bit_for_bit(norm: str, 
     dat = make(norm=norm, c_max=c_max)
     sat = SAT(
         ClassificationTask(),
-        SATSettings(norm=norm, eps=0.5, eps_unit="norm", steps=10, relative_step=0.25, start="clean"),  # type: ignore[arg-type]
+        SATSettings(norm=norm, eps=0.5, unit="norm", steps=10, relative_step=0.25, start="clean"),  # type: ignore[arg-type]
     )
     assert bool(dat(network, images, labels) == sat(network, images, labels))
     saved = 10 - 5 if c_max else 0  # four steps of a quarter, and the look that tells

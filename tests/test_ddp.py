@@ -42,7 +42,7 @@ def problem() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def defense(**settings: object) -> IMA:
-    ima = IMA(LinearTask(), IMASettings(**{"eps": 0.5, "delta": 0.1, "eps_unit": "norm", "steps": 5, **settings}))  # type: ignore[arg-type]
+    ima = IMA(LinearTask(), IMASettings(**{"eps": 0.5, "delta": 0.1, "unit": "norm", "steps": 5, **settings}))  # type: ignore[arg-type]
     ima.bind(SampleIds({"train": 8}), "cpu")
     return ima
 

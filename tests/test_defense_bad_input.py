@@ -405,7 +405,7 @@ def test_misspelt_presets_and_settings_name_the_nearest(key: str) -> None:
             )  # fmt: skip
         return str(error.value)
 
-    assert said({"intensity_mim": 0.0}) == "intensity_mim: unknown setting; did you mean 'intensity_min'?"
+    assert said({"bx": None}) == "bx: unknown setting; did you mean 'box'?"
     if not method.presets:
         assert said({"preset": "paper"}) == "preset: received 'paper', allowed is none; there are no presets."
     for name in method.presets:

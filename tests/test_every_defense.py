@@ -292,8 +292,7 @@ def test_presets_for_images_between_0_and_1_say_so(key: str) -> None:
     """Others are of z-scored scans (the IMA paper's volumes), of points in the plane, or of code that cuts nothing."""
     unbounded = ("_heart", "_hippocampus", "_prostate", "_two_moons", "fgsm_sdi_cifar", "paper", "official")
     for name, preset in METHODS[key].presets.items():
-        box = preset.get("intensity_min"), preset.get("intensity_max")
-        assert box == ((None, None) if name.endswith(unbounded) else (0.0, 1.0)), name
+        assert preset.get("box") == (None if name.endswith(unbounded) else (0.0, 1.0)), name
 
 
 @pytest.mark.parametrize("key", METHODS)

@@ -21,7 +21,7 @@ BATCH = ones(0.375, 2.0, -1.0)
 
 
 def make(task: Any = None, **settings: Any) -> FAT:
-    given = {"eps": 1.0, "eps_unit": "norm", "steps": 8, "relative_step": 0.25, "start": "clean", "omega": 0.0}
+    given = {"eps": 1.0, "unit": "norm", "steps": 8, "relative_step": 0.25, "start": "clean", "omega": 0.0}
     return FAT(task or ClassificationTask(), FATSettings(**{**given, **settings}))
 
 
@@ -75,7 +75,7 @@ def test_many_slips_without_noise_are_standard_adversarial_training_bit_for_bit(
     fat = make(norm=norm, start="ball", tau=8, eps=0.5)
     sat = SAT(
         ClassificationTask(),
-        SATSettings(norm=norm, eps=0.5, eps_unit="norm", steps=8, relative_step=0.25),  # type: ignore[arg-type]
+        SATSettings(norm=norm, eps=0.5, unit="norm", steps=8, relative_step=0.25),  # type: ignore[arg-type]
     )
     assert bool(fat(network, images, labels) == sat(network, images, labels))
     assert fat.on_epoch_end()["passes_per_sample"] == sat.on_epoch_end()["passes_per_sample"] == 2 * 8 + 3

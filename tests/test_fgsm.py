@@ -24,7 +24,7 @@ def test_the_step_has_the_closed_form(norm: str) -> None:
     network, images, target = setup()
     weight = network.weight.detach()
     unit = weight.sign() if norm == "linf" else weight / weight.norm()
-    result = FGSM(Threat(norm, 0.3), alpha=0.5)(network, images, target, LinearTask())
+    result = FGSM(Threat(norm, 0.3), relative_step=0.5)(network, images, target, LinearTask())
     torch.testing.assert_close(result.images, images - 0.15 * target.view(-1, 1, 1, 1) * unit)
     lost = 0.3 * 0.5 * (weight.norm() if norm == "l2" else weight.abs().sum())
     torch.testing.assert_close(result.margin, LinearTask().margin(network(images), target) - lost)
@@ -42,7 +42,7 @@ def test_it_is_the_first_step_of_pgd() -> None:
 def test_a_random_start_is_stepped_from_and_projected() -> None:
     """1.25 eps from any start in the ball: every voxel ends between a quarter of eps and eps."""
     network, images, target = setup()
-    attack = FGSM(Threat("linf", 0.4), alpha=1.25, start="ball")
+    attack = FGSM(Threat("linf", 0.4), relative_step=1.25, start="ball")
     result = attack(network, images, target, LinearTask(), generator=torch.Generator().manual_seed(0))
     towards = -(result.images - images) * target.view(-1, 1, 1, 1) * network.weight.detach().sign()
     assert towards.min() >= 0.1 - 1e-12
@@ -80,7 +80,9 @@ def test_any_loss_of_points_can_be_raised() -> None:
     assert float(moved[1] / moved[0]) == pytest.approx(float(torch.tensor(-1.0).exp()))  # the ratio of probabilities
 
 
-@pytest.mark.parametrize("settings", [{"alpha": 0.0}, {"alpha": float("inf")}, {"start": "sphere"}, {"mode": "x"}])
+@pytest.mark.parametrize(
+    "settings", [{"relative_step": 0.0}, {"relative_step": float("inf")}, {"start": "surface"}, {"mode": "x"}]
+)
 def test_bad_settings_are_refused(settings: dict) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(settings))}: received"):
         FGSM(Threat("l2", 1.0), **settings)

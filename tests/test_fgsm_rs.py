@@ -132,5 +132,5 @@ def test_samples_that_cannot_be_scored_are_not_watched() -> None:
 def test_bad_settings() -> None:
     with pytest.raises(InputError, match="watch_drop"):
         FGSMRSSettings(watch_drop=0.0)
-    with pytest.raises(InputError, match="alpha"):
-        FGSMRSSettings(alpha=0.0)
+    with pytest.raises(InputError, match="relative_step"):
+        FGSMRSSettings(relative_step=0.0)

@@ -42,15 +42,15 @@ class Constant(nn.Module):
         return self.value.expand(len(x), x.shape[1] // 2, *x.shape[2:])
 
 
-@pytest.mark.parametrize(("value", "alpha"), [(0.5, 0.25), (-0.5, 1.0), (1.0, 1.0)])
-def test_a_step_by_hand(value: float, alpha: float) -> None:
-    """``clip(value * eps + alpha * eps * sign(g))``; the gradient's sign of two linear classes is w_other - w_y."""
+@pytest.mark.parametrize(("value", "step"), [(0.5, 0.25), (-0.5, 1.0), (1.0, 1.0)])
+def test_a_step_by_hand(value: float, step: float) -> None:
+    """``clip(value * eps + step * eps * sign(g))``; the gradient's sign of two linear classes is w_other - w_y."""
     network, images, labels = problem(2, (1, 3, 4))
-    sdi = make(alpha=alpha)
+    sdi = make(relative_step=step)
     sdi._ready(images)
     sdi.initializer, sdi._steps = Constant(value), 1  # type: ignore[assignment]  # not its turn to learn
     sign = (network.weight[1 - labels] - network.weight[labels]).sign().detach()
-    expected = images + (value * 0.25 + alpha * 0.25 * sign).clamp(-0.25, 0.25)
+    expected = images + (value * 0.25 + step * 0.25 * sign).clamp(-0.25, 0.25)
     torch.testing.assert_close(inputs_of(network, sdi, Batch(images, labels))[0], expected)
 
 
@@ -110,7 +110,7 @@ def test_the_generator_is_that_of_the_authors() -> None:
 def test_the_generator_goes_up_where_the_network_goes_down() -> None:
     """With next to no second step, a fixed network's loss grows as the generator learns."""
     network, images, labels = problem(3, (1, 3, 4))
-    sdi = make(alpha=1e-6, generator_every=1, generator_lr=0.01, label_smoothing=0.0)
+    sdi = make(relative_step=1e-6, generator_every=1, generator_lr=0.01, label_smoothing=0.0)
     losses = [run(sdi, network, Batch(images, labels)) for _ in range(25)]
     strongest = (
         images
@@ -126,11 +126,11 @@ def test_the_generator_goes_up_where_the_network_goes_down() -> None:
 def test_the_gradient_reaches_the_generator_through_the_first_point_alone() -> None:
     """Two linear classes: d eta / d value is eps where the clip is open, so the step is known up to Adam's scale.
 
-    With value 0.5 and alpha 1 the clip is open where the gradient's sign is negative: the loss falls with the value
+    With value 0.5 and step 1 the clip is open where the gradient's sign is negative: the loss falls with the value
     there, and Adam, whose first step has the size of its rate, lowers it.
     """
     network, images, labels = problem(2, (1, 3, 4))
-    sdi = make(alpha=1.0)
+    sdi = make(relative_step=1.0)
     sdi._ready(images)
     constant = Constant(0.5)
     optimizer = torch.optim.Adam(constant.parameters(), 1e-3)
@@ -202,7 +202,7 @@ def test_a_checkpoint_for_other_images_is_refused() -> None:
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_the_radius_holds_and_other_channels_stay(shape: tuple[int, ...], norm: str) -> None:
     network, images, labels = problem(3, shape)
-    sdi = make(norm=norm, eps_unit="norm", channels=(0, 2), generator_every=1)
+    sdi = make(norm=norm, unit="norm", channels=(0, 2), generator_every=1)
     for _ in range(3):
         delta = inputs_of(network, sdi, Batch(images, labels))[-1] - images
     assert float(sdi.threat.size(delta).max()) <= 0.25 * (1 + 1e-9)

@@ -260,8 +260,8 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     run(bundle, *repaired, **given, val_interval=10)
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
     given[zoo.epochs] = 2
-    ends = {} if zoo.box is None else dict(zip(("intensity_min", "intensity_max"), zoo.box, strict=True))
-    robust_given = {f"robust_settings#{name}": value for name, value in ends.items()} | {"robust_settings#steps": 5}
+    box = {} if zoo.box is None else {"robust_settings#box": list(zoo.box)}
+    robust_given = box | {"robust_settings#steps": 5}
     off = {"robust_settings#eps": 0, "robust_settings#delta": 0, "ckpt_dir": str(folder / "off")}
     return Trained(
         zoo, folder, bundle, before, given, weights,

@@ -80,7 +80,7 @@ def test_a_scaled_loss_moves_the_images_alike(norm: str) -> None:
     found = []
     for scale in (1.0, 65536.0):
         network, images, labels = problem(3, (2, 4))
-        free = make(norm=norm, eps_unit="norm")
+        free = make(norm=norm, unit="norm")
         train(free, network, Batch(images, labels), scale=scale)
         found.append((free.perturbation, network.weight))
     torch.testing.assert_close(found[0], found[1])
@@ -122,7 +122,7 @@ def test_radius_box_and_samples_without_foreground(kind: str) -> None:
     for labels in batch.target:
         labels[0] = 0
     low, high = (float(v) for v in batch.images.aminmax())
-    free = make(one.task, norm="l2", eps=0.1, intensity_min=low, intensity_max=high)
+    free = make(one.task, norm="l2", eps=0.1, box=(low, high))
     seen: list[Tensor] = []
     one.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     for _ in range(2):

@@ -23,7 +23,7 @@ from tests.linear_classifier import problem
 
 
 def make(task: Any = None, **settings: Any) -> GAIRAT:
-    given = {"eps": 1.0, "eps_unit": "norm", "steps": 8, "relative_step": 0.25, "start": "clean"}
+    given = {"eps": 1.0, "unit": "norm", "steps": 8, "relative_step": 0.25, "start": "clean"}
     return GAIRAT(task or ClassificationTask(), GAIRATSettings(**{**given, "burn_in": 0, **settings}))
 
 
@@ -105,7 +105,7 @@ def test_equal_kappas_weigh_alike() -> None:
 
 def test_infinite_lambda_and_burn_in_are_standard_adversarial_training_bit_for_bit() -> None:
     network, images, labels = problem(3, (2, 3), count=7)
-    sat = SAT(ClassificationTask(), SATSettings(eps=1.0, eps_unit="norm", steps=8, relative_step=0.25))
+    sat = SAT(ClassificationTask(), SATSettings(eps=1.0, unit="norm", steps=8, relative_step=0.25))
     expected = sat(network, images, labels).item()
     infinite = make(lam=None, start="ball")
     assert infinite(network, images, labels).item() == expected
@@ -123,7 +123,7 @@ def test_the_weights_begin_where_those_of_the_authors_do(burn_in: dict[str, Any]
     """With epoch 60 of 120, counted from 1: two samples of which one is far away no longer weigh alike."""
     weighs = []
     for epoch in (58, 59):
-        gairat = GAIRAT(ClassificationTask(), GAIRATSettings(eps=1.0, eps_unit="norm", start="clean", **burn_in))
+        gairat = GAIRAT(ClassificationTask(), GAIRATSettings(eps=1.0, unit="norm", start="clean", **burn_in))
         gairat.on_epoch_start(epoch, epochs=120)
         inputs_of(Line(), gairat, ones(0.375, 4.0))
         weighs.append("kappa" in gairat.on_epoch_end())

@@ -129,7 +129,7 @@ def test_the_shortcut_chooses_as_brute_force(seed: int) -> None:
     network, images, labels = problem(3, (2, 4), seed=seed)
     labels[0] = (labels[0] + 1) % 3
     old = torch.rand(6, generator=torch.Generator().manual_seed(seed))
-    iaat = make(old, norm="l2", eps_unit="norm", beta=1.0)
+    iaat = make(old, norm="l2", unit="norm", beta=1.0)
 
     def right(radius: Tensor) -> Tensor:
         ascent = Ascent(iaat.threat, steps=10, relative_step=0.2)

@@ -31,7 +31,7 @@ def line() -> LinearNetwork:
 
 
 def make(images: Tensor = X, **settings: object) -> tuple[IMA, Batch]:
-    values = {"eps": 2.0, "delta": 0.5, "eps_unit": "norm", "steps": 8, "searches": 3, "algorithm": 2, **settings}
+    values = {"eps": 2.0, "delta": 0.5, "unit": "norm", "steps": 8, "searches": 3, "algorithm": 2, **settings}
     ima = IMA(LinearTask(), IMASettings(**values))  # type: ignore[arg-type]
     ima.bind(SampleIds({"train": len(images)}), "cpu")
     return ima, Batch(images, torch.ones(len(images), dtype=images.dtype), torch.arange(len(images)))
@@ -233,10 +233,10 @@ def test_the_random_start_is_on_its_sphere_and_replays(margin: float, radius: fl
 
 @pytest.mark.parametrize("algorithm", [2, 3])
 @pytest.mark.parametrize("random_start", [False, True])
-@pytest.mark.parametrize(("norm", "eps_unit"), [("l2", "rms"), ("l2", "norm"), ("linf", "norm")])
+@pytest.mark.parametrize(("norm", "unit"), [("l2", "rms"), ("l2", "norm"), ("linf", "norm")])
 @pytest.mark.parametrize("search_result", ["midpoint", "last_right"])
 def test_no_option_leaves_the_margin(
-    algorithm: int, random_start: bool, norm: str, eps_unit: str, search_result: str
+    algorithm: int, random_start: bool, norm: str, unit: str, search_result: str
 ) -> None:
     images, target = blobs(2)
     images = torch.cat([images, target.float()], 1)  # a second channel that is no intensity
@@ -245,7 +245,7 @@ def test_no_option_leaves_the_margin(
     task = SegmentationTask(lambda o, t: o.mean(), SegmentationSettings(threshold=1e-6))
     settings: dict[str, Any] = {
         "eps": 0.4, "delta": 0.2, "algorithm": algorithm, "random_start": random_start, "norm": norm,
-        "eps_unit": eps_unit, "search_result": search_result, "clean_gate": False, "steps": 4, "searches": 3,
+        "unit": unit, "search_result": search_result, "clean_gate": False, "steps": 4, "searches": 3,
         "relative_step": 1.3,
     }  # fmt: skip
     ima = IMA(task, IMASettings(**settings), channels=(0,))
@@ -272,7 +272,7 @@ def test_a_sample_that_is_wrong_where_the_attack_looks_is_wrong_and_did_not_cros
     """
     network = two_faced()
     batch = Batch(torch.tensor([[-1.0], [3.0]], dtype=torch.float64), torch.tensor([0, 1]), torch.arange(2))
-    settings = {"eps": 2.0, "delta": 0.5, "eps_unit": "norm", "steps": 4, "algorithm": algorithm}
+    settings = {"eps": 2.0, "delta": 0.5, "unit": "norm", "steps": 4, "algorithm": algorithm}
     ima = IMA(ClassificationTask(), IMASettings(**settings, random_start=random_start))  # type: ignore[arg-type]
     ima.bind(SampleIds({"train": 2}), "cpu")
     run(ima, batch, network)
@@ -290,7 +290,7 @@ def test_the_side_of_the_midpoint_is_that_of_the_mode_of_the_attack() -> None:
     network = two_faced()
     images = torch.tensor([[-1.75], [-1.5]], dtype=torch.float64)
     batch = Batch(images, torch.tensor([1, 1]), torch.arange(2))
-    settings = {"eps": 2.0, "delta": 0.5, "eps_unit": "norm", "steps": 8, "searches": 0, "algorithm": 2}
+    settings = {"eps": 2.0, "delta": 0.5, "unit": "norm", "steps": 8, "searches": 0, "algorithm": 2}
     ima = IMA(ClassificationTask(), IMASettings(**settings))  # type: ignore[arg-type]
     ima.bind(SampleIds({"train": 2}), "cpu")
     run(ima, batch, network)
@@ -453,8 +453,8 @@ def test_margins_above_a_smaller_eps_are_cut() -> None:
 
 def test_margins_in_another_unit_are_refused() -> None:
     ima, _ = make(torch.ones(3, 1, dtype=torch.float64))
-    other, _ = make(eps=0.5, delta=0.1, eps_unit="rms")
-    with pytest.raises(InputError, match="norm and eps_unit: received 'l2, rms', allowed is those of the checkpoint"):
+    other, _ = make(eps=0.5, delta=0.1, unit="rms")
+    with pytest.raises(InputError, match="norm and unit: received 'l2, rms', allowed is those of the checkpoint"):
         other.load_state_dict(ima.state_dict())
     assert other.margins.values.tolist() == pytest.approx([0.1] * 3)
 

@@ -40,7 +40,7 @@ class Parabola(nn.Module):
 X = torch.tensor([[0.3, -0.7], [1.0, 0.5], [-0.2, 0.1]], dtype=torch.float64)
 BATCH = Batch(X, torch.ones(3))
 # Every start is on a sphere of 0.5 and ascends along d: the L2 search ends on the sphere at the point it began from.
-SPHERE = {"norm": "l2", "eps": 0.5, "eps_unit": "norm", "start": "sphere"}
+SPHERE = {"norm": "l2", "eps": 0.5, "unit": "norm", "start": "surface"}
 
 
 @pytest.mark.parametrize("a", [2.0, -2.0])
@@ -83,7 +83,7 @@ def test_the_search_finds_the_direction_of_the_largest_curvature() -> None:
             return (self.curvature * x.square()).sum(1, keepdim=True)
 
     images = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    ball = {"norm": "l2", "eps": 0.5, "eps_unit": "norm", "start": "ball", "steps": 10, "relative_step": 0.5}
+    ball = {"norm": "l2", "eps": 0.5, "unit": "norm", "start": "ball", "steps": 10, "relative_step": 0.5}
     delta = make("llr", PlainTask(), **ball)._largest_gap(Curved(), Batch(images, torch.ones(20))) - images
     torch.testing.assert_close(delta[:, 1].abs(), torch.full((20,), 0.5, dtype=torch.float64), rtol=1e-2, atol=0)
 
@@ -91,7 +91,7 @@ def test_the_search_finds_the_direction_of_the_largest_curvature() -> None:
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_a_linear_loss_has_no_gap(norm: str) -> None:
     network = LinearNetwork((2,), bias=0.3)
-    attack = {"norm": norm, "eps": 0.5, "eps_unit": "norm"}
+    attack = {"norm": norm, "eps": 0.5, "unit": "norm"}
     (loss,) = run(make("llr", PlainTask(), lam=4.0, mu=0, **attack), network, BATCH)
     assert loss == pytest.approx(0, abs=1e-14)
     assert network.weight.grad.abs().max() < 1e-14  # type: ignore[union-attr]
@@ -131,7 +131,7 @@ def test_the_gap_can_be_minimised(kind: str) -> None:
 def test_the_search_stays_in_the_ball_and_the_box() -> None:
     one, batch = problem("2 classes")
     images = batch.images.sigmoid()
-    box = {"norm": "linf", "eps": 0.1, "intensity_min": 0.0, "intensity_max": 1.0}
+    box = {"norm": "linf", "eps": 0.1, "box": (0.0, 1.0)}
     found = make("llr", one.task, **box)._largest_gap(one.network, Batch(images, batch.target))
     assert (found - images).abs().max() <= 0.1 + 1e-6
     assert found.min() >= 0

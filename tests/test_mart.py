@@ -91,7 +91,7 @@ def test_confident_mistakes_have_a_finite_loss_and_gradient(dtype: torch.dtype) 
 
 
 def step(network: nn.Module, batch: Batch, **settings: Any) -> tuple[MART, list[Tensor], Tensor]:
-    mart = MART(TASK, MARTSettings(eps_unit="norm", steps=3, **settings))
+    mart = MART(TASK, MARTSettings(unit="norm", steps=3, **settings))
     seen = inputs_of(network, mart, batch)
     return mart, seen, torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
@@ -118,7 +118,7 @@ def test_the_attack_raises_the_cross_entropy() -> None:
     network, images, labels = problem(4, (5,))
     batch = Batch(images, labels)
     _, (_, noisy), _ = step(network, batch, eps=0.5)
-    sat = SAT(TASK, SATSettings(eps=0.5, eps_unit="norm", steps=3, start="gaussian"))
+    sat = SAT(TASK, SATSettings(eps=0.5, unit="norm", steps=3, start="gaussian"))
     assert torch.equal(noisy, inputs_of(network, sat, batch)[0])
 
 

@@ -54,7 +54,7 @@ def names_of(network: nn.Module, lr: float = 0.05) -> dict[str, Any]:
 
 
 def defense_of(key: str) -> Defense:
-    settings = METHODS[key].settings(norm="linf", eps=8 / 255, intensity_min=0, intensity_max=1)
+    settings = METHODS[key].settings(norm="linf", eps=8 / 255, box=(0, 1))
     return METHODS[key].defense(ClassificationTask(), settings)
 
 

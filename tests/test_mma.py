@@ -23,7 +23,7 @@ TASK = ClassificationTask()
 
 
 def make(batch: Batch, task: Any = TASK, **settings: Any) -> MMA:
-    values = {"eps": 1.0, "eps_unit": "norm", "mineps": 0.25, "start": "clean", **settings}
+    values = {"eps": 1.0, "unit": "norm", "mineps": 0.25, "start": "clean", **settings}
     mma = MMA(task, MMASettings(**values))
     mma.bind(SampleIds({"train": len(batch.images)}), "cpu")
     return mma
@@ -74,7 +74,7 @@ def test_the_search_begins_at_the_radius_of_the_attack(x: float, margin: float) 
 
 def test_the_memory_is_the_next_radius_and_wrong_samples_lose_it() -> None:
     batch, network = ones(0.5, 0.5, 0.5), Line()
-    mma = make(batch, start="sphere")
+    mma = make(batch, start="surface")
     mma.margins.update(torch.arange(3), torch.tensor([0.1, 0.5, 0.75]))
     starts: list[Tensor] = []
     handle = network.register_forward_pre_hook(
@@ -171,7 +171,7 @@ def test_the_box_holds_and_the_boundary_is_found_inside_it() -> None:
     images = images.sigmoid()
     labels = network(images).argmax(1).detach()
     batch = Batch(images, labels, torch.arange(6))
-    mma = make(batch, eps=4.0, intensity_min=0.0, intensity_max=1.0, searches=40)
+    mma = make(batch, eps=4.0, box=(0.0, 1.0), searches=40)
     found = inputs_of(network, mma, batch)[-1]
     assert float(found.min()) >= 0
     assert float(found.max()) <= 1

@@ -266,7 +266,7 @@ RESUMED = {
     "eps": 1.0,
     "delta": 0.25,
     "margin_rule": "always_shrink",
-    "eps_unit": "norm",
+    "unit": "norm",
     "steps": 4,
     "random_start": True,
 }
@@ -435,7 +435,7 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     torch.testing.assert_close(alone.defense.margins.values, first["margins"])
     assert first["metrics"]["defense/attacked"] == pytest.approx(alone.state.metrics["defense/attacked"])
     assert first["metrics"]["defense/attacked"] > 0
-    validation = toys.evaluator(alone.network, toys.class_list(0.3), RobustMetric(eps=1.0, eps_unit="norm"))
+    validation = toys.evaluator(alone.network, toys.class_list(0.3), RobustMetric(eps=1.0, unit="norm"))
     validation.run()
     assert first["robust"] == pytest.approx(validation.state.metrics["robust"])
     saved = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -446,7 +446,7 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
 def test_micro_batches_add_up_to_a_batch(cls: type[RobustTrainer]) -> None:
     """Three batches of two are a batch of six: the loss is a mean over samples, and so is its gradient."""
     ends = []
-    settings = {"eps": 0.5, "eps_unit": "norm", "steps": 4, **({"start": "clean"} if cls is SATTrainer else {})}
+    settings = {"eps": 0.5, "unit": "norm", "steps": 4, **({"start": "clean"} if cls is SATTrainer else {})}
     data = [{**d, "image": d["image"].double()} for d in toys.class_list(0.3)[1:7]]
     for size, steps in ((2, 3), (6, 1)):
         network = toys.Classifier().double()
@@ -765,13 +765,13 @@ def test_robust_accuracy_of_a_linear_network() -> None:
     data = [{"image": torch.full((1, 4, 4), v), "label": int(v > 0)} for v in (0.1, -0.2, 0.3, -0.4)]
     data.append({"image": torch.ones(1, 4, 4), "label": 0})  # wrong without an attack
     for eps, expected in ((0.3, 0.8), (1.0, 0.4), (1.5, 0.2), (1.7, 0.0)):
-        engine = toys.evaluator(toys.Classifier(), toys.loader(data, 2), RobustMetric(eps=eps, eps_unit="norm"))
+        engine = toys.evaluator(toys.Classifier(), toys.loader(data, 2), RobustMetric(eps=eps, unit="norm"))
         engine.run()
         assert engine.state.metrics["robust"] == pytest.approx(expected)
     engine = toys.evaluator(toys.Classifier(), toys.loader(data, 2), RobustMetric(eps=0.25))  # RMS: |mean| itself
     engine.run()
     assert engine.state.metrics["robust"] == pytest.approx(0.4)
-    first = RobustMetric(eps=1.0, eps_unit="norm", batches=1)
+    first = RobustMetric(eps=1.0, unit="norm", batches=1)
     engine = toys.evaluator(toys.Classifier(), toys.loader(data, 2), first)
     engine.run()
     assert engine.state.metrics["robust"] == 0.0
@@ -840,7 +840,7 @@ def test_the_robust_metric_chooses_the_checkpoint(tmp_path: Path) -> None:
     data = [{"image": torch.full((1, 4, 4), 0.5 * float(s)), "label": int(s > 0)} for s in sides]
     network = toys.Classifier()
     versions = [torch.randn(16, generator=generator) * s for s in (0.15, 0.0, 0.1)]
-    metric = RobustMetric(eps=1.9, eps_unit="norm")
+    metric = RobustMetric(eps=1.9, unit="norm")
     saver = CheckpointSaver(str(tmp_path), {"network": network}, save_key_metric=True, key_metric_filename="model.pt")
     validation = toys.evaluator(network, data, metric, val_handlers=[saver])
     scores = []
@@ -872,7 +872,7 @@ def test_the_robust_metric_chooses_the_checkpoint(tmp_path: Path) -> None:
         ({"eps": 0.1, "steps": 0}, "steps: received 0"),
         ({"eps": 0.1, "task": "detection"}, "task: received"),
         ({"eps": 0.1, "batches": 0}, "batches: received 0"),
-        ({"eps": 0.1, "intensity_min": 0.0}, "intensity_min and intensity_max"),
+        ({"eps": 0.1, "box": (1.0, 0.0)}, "box: received (1.0, 0.0)"),
     ],
 )
 def test_bad_robust_metrics(given: dict[str, Any], error: str) -> None:

@@ -299,7 +299,7 @@ def test_continuing_with_other_settings_says_what_differs(host: Any, capsys: pyt
 
 
 def test_the_official_preset_runs_as_a_whole(host: Any) -> None:
-    trainer = started(host(preset="official", eps=15, delta=2, eps_unit="norm"))
+    trainer = started(host(preset="official", eps=15, delta=2, unit="norm"))
     assert trainer.optimizer.param_groups[0]["lr"] == 0.01
     trainer.lr_scheduler.step(1)
     assert trainer.optimizer.param_groups[0]["lr"] == 0.01  # constant
@@ -316,9 +316,9 @@ def test_the_official_preset_runs_as_a_whole(host: Any) -> None:
 def test_continuing_in_another_unit_is_refused(host: Any) -> None:
     trainer = host()
     trainer.run_training()
-    other = host(eps=5, delta=1, eps_unit="norm")
+    other = host(eps=5, delta=1, unit="norm")
     other.load_checkpoint(os.path.join(trainer.output_folder, "checkpoint_final.pth"))
-    with pytest.raises(InputError, match="^norm and eps_unit: received 'l2, norm'"):
+    with pytest.raises(InputError, match="^norm and unit: received 'l2, norm'"):
         other.on_train_start()
 
 

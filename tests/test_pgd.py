@@ -27,7 +27,7 @@ def setup(shape: tuple[int, ...], count: int = 5) -> tuple[LinearNetwork, torch.
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("start", ["clean", "ball", "sphere"])
+@pytest.mark.parametrize("start", ["clean", "ball", "surface"])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_linear_network_has_the_closed_form(shape: tuple[int, ...], start: str, norm: str) -> None:
     """The optimum on a linear network moves by eps against the weights, in the norm's own geometry."""

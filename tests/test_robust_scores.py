@@ -50,7 +50,7 @@ def evaluate(**metrics: RobustScores) -> dict[str, float]:
 
 def test_figures_of_a_linear_classifier() -> None:
     """Clean: pixels -0.5 and 0.5 are wrong. A radius of 2 moves -1 and 1 across 0 and leaves -3 and 3."""
-    found = evaluate(clean=RobustScores(eps=0.0), attacked=RobustScores(eps=2.0, eps_unit="norm", key="f1"))
+    found = evaluate(clean=RobustScores(eps=0.0), attacked=RobustScores(eps=2.0, unit="norm", key="f1"))
     assert found["clean"] == found["clean_accuracy"] == pytest.approx(4 / 6)
     assert found["clean_sensitivity"] == found["clean_specificity"] == pytest.approx(2 / 3)
     assert found["attacked_accuracy"] == pytest.approx(2 / 6)
@@ -62,7 +62,7 @@ def test_figures_of_a_linear_classifier() -> None:
 
 def test_auc_sees_attacks_that_go_on_after_the_boundary() -> None:
     """An attack that stopped at the first wrong step would leave a far better ranking."""
-    found = evaluate(attacked=RobustScores(eps=4.0, eps_unit="norm", steps=20))
+    found = evaluate(attacked=RobustScores(eps=4.0, unit="norm", steps=20))
     assert found["attacked_auc"] == 0.0
 
 

@@ -22,7 +22,7 @@ TASK = ClassificationTask()
 def test_the_loss_of_two_classes_is_that_of_the_farthest_point(norm: Any) -> None:
     """z_y - z_o falls by eps times the dual norm of the difference of the weights, for every sample alike."""
     network, images, labels = problem(2, (3, 4))
-    settings = SATSettings(norm=norm, eps=0.1, eps_unit="norm", start="clean", steps=4)
+    settings = SATSettings(norm=norm, eps=0.1, unit="norm", start="clean", steps=4)
     found = SAT(TASK, settings)(network, images, labels)
     difference = (network.weight[0] - network.weight[1]).flatten()
     reach = 0.1 * difference.norm(p=2 if norm == "l2" else 1)
@@ -31,7 +31,7 @@ def test_the_loss_of_two_classes_is_that_of_the_farthest_point(norm: Any) -> Non
     torch.testing.assert_close(found, F.softplus(-(margin - reach)).mean())
 
 
-@pytest.mark.parametrize("start", ["ball", "sphere", "gaussian"])
+@pytest.mark.parametrize("start", ["ball", "surface", "gaussian"])
 def test_random_starts_end_at_the_same_corner_of_a_linear_network(start: Any) -> None:
     network, images, labels = problem(2, (3, 4))
     settings = {"norm": "linf", "eps": 0.1, "steps": 8, "relative_step": 0.5}
@@ -52,7 +52,7 @@ def test_radius_zero_is_standard_training_bit_for_bit(kind: str) -> None:
 def test_the_box_holds() -> None:
     network, images, labels = problem(2, (3, 4))
     images = images.sigmoid()
-    sat = SAT(TASK, SATSettings(norm="linf", eps=0.5, intensity_min=0.0, intensity_max=1.0))
+    sat = SAT(TASK, SATSettings(norm="linf", eps=0.5, box=(0.0, 1.0)))
     noisy, _, _ = sat.attack(network, Batch(images, labels), sat.settings.ascent())
     assert noisy.min() == 0
     assert noisy.max() == 1

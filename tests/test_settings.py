@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from monai_adv import InputError
 from monai_adv.defenses import METHODS, Method
 from monai_adv.defenses.ima import PRESETS, IMASettings
+from monai_adv.defenses.sat import SATSettings
 from monai_adv.settings import as_dict, combine, differences, expand_preset, flat, owners, read_settings, table
 from monai_adv.tasks import SegmentationSettings
 from nnunet_trainers.run_settings import RunSettings
@@ -35,7 +37,7 @@ def test_sections_that_share_a_name_are_a_mistake_of_ours() -> None:
 
 def test_file_then_environment(tmp_path: Path) -> None:
     file = tmp_path / "ima.yaml"
-    file.write_text("eps: 15\ndelta: 2\neps_unit: norm\nepochs: 50\ninitial_lr: 1e-3\n")
+    file.write_text("eps: 15\ndelta: 2\nunit: norm\nepochs: 50\ninitial_lr: 1e-3\n")
     given = read_settings({"MONAI_ADV_SETTINGS": str(file), "MONAI_ADV_EPS": "20", "MONAI_ADV_CLEAN_GATE": "false"})
     settings = ima(given)
     assert (settings["eps"], settings["delta"], settings["epochs"], settings["clean_gate"]) == (20.0, 2.0, 50, False)
@@ -135,11 +137,11 @@ def test_delta_is_a_fifth_of_eps_unless_given() -> None:
         ({"steps": 0}, "steps: received 0, allowed is a whole number >= 1"),
         ({"amp": 1}, "amp: received 1, allowed is true or false"),
         ({"algorithm": 1}, "algorithm: received 1, allowed is one of 2, 3"),
-        ({"eps_unit": "hu"}, "eps_unit: received 'hu', allowed is one of 'norm', 'rms', None"),
-        ({"norm": "linf", "eps_unit": "rms"}, "eps_unit: received 'rms', allowed is 'norm'"),
+        ({"unit": "hu"}, "unit: received 'hu', allowed is one of 'norm', 'rms', None"),
+        ({"norm": "linf", "unit": "rms"}, "unit: received 'rms', allowed is 'norm'"),
         ({"eps": 1e-300}, "eps: received 1e-300, allowed is"),
         ({"eps": 1e-9}, "eps: received 1e-09, allowed is 0 (off) or at least 1e-08"),
-        ({"eps": 1e300, "eps_unit": "norm"}, "eps: received 1e+300, allowed is"),
+        ({"eps": 1e300, "unit": "norm"}, "eps: received 1e+300, allowed is"),
         ({"steps": 10**30}, "steps: received 1000000000000000000000000000000, allowed is a whole number >= 1; numbers"),
         ({"seed": -(10**20)}, "seed: received -100000000000000000000, allowed is a whole number >= 0"),
         ({"epochs": 0}, "epochs: received 0, allowed is a whole number >= 1 or none"),
@@ -194,3 +196,38 @@ def test_table_marks_what_differs_from_the_default() -> None:
     text = table({"defense": IMASettings(eps=0.2)})
     assert " * eps = 0.2 " in text
     assert "   steps = 20 " in text
+
+
+@pytest.mark.parametrize("given", ["0, 1", "0,1", "0 1", "[0, 1]", [0, 1], (0.0, 1.0), ["0", "255/255"]])
+def test_a_box_is_two_numbers_however_it_is_written(given: Any) -> None:
+    assert SATSettings(box=given).box == (0.0, 1.0)
+
+
+def test_a_box_from_a_file_and_from_a_variable(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("box: [-1, 2]\neps: 8/255\nnorm: linf\n")
+    assert read_settings({"MONAI_ADV_SETTINGS": str(file)}) == {"box": [-1, 2], "eps": "8/255", "norm": "linf"}
+    settings = SATSettings(**read_settings({"MONAI_ADV_SETTINGS": str(file), "MONAI_ADV_BOX": "0, 1"}))
+    assert (settings.box, settings.eps) == ((0.0, 1.0), 8 / 255)
+    assert read_settings({"MONAI_ADV_BOX": "none"}) == {"box": None}
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"box": "0"}, "box: received '0', allowed is two numbers, lowest and highest, such as 0, 1; give none for z"),
+        ({"box": 1.0}, "box: received 1.0, allowed is two numbers"),
+        ({"box": [1, 0]}, "box: received [1, 0], allowed is two numbers, lowest and highest, such as 0, 1, LOW < HIGH"),
+        ({"box": [0, 0]}, "box: received [0, 0], allowed is two numbers"),
+        ({"box": [0, "nan"]}, "box: received [0, 'nan'], allowed is two numbers"),
+        ({"box": "a, b"}, "box: received 'a', allowed is a number such as 0.03 or 8/255."),
+        ({"eps": "8/0"}, "eps: received '8/0', allowed is a finite number >= 0 (0: off); nothing can be divided by 0."),
+        ({"eps": "a/b"}, "eps: received 'a/b', allowed is a finite number >= 0 (0: off); it is: radius of the attack."),
+        ({"eps": "1/2/3"}, "eps: received '1/2/3', allowed is a finite number >= 0 (0: off); a quotient has two"),
+        ({"eps": "inf/inf"}, "eps: received 'inf/inf', allowed is"),
+    ],
+)
+def test_what_is_no_box_or_number_gets_one_sentence(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError) as error:
+        SATSettings(**given)
+    assert str(error.value).startswith(sentence)

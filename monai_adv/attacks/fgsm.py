@@ -24,15 +24,15 @@ from monai_adv.threats import Threat, per_sample
 
 @dataclass(frozen=True)
 class FGSM:
-    """One step: ``project(start + alpha * radius * direction)``, where direction is ``sign(g)`` or ``g / ||g||_2``.
+    """One step: ``project(start + relative_step * radius * direction)``; direction is ``sign(g)`` or ``g / ||g||_2``.
 
     The image after the step is returned as it is, also where the clean one was already wrong. It is not a strong
     attack: far more steps win against a defence that only bends the loss near the image.
 
     Args:
         threat: norm, radius, box, channels.
-        alpha: step size as a share of the radius.
-        start: ``"clean"``, or ``"ball"``: a random point of the ball, for which 1.25 is the usual ``alpha``.
+        relative_step: step size as a fraction of the radius.
+        start: ``"clean"``, or ``"ball"``: a random point of the ball, for which 1.25 is the usual step.
         mode: network mode during the attack, restored afterwards.
         loss: what is raised, of the task's points; ``None``: ``task.sample_loss``.
 
@@ -45,14 +45,14 @@ class FGSM:
     """
 
     threat: Threat
-    alpha: float = 1.0
+    relative_step: float = 1.0
     start: Literal["clean", "ball"] = "clean"
     mode: Mode = "eval"
     loss: Loss | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise InputError.of("alpha", self.alpha, "a finite number > 0", "it is a share of the radius")
+        if not (math.isfinite(self.relative_step) and self.relative_step > 0):
+            raise InputError.of("relative_step", self.relative_step, "a finite number > 0", "a share of the radius")
         one_of("start", self.start, ("clean", "ball"))
         one_of("mode", self.mode, get_args(Mode))
 
@@ -83,7 +83,7 @@ class FGSM:
                     model(x), x, lambda output: sample_loss(task, self.loss, output, target), self.mode
                 )
             direction = self.threat.direction(gradient, images)
-            step = per_sample(self.alpha * radius, direction) * direction
+            step = per_sample(self.relative_step * radius, direction) * direction
             attacked = images + self.threat.project(delta + step, images, radius)
             with torch.no_grad():
                 output = model(any_batch_size(attacked, model))

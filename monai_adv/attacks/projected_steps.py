@@ -19,7 +19,7 @@ from monai_adv.network_state import Mode
 from monai_adv.tasks.base import Output, Target, Task
 from monai_adv.threats import Threat, per_sample
 
-Start = Literal["clean", "ball", "sphere", "gaussian"]
+Start = Literal["clean", "ball", "surface", "gaussian"]
 GAUSSIAN_START = 0.001  # standard deviation, as in the official code of TRADES, MART, FAT, LBGAT and TE
 
 
@@ -31,8 +31,8 @@ class ProjectedSteps:
         threat: norm, radius, box, channels.
         steps: gradient steps K >= 1; a full run looks at K + 1 points.
         relative_step: step size as a fraction of the radius; ``None``: ``4 / steps`` (IMA paper). ``steps * step``
-            should exceed 1, otherwise the attack cannot reach the sphere from the centre.
-        start: ``"clean"``, or a random point ``"ball"`` inside the ball / ``"sphere"`` on its surface, or
+            should exceed 1, otherwise the attack cannot reach the surface from the centre.
+        start: ``"clean"``, or a random point ``"ball"`` inside the ball / ``"surface"`` on its surface, or
             ``"gaussian"``: 0.001 standard normal (TRADES: the gradient of a divergence is 0 at the clean image).
         mode: network mode during the attack, restored afterwards. In ``"train"`` mode BatchNorm takes its statistics
             from the samples that are in the batch, so the attack on a sample depends on which others are attacked with
@@ -88,4 +88,4 @@ class ProjectedSteps:
             noise = torch.empty_like(images).normal_(generator=generator)
             return self.threat.project(GAUSSIAN_START * noise, images, radius)
         start_radius = radius if start_radius is None else torch.minimum(start_radius, radius)
-        return self.threat.random(images, start_radius, generator, surface=self.start == "sphere")
+        return self.threat.random(images, start_radius, generator, surface=self.start == "surface")

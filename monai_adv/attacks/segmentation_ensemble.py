@@ -59,7 +59,7 @@ def stages(threat: Threat, version: Version = "standard") -> tuple[Stage, ...]:
     if version == "full":
         return (
             *search,
-            Stage("sharp Dice, random start", SharpDice(threat, 100, start="sphere")),
+            Stage("sharp Dice, random start", SharpDice(threat, 100, start="surface")),
             *SEA(threat).stages(),
             Stage("Square", Square(threat, 1000, until="lowest")),
             *polish(threat, 100),

@@ -94,6 +94,8 @@ def _allowed(hint: Any) -> str:
 def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_shown, value))}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

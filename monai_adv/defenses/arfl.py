@@ -38,7 +38,7 @@ from monai_adv.tasks.base import Output, Target, TrainingTask
 PRESETS: dict[str, dict[str, Any]] = {
     # Step and start are not given. The paper fine-tunes the last convolution and the dense layers of a VGG16.
     "arfl_mammography": {"norm": "linf", "eps": 0.01, "steps": 7, "relative_step": 0.25, "r": 0.5, "lam": 10.0,
-                         "intensity_min": 0.0, "intensity_max": 1.0},
+                         "box": (0.0, 1.0)},
     # On the penultimate layer of a multilayer perceptron: name it with feature_layer.
     "arfl_two_moons": {"norm": "linf", "eps": 0.05, "steps": 1, "relative_step": 1.0, "start": "clean", "r": 0.5,
                        "lam": 0.5},

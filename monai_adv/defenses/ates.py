@@ -28,8 +28,7 @@ from monai_adv.tasks.base import Output, Points, Target, TrainingTask
 from monai_adv.tasks.divergence import mean_over_points
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "ates_cifar": {"norm": "linf", "eps": 8 / 255, "steps": 10, "relative_step": 0.25, "intensity_min": 0.0,
-                   "intensity_max": 1.0},
+    "ates_cifar": {"norm": "linf", "eps": 8 / 255, "steps": 10, "relative_step": 0.25, "box": (0.0, 1.0)},
 }  # fmt: skip
 
 

@@ -198,7 +198,7 @@ class Defense(ABC):
         _refuse_nan(saved, type(self).__name__)
         if self.states and saved["unit"] != self._unit():
             raise InputError.of(
-                "norm and eps_unit", self._unit(), f"those of the checkpoint ({saved['unit']})",
+                "norm and unit", self._unit(), f"those of the checkpoint ({saved['unit']})",
                 "keep them, or start a new training from the checkpoint's weights with initial_weights",
             )  # fmt: skip
         for name, state in self.states.items():
@@ -214,7 +214,7 @@ class Defense(ABC):
             self._generator.set_state(stream.cpu())
 
     def _unit(self) -> str:
-        return f"{self.settings.norm}, {self.settings.unit}"
+        return f"{self.threat.norm}, {self.threat.unit}"
 
     # ------------------------------------------------------------------ for subclasses
 

@@ -33,10 +33,8 @@ from monai_adv.settings import positive, setting
 from monai_adv.tasks.base import TrainingTask, take
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "cat_cifar": {"norm": "linf", "eps": 0.032, "steps": 7, "attack_mode": "train", "intensity_min": 0.0,
-                  "intensity_max": 1.0},
-    "cat_mnist": {"norm": "linf", "eps": 0.3, "steps": 40, "attack_mode": "train", "intensity_min": 0.0,
-                  "intensity_max": 1.0},
+    "cat_cifar": {"norm": "linf", "eps": 0.032, "steps": 7, "attack_mode": "train", "box": (0.0, 1.0)},
+    "cat_mnist": {"norm": "linf", "eps": 0.3, "steps": 40, "attack_mode": "train", "box": (0.0, 1.0)},
 }  # fmt: skip
 
 

@@ -42,9 +42,9 @@ from monai_adv.tasks.divergence import mean_over_points
 
 PRESETS: dict[str, dict[str, Any]] = {
     "customized_cifar": {"norm": "linf", "eps": 0.03, "eta": 0.005, "steps": 10, "relative_step": 0.25,
-                         "intensity_min": 0.0, "intensity_max": 1.0},
+                         "box": (0.0, 1.0)},
     "customized_cifar_mix": {"norm": "linf", "eps": 0.03, "eta": 0.005, "steps": 10, "relative_step": 0.25,
-                             "loss": "mix", "intensity_min": 0.0, "intensity_max": 1.0},
+                             "loss": "mix", "box": (0.0, 1.0)},
 }  # fmt: skip
 
 
@@ -69,7 +69,7 @@ class CustomizedATSettings(AttackSettings):
     )
     kappa: float = setting(10.0, "mix: the margin that logits should have", "a number >= 0", not_negative)
     start: Start = setting(
-        "clean", "first point: the clean image, a random one in the ball or on its sphere, or 0.001 standard normal"
+        "clean", "first point: the clean image, a random one in the ball or on its surface, or 0.001 standard normal"
     )
 
     def check(self) -> None:

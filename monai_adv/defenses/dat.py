@@ -40,7 +40,7 @@ from monai_adv.threats import Threat, per_sample
 
 PRESETS: dict[str, dict[str, Any]] = {
     "dat_cifar": {"norm": "linf", "eps": 0.031, "steps": 10, "relative_step": 0.25, "c_max": 0.5, "c_epochs": 100,
-                  "intensity_min": 0.0, "intensity_max": 1.0},
+                  "box": (0.0, 1.0)},
     "official": {"start": "ball", "fosc_around": "start"},
 }  # fmt: skip
 
@@ -50,7 +50,7 @@ class DATSettings(AttackSettings):
     """Hyper-parameters of DAT."""
 
     start: Start = setting(
-        "clean", "first point: the clean image, a random one in the ball or on its sphere (official: ball), or 0.001 "
+        "clean", "first point: the clean image, a random one in the ball or on its surface (official: ball), or 0.001 "
         "standard normal",
     )  # fmt: skip
     c_max: float = setting(

@@ -31,10 +31,9 @@ from monai_adv.networks.dual_batch_norm import branch, converted, dual_batch_nor
 PRESETS: dict[str, dict[str, Any]] = {
     # Han et al., X-ray, MR and CT.
     "dsbn_xray": {"norm": "linf", "eps": 0.005, "steps": 10, "relative_step": 0.5, "start": "ball",
-                  "intensity_min": 0.0, "intensity_max": 1.0},
+                  "box": (0.0, 1.0)},
     # Step and start are not given.
-    "arfl_mammography": {"norm": "linf", "eps": 0.01, "steps": 7, "relative_step": 0.25, "intensity_min": 0.0,
-                         "intensity_max": 1.0},
+    "arfl_mammography": {"norm": "linf", "eps": 0.01, "steps": 7, "relative_step": 0.25, "box": (0.0, 1.0)},
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from monai_adv.tasks.base import Output
 PRESETS: dict[str, dict[str, Any]] = {
     # Step and start are not given.
     "arfl_mammography": {"norm": "linf", "eps": 0.01, "steps": 7, "relative_step": 0.25, "r": 0.5,
-                         "intensity_min": 0.0, "intensity_max": 1.0},
+                         "box": (0.0, 1.0)},
     "arfl_two_moons": {"norm": "linf", "eps": 0.05, "steps": 1, "relative_step": 1.0, "start": "clean", "r": 0.5},
 }  # fmt: skip
 

@@ -30,12 +30,10 @@ from monai_adv.settings import not_negative, setting
 
 PRESETS: dict[str, dict[str, Any]] = {
     "fat_cifar": {"norm": "linf", "eps": 0.031, "steps": 10, "relative_step": 0.007 / 0.031, "tau_epochs": "50,90",
-                  "intensity_min": 0.0, "intensity_max": 1.0},
+                  "box": (0.0, 1.0)},
     # The IMA paper's comparison.
-    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm", "tau": 0, "intensity_min": 0.0,
-                  "intensity_max": 1.0},
-    "ima_pathmnist": {"norm": "l2", "eps": 3.0, "eps_unit": "norm", "tau": 0, "intensity_min": 0.0,
-                      "intensity_max": 1.0},
+    "ima_covid": {"norm": "l2", "eps": 12.0, "unit": "norm", "tau": 0, "box": (0.0, 1.0)},
+    "ima_pathmnist": {"norm": "l2", "eps": 3.0, "unit": "norm", "tau": 0, "box": (0.0, 1.0)},
 }  # fmt: skip
 
 
@@ -75,7 +73,7 @@ class FAT(Defense):
         >>> from monai_adv.tasks import ClassificationTask
         >>> network = nn.Linear(2, 2, bias=False)
         >>> network.weight.data = torch.eye(2)
-        >>> fat = FAT(ClassificationTask(), FATSettings(eps=0.5, eps_unit="norm", start="clean", omega=0))
+        >>> fat = FAT(ClassificationTask(), FATSettings(eps=0.5, unit="norm", start="clean", omega=0))
         >>> images = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
         >>> friendly, _, _ = fat.friendly(network, Batch(images, torch.tensor([0, 0])))
         >>> (friendly != images).any(1).tolist()

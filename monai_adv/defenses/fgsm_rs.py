@@ -25,8 +25,7 @@ from monai_adv.settings import not_negative, positive, setting
 from monai_adv.tasks.base import TrainingTask, take
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "wong_cifar": {"norm": "linf", "eps": 8 / 255, "alpha": 1.25, "attack_mode": "train", "intensity_min": 0.0,
-                   "intensity_max": 1.0},
+    "wong_cifar": {"norm": "linf", "eps": 8 / 255, "relative_step": 1.25, "attack_mode": "train", "box": (0.0, 1.0)},
 }  # fmt: skip
 
 
@@ -34,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class FGSMRSSettings(DefenseSettings):
     """Hyper-parameters of FGSM with random start."""
 
-    alpha: float = setting(1.25, "step as a fraction of the radius", "a number > 0", positive)
+    relative_step: float = setting(1.25, "step as a fraction of the radius", "a number > 0", positive)
     attack_mode: Mode = setting("eval", "network mode during the attack (official: train)")
     watch_every: int = setting(
         50, "steps between two looks at the accuracy under PGD, beginning with the first of an epoch (0: none)",
@@ -84,7 +83,7 @@ class FGSMRS(Defense):
         one_step = Ascent(
             self.threat,
             steps=1,
-            relative_step=settings.alpha,
+            relative_step=settings.relative_step,
             start="ball",
             mode=settings.attack_mode,
             check_last=False,
@@ -106,7 +105,7 @@ class FGSMRS(Defense):
                 warnings.warn(
                     f"FGSMRS: catastrophic overfitting: accuracy under PGD fell from {self._best:.2f} to {pgd:.2f} "
                     f"while under FGSM it is {fgsm:.2f}; go back to an earlier checkpoint and train on with a smaller "
-                    "eps or alpha, or with SAT.",
+                    "eps or relative_step, or with SAT.",
                     stacklevel=2,
                 )
             self._best = max(self._best, pgd)

@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class FGSMSDISettings(DefenseSettings):
     """Hyper-parameters of FGSM-SDI."""
 
-    alpha: float = setting(1.0, "step as a fraction of the radius", "a number > 0", positive)
+    relative_step: float = setting(1.0, "step as a fraction of the radius", "a number > 0", positive)
     label_smoothing: float = setting(
         5 / 9, "share s of the uniform distribution in the labels (5/9: the authors' for ten classes)",
         "a number in [0, 1)", lambda v: 0 <= v < 1,
@@ -140,7 +140,7 @@ class FGSMSDI(Defense):
     def _second(self, images: Tensor, first: Tensor, direction: Tensor) -> Tensor:
         """``eta = P(eta_0 + alpha * eps * direction)``."""
         radius = self.threat.radius(images)
-        step = per_sample(self.settings.alpha * radius, direction) * direction
+        step = per_sample(self.settings.relative_step * radius, direction) * direction
         return self.threat.project(first + step, images, radius)
 
     def _direction(self, network: nn.Module, batch: Batch, x: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ from monai_adv.tasks.base import TrainingTask
 from monai_adv.threats import per_sample
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "free_cifar": {"norm": "linf", "eps": 8 / 255, "replays": 8, "intensity_min": 0.0, "intensity_max": 1.0},
-    "free_imagenet": {"norm": "linf", "eps": 4 / 255, "replays": 4, "intensity_min": 0.0, "intensity_max": 1.0},
+    "free_cifar": {"norm": "linf", "eps": 8 / 255, "replays": 8, "box": (0.0, 1.0)},
+    "free_imagenet": {"norm": "linf", "eps": 4 / 255, "replays": 4, "box": (0.0, 1.0)},
 }
 
 

@@ -33,10 +33,10 @@ from monai_adv.statistics import wide_dtype
 
 PRESETS: dict[str, dict[str, Any]] = {
     "gairat_cifar": {"norm": "linf", "eps": 0.031, "steps": 10, "relative_step": 0.007 / 0.031, "lam": -1.0,
-                     "burn_in": 59, "intensity_min": 0.0, "intensity_max": 1.0},
+                     "burn_in": 59, "box": (0.0, 1.0)},
     # The IMA paper's comparison: its radii.
-    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm", "intensity_min": 0.0, "intensity_max": 1.0},
-    "ima_pathmnist": {"norm": "l2", "eps": 3.0, "eps_unit": "norm", "intensity_min": 0.0, "intensity_max": 1.0},
+    "ima_covid": {"norm": "l2", "eps": 12.0, "unit": "norm", "box": (0.0, 1.0)},
+    "ima_pathmnist": {"norm": "l2", "eps": 3.0, "unit": "norm", "box": (0.0, 1.0)},
 }  # fmt: skip
 
 STEEPNESS = 5.0

@@ -37,12 +37,10 @@ from monai_adv.tasks.base import Output, Target, TrainingTask
 from monai_adv.threats import Threat
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "mirst_busi": {"norm": "linf", "eps": 5 / 255, "lam": 1.0, "p": 2.0, "q": 2.0, "intensity_min": 0.0,
-                   "intensity_max": 1.0},
+    "mirst_busi": {"norm": "linf", "eps": 5 / 255, "lam": 1.0, "p": 2.0, "q": 2.0, "box": (0.0, 1.0)},
     # TULIP's own code: 0.1 times half the square, a step of 0.01 in images of [0, 1]. (A port of it, with which others
     # compare, has a step of 1 and the weight 1: h 1, lam 0.5.)
-    "tulip": {"lam": 0.05, "gradient": "finite_difference", "h": 0.01, "p": 2.0, "q": 2.0, "intensity_min": 0.0,
-              "intensity_max": 1.0},
+    "tulip": {"lam": 0.05, "gradient": "finite_difference", "h": 0.01, "p": 2.0, "q": 2.0, "box": (0.0, 1.0)},
 }  # fmt: skip
 
 

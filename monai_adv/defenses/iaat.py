@@ -34,11 +34,11 @@ from monai_adv.tasks.base import TrainingTask, take
 
 PRESETS: dict[str, dict[str, Any]] = {
     "iaat_cifar": {"norm": "linf", "eps": 8 / 255, "gamma": 1.9 / 255, "capped": False, "warmup_epochs": 10.0,
-                   "intensity_min": 0.0, "intensity_max": 1.0},
+                   "box": (0.0, 1.0)},
     "official": {"capped": False, "attack_mode": "train"},
     # What the IMA authors' code says; gamma, beta and the number of steps are not in it.
-    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm", "warmup_epochs": 0.0, "clean_gate": False,
-                  "clean_wrong": "clean", "intensity_min": 0.0, "intensity_max": 1.0},
+    "ima_covid": {"norm": "l2", "eps": 12.0, "unit": "norm", "warmup_epochs": 0.0, "clean_gate": False,
+                  "clean_wrong": "clean", "box": (0.0, 1.0)},
 }  # fmt: skip
 
 

@@ -90,13 +90,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     # images are in [0, 1]; the volumes are z-scored and have no bounds. The authors' code for these images runs
     # Algorithm 3 on all three of its sets, and on COVID-19 and PathMNIST keeps the last right end of the search:
     # algorithm 3, search_result last_right.
-    "ima_covid": {"norm": "l2", "eps": 12.0, "delta": 2.0, "eps_unit": "norm", "algorithm": 2, "intensity_min": 0.0,
-                  "intensity_max": 1.0},
-    "ima_pathmnist": {"norm": "l2", "eps": 3.0, "delta": 0.04, "eps_unit": "norm", "intensity_min": 0.0,
-                      "intensity_max": 1.0},
-    "ima_heart": {"norm": "l2", "eps": 20.0, "delta": 5.0, "eps_unit": "norm"},
-    "ima_hippocampus": {"norm": "l2", "eps": 15.0, "delta": 2.0, "eps_unit": "norm"},
-    "ima_prostate": {"norm": "l2", "eps": 40.0, "delta": 10.0, "eps_unit": "norm"},
+    "ima_covid": {"norm": "l2", "eps": 12.0, "delta": 2.0, "unit": "norm", "algorithm": 2, "box": (0.0, 1.0)},
+    "ima_pathmnist": {"norm": "l2", "eps": 3.0, "delta": 0.04, "unit": "norm", "box": (0.0, 1.0)},
+    "ima_heart": {"norm": "l2", "eps": 20.0, "delta": 5.0, "unit": "norm"},
+    "ima_hippocampus": {"norm": "l2", "eps": 15.0, "delta": 2.0, "unit": "norm"},
+    "ima_prostate": {"norm": "l2", "eps": 40.0, "delta": 10.0, "unit": "norm"},
     # The authors' segmentation code: what it does, not what the paper says. Its learning rate and precision go with it.
     "official": {
         "algorithm": 2,
@@ -227,7 +225,7 @@ class IMA(Defense):
             self.threat,
             steps=settings.steps,
             relative_step=settings.relative_step,
-            start="sphere" if settings.random_start else "clean",
+            start="surface" if settings.random_start else "clean",
             mode=settings.attack_mode,
             first_wrong=settings.algorithm == 2,
         )

@@ -30,12 +30,11 @@ from monai_adv.settings import not_negative, setting
 from monai_adv.tasks.base import Output, Points, TrainingTask
 from monai_adv.tasks.divergence import divergence, kl_divergence
 
-_CIFAR = {"norm": "linf", "eps": 0.031, "steps": 10, "relative_step": 0.007 / 0.031, "intensity_min": 0.0,
-          "intensity_max": 1.0}  # fmt: skip
+_CIFAR = {"norm": "linf", "eps": 0.031, "steps": 10, "relative_step": 0.007 / 0.031, "box": (0.0, 1.0)}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "lbgat0_cifar": {**_CIFAR, "beta": 0.0},
     "lbgat6_cifar": {**_CIFAR, "beta": 6.0},
-    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm", "intensity_min": 0.0, "intensity_max": 1.0},
+    "ima_covid": {"norm": "l2", "eps": 12.0, "unit": "norm", "box": (0.0, 1.0)},
 }
 
 
@@ -44,7 +43,7 @@ class LBGATSettings(AttackSettings):
     """Hyper-parameters of LBGAT."""
 
     beta: float = setting(6.0, "weight of the divergence", "a number >= 0 (0: LBGAT0)", not_negative)
-    start: Literal["gaussian", "ball", "sphere"] = setting(
+    start: Literal["gaussian", "ball", "surface"] = setting(
         "gaussian", "first point of the attack; at the clean image the divergence has no gradient"
     )
 

@@ -36,10 +36,10 @@ from monai_adv.tasks.base import Output, Target
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper's own weights, divided by the 2 of its clean loss: 2 L + 4 (gap + 0.3 |<d, grad>|).
     "llr_cifar": {"norm": "linf", "eps": 8 / 255, "steps": 10, "relative_step": 0.25, "lam": 2.0, "mu": 0.6,
-                  "intensity_min": 0.0, "intensity_max": 1.0},
+                  "box": (0.0, 1.0)},
     # The MIRST paper: the usual weights 4 and 3 in the other order. It did not converge there.
     "mirst_busi": {"norm": "linf", "eps": 5 / 255, "steps": 2, "relative_step": 0.5, "lam": 3.0, "mu": 4.0,
-                   "intensity_min": 0.0, "intensity_max": 1.0},
+                   "box": (0.0, 1.0)},
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ class LLRSettings(AttackSettings):
     relative_step: float | None = setting(
         0.5, "step as a fraction of the radius; none: 4 / steps", "a number > 0 or none", lambda v: v > 0
     )
-    start: Literal["gaussian", "ball", "sphere"] = setting(
+    start: Literal["gaussian", "ball", "surface"] = setting(
         "ball", "first point of the search; at the clean image itself the gap has no gradient"
     )
 

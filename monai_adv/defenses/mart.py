@@ -32,7 +32,7 @@ from monai_adv.tasks.divergence import divergence, mean_over_points, point_kl
 
 PRESETS: dict[str, dict[str, Any]] = {
     "mart_cifar": {"norm": "linf", "eps": 0.031, "steps": 10, "relative_step": 0.007 / 0.031, "lam": 5.0,
-                   "intensity_min": 0.0, "intensity_max": 1.0},
+                   "box": (0.0, 1.0)},
 }  # fmt: skip
 
 GAP = 1e-4  # 1.0001 in the official code: bounds the second logarithm by 9.2
@@ -45,7 +45,7 @@ class MARTSettings(AttackSettings):
     lam: float = setting(5.0, "weight of the divergence", "a number >= 0 (0: no such term)", not_negative)
     weight_gradient: bool = setting(True, "the gradient flows through the weight 1 - p_y(x) too (official)")
     start: Start = setting(
-        "gaussian", "first point: the clean image, a random one in the ball or on its sphere, or 0.001 standard normal"
+        "gaussian", "first point: the clean image, a random one in the ball or on its surface, or 0.001 standard normal"
     )
 
 

@@ -31,11 +31,10 @@ from monai_adv.network_state import Mode
 from monai_adv.settings import not_negative, positive, setting
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "mirst_busi": {"norm": "linf", "eps": 5 / 255, "relative_step": 0.25, "alpha": 1.0, "intensity_min": 0.0,
-                   "intensity_max": 1.0},
+    "mirst_busi": {"norm": "linf", "eps": 5 / 255, "relative_step": 0.25, "alpha": 1.0, "box": (0.0, 1.0)},
     # With the step 0.001 of the paper's evaluation the strongest instance goes 0.008 far, not half the radius.
     "mirst_busi_short_step": {"norm": "linf", "eps": 5 / 255, "relative_step": 0.001 / (5 / 255), "alpha": 1.0,
-                              "intensity_min": 0.0, "intensity_max": 1.0},
+                              "box": (0.0, 1.0)},
 }  # fmt: skip
 
 

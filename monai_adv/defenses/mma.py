@@ -36,10 +36,9 @@ from monai_adv.threats import per_sample
 SEARCH_BEYOND = 1.05  # the boundary is searched up to this many eps, so that a margin above eps can be told from eps
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "mma_cifar_l2": {"norm": "l2", "eps": 3.0, "eps_unit": "norm", "mineps": 0.5, "intensity_min": 0.0,
-                     "intensity_max": 1.0},
-    "mma_cifar_linf": {"norm": "linf", "eps": 32 / 255, "mineps": 0.005, "intensity_min": 0.0, "intensity_max": 1.0},
-    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm", "intensity_min": 0.0, "intensity_max": 1.0},
+    "mma_cifar_l2": {"norm": "l2", "eps": 3.0, "unit": "norm", "mineps": 0.5, "box": (0.0, 1.0)},
+    "mma_cifar_linf": {"norm": "linf", "eps": 32 / 255, "mineps": 0.005, "box": (0.0, 1.0)},
+    "ima_covid": {"norm": "l2", "eps": 12.0, "unit": "norm", "box": (0.0, 1.0)},
 }  # fmt: skip
 
 
@@ -81,7 +80,7 @@ class MMA(Defense):
         >>> from monai_adv.tasks import ClassificationTask
         >>> network = nn.Linear(1, 2, bias=False)
         >>> network.weight.data = torch.tensor([[-1.0], [1.0]])
-        >>> mma = MMA(ClassificationTask(), MMASettings(eps=2.0, eps_unit="norm", start="clean", searches=20))
+        >>> mma = MMA(ClassificationTask(), MMASettings(eps=2.0, unit="norm", start="clean", searches=20))
         >>> mma.bind(SampleIds({"train": 1}), "cpu")
         >>> _ = mma(network, torch.tensor([[1.0]]), torch.tensor([1]), torch.tensor([0]))
         >>> round(float(mma.margins.values), 3)

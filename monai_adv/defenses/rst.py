@@ -22,10 +22,10 @@ from monai_adv.settings import not_negative, setting
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper gives the radius of the evaluation and w; steps and step are ours.
     "mirst_busi": {"norm": "linf", "eps": 5 / 255, "steps": 10, "relative_step": 0.25, "weight_noisy": 1.0,
-                   "intensity_min": 0.0, "intensity_max": 1.0},
+                   "box": (0.0, 1.0)},
     # Yang et al., "A closer look at accuracy vs. robustness", NeurIPS 2020: the same loss in their code.
     "yang_cifar": {"norm": "linf", "eps": 0.031, "steps": 10, "relative_step": 0.2, "attack_mode": "train",
-                   "weight_noisy": 1.0, "intensity_min": 0.0, "intensity_max": 1.0},
+                   "weight_noisy": 1.0, "box": (0.0, 1.0)},
 }  # fmt: skip
 
 

@@ -19,11 +19,11 @@ from monai_adv.defenses.settings import AttackSettings
 PRESETS: dict[str, dict[str, Any]] = {
     # Madry et al., CIFAR-10.
     "madry_cifar": {"norm": "linf", "eps": 8 / 255, "steps": 10, "relative_step": 0.25, "attack_mode": "train",
-                    "intensity_min": 0.0, "intensity_max": 1.0},
-    # The IMA paper's comparison: 20 steps of 4 / 20 of the radius, from a point on the sphere.
-    "ima_covid": {"norm": "l2", "eps": 12.0, "eps_unit": "norm", "steps": 20, "start": "sphere",
-                  "attack_mode": "train", "intensity_min": 0.0, "intensity_max": 1.0},
-    "ima_hippocampus": {"norm": "l2", "eps": 15.0, "eps_unit": "norm", "steps": 20, "start": "sphere"},
+                    "box": (0.0, 1.0)},
+    # The IMA paper's comparison: 20 steps of 4 / 20 of the radius, from a point on the surface.
+    "ima_covid": {"norm": "l2", "eps": 12.0, "unit": "norm", "steps": 20, "start": "surface",
+                  "attack_mode": "train", "box": (0.0, 1.0)},
+    "ima_hippocampus": {"norm": "l2", "eps": 15.0, "unit": "norm", "steps": 20, "start": "surface"},
 }  # fmt: skip
 
 

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 from monai_adv.attacks.ascent import Ascent
 from monai_adv.attacks.projected_steps import Start
 from monai_adv.errors import InputError
+from monai_adv.given import Box
 from monai_adv.network_state import Mode
 from monai_adv.settings import Settings, not_negative, positive, setting
-from monai_adv.threats import Norm, Threat, Unit
+from monai_adv.threats import Norm, Threat, Unit, unit_of
 
 N = TypeVar("N", int, float)
 
@@ -38,44 +39,31 @@ class DefenseSettings(Settings):
     """The enemy: also methods that attack nothing in training have one, which robust validation uses."""
 
     eps: float = setting(0.1, "radius of the attack", "a finite number >= 0 (0: off)", not_negative)
-    eps_unit: Unit | None = setting(
+    unit: Unit | None = setting(
         None, "unit of eps: RMS change per voxel (rms), or the norm itself (norm); none: rms for l2, norm for linf"
     )
     norm: Norm = setting("l2", "norm of the perturbation")
-    intensity_min: float | None = setting(
-        None, "lowest intensity of an attacked image; none: no bound (z-scored scans have none)", "a number or none"
-    )
-    intensity_max: float | None = setting(None, "highest intensity of an attacked image", "a number or none")
+    box: Box | None = setting(
+        None, "lowest and highest intensity of an attacked image; none: no bounds (z-scored scans have none)",
+        "two numbers such as 0, 1, or none",
+    )  # fmt: skip
     seed: int = setting(0, "seed of random starts and noise", "a whole number >= 0", not_negative)
 
     def check(self) -> None:
         if 0 < self.eps < SMALLEST_EPS:
             raise InputError.of("eps", self.eps, f"0 (off) or at least {SMALLEST_EPS:g}",
                                 "less is lost in the rounding of an image")  # fmt: skip
-        if self.norm == "linf" and self.eps_unit == "rms":
-            raise InputError.of("eps_unit", "rms", "'norm' when norm is 'linf'", "an L-inf radius is per voxel already")
-        if self.unit == "rms" and self.eps > 1:
+        if self.norm == "linf" and self.unit == "rms":
+            raise InputError.of("unit", "rms", "'norm' when norm is 'linf'", "an L-inf radius is per voxel already")
+        if unit_of(self.norm, self.unit) == "rms" and self.eps > 1:
             raise InputError.of(
                 "eps", self.eps, "at most 1 in the unit rms, one standard deviation in every voxel",
-                "set eps_unit to norm if you mean an L2 radius",
+                "set unit to norm if you mean an L2 radius",
             )  # fmt: skip
-        if (self.intensity_min is None) != (self.intensity_max is None):
-            raise InputError.of(
-                "intensity_min and intensity_max", (self.intensity_min, self.intensity_max), "both or neither",
-                "give 0 and 1 for images in [0, 1]",
-            )  # fmt: skip
-
-    @property
-    def unit(self) -> Unit:
-        """The unit of ``eps``."""
-        return self.eps_unit or ("rms" if self.norm == "l2" else "norm")
 
     def threat(self, channels: tuple[int, ...] | None = None) -> Threat:
         """The enemy that is trained against."""
-        box = None
-        if self.intensity_min is not None and self.intensity_max is not None:
-            box = (self.intensity_min, self.intensity_max)
-        return Threat(self.norm, self.eps, box, self.unit, channels)
+        return Threat(self.norm, self.eps, self.box, unit_of(self.norm, self.unit), channels)
 
 
 @dataclass(frozen=True)
@@ -87,7 +75,7 @@ class AttackSettings(DefenseSettings):
         None, "step as a fraction of the radius; none: 4 / steps", "a number > 0 or none", positive
     )
     start: Start = setting(
-        "ball", "first point: the clean image, a random one in the ball or on its sphere, or 0.001 standard normal"
+        "ball", "first point: the clean image, a random one in the ball or on its surface, or 0.001 standard normal"
     )
     attack_mode: Mode = setting("eval", "network mode during the attack")
 

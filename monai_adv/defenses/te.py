@@ -38,10 +38,9 @@ from monai_adv.tasks.divergence import mean_over_points
 
 PRESETS: dict[str, dict[str, Any]] = {
     "te_cifar": {"norm": "linf", "eps": 8 / 255, "steps": 10, "relative_step": 0.25, "weight": 30.0,
-                 "ramp_start": 89.0, "ramp_end": 149.0, "intensity_min": 0.0,
-                 "intensity_max": 1.0},
+                 "ramp_start": 89.0, "ramp_end": 149.0, "box": (0.0, 1.0)},
     # The IMA authors' segmentation code: epochs 25 to 35 of 50, counted from 0.
-    "ima_hippocampus": {"norm": "l2", "eps": 15.0, "eps_unit": "norm", "steps": 10, "relative_step": 0.25,
+    "ima_hippocampus": {"norm": "l2", "eps": 15.0, "unit": "norm", "steps": 10, "relative_step": 0.25,
                         "start": "gaussian", "ramp_start": 25.0, "ramp_end": 35.0},
 }  # fmt: skip
 

@@ -28,12 +28,12 @@ from monai_adv.tasks.divergence import kl_divergence
 
 PRESETS: dict[str, dict[str, Any]] = {
     "trades_cifar": {"norm": "linf", "eps": 0.031, "steps": 10, "relative_step": 0.007 / 0.031, "beta": 6.0,
-                     "intensity_min": 0.0, "intensity_max": 1.0},
+                     "box": (0.0, 1.0)},
     "trades_mnist": {"norm": "linf", "eps": 0.3, "steps": 40, "relative_step": 0.01 / 0.3, "beta": 1.0,
-                     "intensity_min": 0.0, "intensity_max": 1.0},
+                     "box": (0.0, 1.0)},
     "mirst_busi": {"norm": "linf", "eps": 5 / 255, "steps": 10, "relative_step": 0.25, "beta": 1.0,
-                   "intensity_min": 0.0, "intensity_max": 1.0},
-    "ima_hippocampus": {"norm": "l2", "eps": 15.0, "eps_unit": "norm", "steps": 10, "relative_step": 0.2, "beta": 6.0},
+                   "box": (0.0, 1.0)},
+    "ima_hippocampus": {"norm": "l2", "eps": 15.0, "unit": "norm", "steps": 10, "relative_step": 0.2, "beta": 6.0},
 }  # fmt: skip
 
 
@@ -42,7 +42,7 @@ class TRADESSettings(AttackSettings):
     """Hyper-parameters of TRADES."""
 
     beta: float = setting(6.0, "weight of the divergence", "a number >= 0 (0: standard training)", not_negative)
-    start: Literal["gaussian", "ball", "sphere"] = setting(
+    start: Literal["gaussian", "ball", "surface"] = setting(
         "gaussian", "first point of the attack; at the clean image itself the divergence has no gradient"
     )
 

@@ -21,6 +21,7 @@ from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.engines.bundle_rule import Rule, check_rule, postprocessing_of, rule_of
 from monai_adv.engines.bundle_task import KINDS, Kind, Layout, kind_of_batch, layout_of
 from monai_adv.errors import InputError
+from monai_adv.given import Box
 from monai_adv.network_state import unwrap_ddp
 from monai_adv.networks.inferer import BundleNetwork
 from monai_adv.statistics import wide_dtype
@@ -42,9 +43,9 @@ class RobustMetric:
 
     Args:
         eps: radius of the attack.
-        eps_unit: ``"rms"`` (RMS change per voxel) or ``"norm"``; default: rms for l2, norm for linf.
+        unit: ``"rms"`` (RMS change per voxel) or ``"norm"``; default: rms for l2, norm for linf.
         norm: ``"l2"`` or ``"linf"``.
-        intensity_min, intensity_max: bounds of attacked images, both or neither.
+        box: lowest and highest intensity of an attacked image; default: no bounds.
         steps: gradient steps of PGD; the strongest image on the way counts.
         channels: input channels that may be attacked; default: all.
         attack: another attack instead of all of the above.
@@ -64,10 +65,9 @@ class RobustMetric:
     def __init__(
         self,
         eps: float | None = None,
-        eps_unit: Unit | None = None,
+        unit: Unit | None = None,
         norm: Norm = "l2",
-        intensity_min: float | None = None,
-        intensity_max: float | None = None,
+        box: Box | None = None,
         steps: int = 10,
         channels: Sequence[int] | None = None,
         attack: Attack | None = None,
@@ -89,9 +89,7 @@ class RobustMetric:
         self.steps, self.batches, self.seed = steps, batches, seed
         self._threat = None
         if eps is not None:
-            enemy = DefenseSettings(
-                eps=eps, eps_unit=eps_unit, norm=norm, intensity_min=intensity_min, intensity_max=intensity_max
-            )
+            enemy = DefenseSettings(eps=eps, unit=unit, norm=norm, box=box)
             self._threat = enemy.threat(None if channels is None else tuple(channels))
             PGD(self._threat, steps=steps)  # refuse bad steps now
         self._kind: Literal["auto"] | Kind = task

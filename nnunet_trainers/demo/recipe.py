@@ -21,7 +21,7 @@ ATTACKS: Version = "quick"
 _IMA: dict[str, tuple[Any, str]] = {
     "eps": (0.2, "largest margin: RMS change per voxel, in standard deviations of the normalised image"),
     "delta": (0.05, "first margin of every slice, and its growth each time the network withstands the attack"),
-    "eps_unit": ("rms", ""),
+    "unit": ("rms", ""),
     "steps": (5, "gradient steps of the attack during training (default 20)"),
     "searches": (4, "halvings in the search for the decision boundary (default 10)"),
     "robust_validation_batches": (1, "validation batches per epoch that are also attacked"),

@@ -153,7 +153,7 @@ def long_attacks(kind: Kind, threat: Threat, steps: int) -> list[Attack]:
     if kind == "classification":
         return [APGD(threat, steps, until="wrong"), CW(threat, steps, kappa=CONFIDENT, start="ball")]
     return [
-        SharpDice(threat, max(2 * steps // 3, 1), start="sphere"),
+        SharpDice(threat, max(2 * steps // 3, 1), start="surface"),
         Relay(threat, radius_reduction(None, max(steps // 2, 3))),
         SharpDice(threat, max(steps // 3, 1), loss=balanced_hinge, sharpness=(1.0, 1.0), missing=0.0, from_worst=True),
     ]
