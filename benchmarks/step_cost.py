@@ -163,7 +163,7 @@ def plain_step_of(trainer: RobustTrainer) -> Callable[[dict[str, Any]], Any]:
 def switched_off(trainer: RobustTrainer) -> Callable[[dict[str, Any]], Any]:
     """Our step with eps = delta = 0."""
     twin = copy.copy(trainer)
-    defense = type(trainer.defense)(trainer.task, type(trainer.defense.settings)(eps=0, delta=0))
+    defense = type(trainer.defense)(trainer.defense.task, type(trainer.defense.settings)(eps=0, delta=0))
     defense.bind(trainer.sample_ids, trainer.device)
     twin.defense = defense
     return twin.train_step
@@ -215,7 +215,7 @@ def price(trainer: RobustTrainer, batch: dict[str, Any], repeats: int) -> dict[s
     """Seconds of each pass on the whole batch: median of ``repeats``."""
     images = batch["data"].to(trainer.device)
     target = [t.to(trainer.device) for t in batch["target"]]
-    network, task = trainer.network, trainer.task
+    network, task = trainer.network, trainer.defense.task
 
     def forward() -> float:
         with frozen(network) as model, trainer._autocast():

@@ -140,8 +140,8 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
             deep_supervision_weights=getattr(loss, "weight_factors", None),
         )
         if self.run.training_loss == "per_sample":  # with every resolution: DDP wants all parameters used
-            task.training_loss = lambda output, target: task.sample_training_loss(output, target).mean()
-        self.task = task
+            alone = task.sample_training_loss
+            task = task.with_loss(lambda output, target: alone(output, target).mean())
         settings = cast(DefenseSettings, self.sections["defense"])
         self.defense = self.method.defense(task, settings, self._intensity_channels())
         self.defense.attach(self.network, self.optimizer)
@@ -391,10 +391,11 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         return replace(threat, eps=eps) if eps else None
 
     def _attack_batch(self, batch: dict[str, Any], threat: Threat) -> dict[str, Any]:
+        assert self.defense is not None
         images, target = batch["data"], batch["target"]
         pgd = PGD(threat, steps=self.run.robust_validation_steps)
         with self._autocast():
-            attacked = pgd(self.network, images, target, self.task).images
+            attacked = pgd(self.network, images, target, self.defense.task).images
         # The host writes into the target it is given (ignore label), so it gets one of its own.
         own = [t.clone() for t in target] if isinstance(target, list) else target.clone()
         return {**batch, "data": attacked, "target": own}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def worker(rank: int, port: int, folder: str) -> None:
     module.DDP = lambda network, device_ids: DistributedDataParallel(network)
     trainer.is_ddp, trainer.local_rank = True, rank
     trainer.initialize()
-    trainer.task.settings = type(trainer.task.settings)(threshold=1e-6)  # attacks from the first step
+    task = trainer.defense.task
+    trainer.defense.task = replace(task, settings=type(task.settings)(threshold=1e-6))  # attacks from the first step
     trainer.run_training()
     result: dict[str, Any] = {
         "margins": trainer.defense.margins.values,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -129,7 +130,7 @@ def test_segmentation_stops_when_the_dice_falls_to_the_threshold(dims: int) -> N
     batch = problem_.batch(torch.arange(6))
     output = problem_.network(batch.images)
     threshold = float(problem_.task.dice(output, batch.target).nanmean()) - 0.02
-    problem_.task.settings = SegmentationSettings(threshold=threshold)
+    problem_.task = replace(problem_.task, settings=SegmentationSettings(threshold=threshold))
     fat = problem_.defense("fat", eps=0.5, steps=10, start="clean", omega=0.0)
     noisy, result, _ = fat.friendly(problem_.network, batch)
     assert result is not None

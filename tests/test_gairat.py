@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -166,7 +167,8 @@ def test_segmentation_weighs_samples_and_leaves_alone_those_without_foreground(d
         target[1] = 0  # cannot be attacked
     batch = problem_.batch(torch.arange(4))
     score = problem_.task.dice(problem_.network(batch.images), batch.target).nanmean(1)
-    problem_.task.settings = SegmentationSettings(threshold=float(score[[0, 2, 3]].median()) - 1e-6)
+    settings = SegmentationSettings(threshold=float(score[[0, 2, 3]].median()) - 1e-6)
+    problem_.task = replace(problem_.task, settings=settings)
     gairat = problem_.defense("gairat", burn_in=0, eps=0.3, steps=6, start="clean", lam=0.0)
     kappas = torch.zeros(4, dtype=torch.float64)
     for steps in range(6):  # the iterates, from attacks of fewer steps

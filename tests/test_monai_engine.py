@@ -9,6 +9,7 @@ import logging
 import pickle
 import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from monai_adv.attacks import FGSM, PGD
 from monai_adv.defenses import METHODS, Batch, Defense, LossPart, Method
 from monai_adv.defenses.ima import IMA, IMASettings
 from monai_adv.engines import IMATrainer, RobustMetric, RobustState, RobustTrainer, SATTrainer, indexed
-from monai_adv.tasks import ClassificationTask
+from monai_adv.tasks import ClassificationTask, SegmentationTask
 from monai_adv.threats import Threat
 from tests import monai_engine_toys as toys
 
@@ -1017,3 +1018,24 @@ def test_the_docs_know_every_argument() -> None:
     own = [n for n, p in inspect.signature(RobustTrainer).parameters.items() if p.kind is p.KEYWORD_ONLY]
     assert own
     assert [n for n in own if f"| `{n}` |" not in page] == ["train_handlers"]  # SupervisedTrainer's
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def test_trainers_that_share_a_task_train_with_their_own_loss_and_leave_it_as_it_is() -> None:
+    def always(value: float) -> Any:
+        return lambda output, label: 0 * output.sum() + value
+
+    problems: list[Any] = [
+        (ClassificationTask(), toys.class_list(), toys.Classifier),
+        (SegmentationTask(always(5.0)), toys.segment_list(), toys.segmenter),
+    ]
+    for task, data, network in problems:
+        before = dict(vars(task))
+        trainers = [toys.trainer(SATTrainer, data, network(), loss=always(v), task=task) for v in (1.0, 2.0)]
+        for engine, loss in zip(trainers, (1.0, 2.0), strict=True):
+            engine.run()
+            assert engine.state.output[0]["loss"] == loss
+        assert vars(task) == before
+        assert task == replace(task)

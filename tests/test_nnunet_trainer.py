@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch._dynamo.backends.registry import lookup_backend
 
 from monai_adv import InputError
+from monai_adv.tasks import SegmentationSettings
 from monai_adv.threats import Threat
 from nnunet_trainers import DSBNTrainer, IMATrainer, SATTrainer
 from nnunet_trainers.robust_trainer import RobustTrainer
@@ -40,7 +42,8 @@ from tests.nnunet_host import datasets, host, same, started, weights  # noqa: F4
 
 def easy(trainer: Any) -> None:
     """Make the network right from the start: accept any Dice, so that attacks happen in the first step."""
-    trainer.task.settings = type(trainer.task.settings)(threshold=1e-6, empty_target="skip")
+    settings = SegmentationSettings(threshold=1e-6, empty_target="skip")
+    trainer.defense.task = replace(trainer.defense.task, settings=settings)
     with torch.no_grad():  # an untrained head may never predict a class at all
         for head in trainer.network.decoder.seg_layers:
             head.bias[1] += 0.5
@@ -131,7 +134,7 @@ def test_compiled_training_equals_eager(host: Any, monkeypatch: pytest.MonkeyPat
     compiled = started(host())
     compiled.network._orig_mod.load_state_dict(eager.network.state_dict())
     easy(eager)
-    compiled.task.settings = eager.task.settings
+    compiled.defense.task = replace(compiled.defense.task, settings=eager.defense.task.settings)
     compiled.network._orig_mod.load_state_dict(eager.network.state_dict())
     for _ in range(2):
         batch = next(eager.dataloader_train)
@@ -304,13 +307,17 @@ def test_the_official_preset_runs_as_a_whole(host: Any) -> None:
     trainer.lr_scheduler.step(1)
     assert trainer.optimizer.param_groups[0]["lr"] == 0.01  # constant
     batch = next(trainer.dataloader_train)
+    task = trainer.defense.task
+    before = dict(vars(task))
     assert np.isfinite(trainer.train_step(batch)["loss"])
+    assert trainer.defense.task is task  # a value, which nothing changes
+    assert vars(task) == before
     trainer.on_train_epoch_end([{"loss": np.array(1.0)}])
     assert trainer._figures["attacked"] == 1.0  # no gate, empty slices included
     output, target = trainer.network(batch["data"]), batch["target"]
     halves = [slice(0, 2), slice(2, 4)]
-    parts = [trainer.task.training_loss([o[h] for o in output], [t[h] for t in target]) for h in halves]
-    torch.testing.assert_close(sum(parts) / 2, trainer.task.training_loss(output, target))  # per sample, not batch Dice
+    parts = [task.training_loss([o[h] for o in output], [t[h] for t in target]) for h in halves]
+    torch.testing.assert_close(sum(parts) / 2, task.training_loss(output, target))  # per sample, not batch Dice
 
 
 def test_continuing_in_another_unit_is_refused(host: Any) -> None:

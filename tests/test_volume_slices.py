@@ -90,7 +90,7 @@ def test_ignored_voxels_count_nowhere() -> None:
 def test_false_positives_in_a_slice_without_foreground_count_while_there_is_dice_left() -> None:
     nothing, everything = torch.tensor([[1.0, 0.0]]).view(1, 2, 1, 1), torch.tensor([[0.0, 1.0]]).view(1, 2, 1, 1)
     empty = torch.zeros(1, 1, 1, 1, dtype=torch.long)
-    some = VolumeSlicesTask(judge(), torch.tensor([0.5]), torch.tensor([10]), slices=5)
+    some = VolumeSlicesTask.towards(judge(), torch.tensor([0.5]), torch.tensor([10]), slices=5)
     assert float(some.margin(everything, empty)) == pytest.approx(-0.25)
     assert float(some.margin(nothing, empty)) == 0
     assert some.correct(everything, empty).all()
@@ -99,7 +99,7 @@ def test_false_positives_in_a_slice_without_foreground_count_while_there_is_dice
 
 def test_a_slice_without_true_positives_is_finished_once_the_volume_is_lost() -> None:
     one, _, target = volume(2, classes=2)
-    lost = VolumeSlicesTask(judge(), torch.tensor([0.0]), torch.tensor([10]), slices=6)
+    lost = VolumeSlicesTask.towards(judge(), torch.tensor([0.0]), torch.tensor([10]), slices=6)
     hit = (one.argmax(1, keepdim=True) == target) & (target == 1)
     assert lost.lowest_margin == 0
     assert torch.equal(lost.correct(one, target), hit.flatten(1).any(1))
@@ -138,6 +138,6 @@ def test_the_volume_suffers_more_than_under_attacks_on_each_slice() -> None:
 
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(InputError, match="dice and size"):
-        VolumeSlicesTask(judge(), torch.tensor([1.5]), torch.tensor([3]), slices=2)
+        VolumeSlicesTask.towards(judge(), torch.tensor([1.5]), torch.tensor([3]), slices=2)
     with pytest.raises(InputError, match="dice and size"):
-        VolumeSlicesTask(judge(), torch.tensor([0.5, 0.5]), torch.tensor([3]), slices=2)
+        VolumeSlicesTask.towards(judge(), torch.tensor([0.5, 0.5]), torch.tensor([3]), slices=2)

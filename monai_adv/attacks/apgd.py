@@ -161,6 +161,8 @@ class APGD:
             with torch.set_grad_enabled(not last):
                 draws = [network(x) for _ in range(self.eot)]
             passes.forward += self.eot * len(x)
+            if k == 0:
+                task.check(draws[0], labels)
             with torch.no_grad():
                 losses = self._losses(task, draws, labels, aims, k / self.steps)
                 best.update(search.index, x.detach(), _mean(draws), labels, losses)

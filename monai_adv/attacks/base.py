@@ -186,6 +186,7 @@ def judged(
     best = Strongest(images, task, until)
     with frozen(network, mode) as model, torch.no_grad():
         output = model(any_batch_size(images, model))
+    task.check(output, target)
     best.update(torch.arange(len(images), device=images.device), images, output, target)
     dead = torch.zeros_like(best.wrong)
     return AttackResult(best.images, best.wrong, best.margin, dead, best.broken, Passes(forward=len(images))), output

@@ -211,7 +211,8 @@ class CWL2:
                 for k in range(self.steps):
                     x, derivative = self._image(variables[active], images[active])
                     labels = take(target, active)
-                    wrong, gradient = self._look(model, x, labels, task, c[active])
+                    first = passes.forward == 0
+                    wrong, gradient = self._look(model, x, labels, task, c[active], check=first)
                     passes += Passes(forward=len(x), backward_input=len(x))
                     found.update(active, x, wrong)
                     crossed[active] |= wrong
@@ -249,11 +250,15 @@ class CWL2:
         total = self.search_steps * self.steps
         return Passes(forward=total + 1, backward_input=total)
 
-    def _look(self, network: nn.Module, x: Tensor, target: Target, task: Task, c: Tensor) -> tuple[Tensor, Tensor]:
+    def _look(
+        self, network: nn.Module, x: Tensor, target: Target, task: Task, c: Tensor, check: bool
+    ) -> tuple[Tensor, Tensor]:
         """Which images are wrong, and the gradient of c * f; 0 where it is not finite."""
         with torch.enable_grad():
             x = any_batch_size(x.detach(), network).requires_grad_()
             output = network(x)
+            if check:
+                task.check(output, target)
             f = -confident_margin(task.points(output, target), 0.0, kappa=0.0)
             if self.mode == "train":  # BatchNorm makes every f a function of all images, so c belongs inside
                 gradient = gradient_or_zero(c * f, x)

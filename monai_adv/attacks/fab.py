@@ -192,6 +192,7 @@ class _Search:
             output = network(x)
             self.passes.forward += len(x)
             if k == 0 and generator is None:
+                self.task.check(output, labels)
                 self._judge(index, delta, x.detach(), output, labels, radius)
                 self.clean_margin[index] = self.best.margin[index]
                 if not bool(self.running().any()):

@@ -79,8 +79,10 @@ class FGSM:
         with frozen(network, self.mode) as model:
             with torch.enable_grad():
                 x = any_batch_size(images + delta, model).requires_grad_()
+                output = model(x)
+                task.check(output, target)
                 _, gradient = input_gradient(
-                    model(x), x, lambda output: sample_loss(task, self.loss, output, target), self.mode
+                    output, x, lambda output: sample_loss(task, self.loss, output, target), self.mode
                 )
             direction = self.threat.direction(gradient, images)
             step = per_sample(self.relative_step * radius, direction) * direction

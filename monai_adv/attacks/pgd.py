@@ -109,6 +109,8 @@ class PGD(ProjectedSteps):
             with torch.set_grad_enabled(not last):
                 output = network(x)
             passes.forward += len(x)
+            if k == 0:
+                task.check(output, labels)
             if last:
                 losses = self._raised(task, output, labels, 1.0)
             else:

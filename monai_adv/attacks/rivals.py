@@ -71,7 +71,9 @@ def against_each_rival(
         raise InputError.of("eps", "a radius per sample", "one number", "give radii to the call: radius=...")
     images, radius = prepared(attack.threat, images, radius, generator, random=False)
     with frozen(network, attack.mode) as model, torch.no_grad():
-        rivals = ranked_rivals(task.points(model(any_batch_size(images, model)), target), targets)
+        output = model(any_batch_size(images, model))
+        task.check(output, target)
+        rivals = ranked_rivals(task.points(output, target), targets)
     worst = WorstCase.nothing_yet(images, task, attack.until)
     worst.result.passes.forward += len(images)
     for k in range(targets):

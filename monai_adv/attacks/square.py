@@ -120,6 +120,8 @@ class Square:
                     labels = take(target, rows)
                     output = model(any_batch_size(proposal, model))
                     passes.forward += len(proposal)
+                    if query == 0:
+                        task.check(output, labels)
                     loss = self._loss(task, output, labels).to(losses)
                     first = ~best.wrong[rows]
                     wrong = best.update(rows, proposal, output, labels, loss)

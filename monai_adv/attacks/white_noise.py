@@ -93,6 +93,8 @@ class WhiteNoise:
                 noisy = images + self._noise(images, radius, generator)
                 output = model(any_batch_size(noisy, model))
                 passes.forward += len(noisy)
+                if draw == 0:
+                    task.check(output, target)
                 one = Strongest(images, task, "wrong")
                 wrongs.append(one.update(everyone, noisy, output, target))
                 margins.append(one.margin)

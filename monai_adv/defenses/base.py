@@ -31,6 +31,7 @@ from monai_adv.network_state import Mode, any_batch_size, computes_as_in, detach
 from monai_adv.sample_state import SampleIds, SampleState
 from monai_adv.statistics import Statistics
 from monai_adv.tasks.base import Output, Target, Task, TrainingTask, plain, take
+from monai_adv.tasks.first_look import FirstLook
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Defense(ABC):
         self._generator: torch.Generator | None = None
         self._bound: tuple[SampleIds, torch.device] | None = None
         self._ids_checked = False
+        self._labels_checked = False
 
     # ------------------------------------------------------------------ the loss
 
@@ -402,6 +404,9 @@ class Defense(ABC):
     def begin(self, batch: Batch) -> None:
         """Check the layout of a batch, and book its samples; every method calls it once per batch.
 
+        The values of labels are checked as soon as there is an output: on the CPU in every batch, elsewhere in the
+        first one only, because that makes a GPU wait.
+
         Raises:
             InputError: images, target or ids that are no batch, or ids that were not announced.
         """
@@ -414,7 +419,18 @@ class Defense(ABC):
                 raise InputError.of("target", _layout(values), allowed)
         if self.needs_ids:
             self._check_ids(batch)
+        if not self._labels_checked or images.device.type == "cpu":
+            self._look_at_labels()
         self.statistics.samples += len(images)
+
+    def _look_at_labels(self) -> None:
+        """Whatever the method asks its task first in this batch."""
+        task = self.task.task if isinstance(self.task, FirstLook) else self.task
+
+        def done() -> None:
+            self.task, self._labels_checked = task, True
+
+        self.task = FirstLook(task, done)
 
     def _check_ids(self, batch: Batch) -> None:
         ids = self.ids(batch)

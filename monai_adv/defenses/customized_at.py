@@ -129,9 +129,10 @@ class CustomizedAT(Defense):
         task: Task = self.task
         target = batch.target
         if soft:
-            with_reference = WithReference(self.task, self._attacked_loss(labels))
             rows = torch.arange(len(batch.images), device=batch.images.device)
-            task, target = with_reference, with_reference.pack(batch.target, [rows, tried / settings.eps])
+            task, target = WithReference.of(
+                self.task, self._attacked_loss(labels), batch.target, [rows, tried / settings.eps]
+            )
         agree = computes_as_in(network, settings.attack_mode)
         ascent = settings.ascent(self.channels, check_last=not agree)
         noisy, result, index = self.attack(network, batch, ascent, task=task, target=target, radius=tried)

@@ -109,8 +109,7 @@ class LLR(Defense):
             loss = self.task.sample_training_loss(outputs[0] if len(outputs) == 1 else outputs, target)
             return (loss - losses - ((images - clean) * gradient).flatten(1).sum(1)).abs()
 
-        task = WithReference(self.task, gap)
-        packed = task.pack(batch.target, [batch.images, losses, gradient])
+        task, packed = WithReference.of(self.task, gap, batch.target, [batch.images, losses, gradient])
         ascent = self.settings.ascent(self.channels)
         return self.attack(_WithInput(unwrap_ddp(network)), batch, ascent, task=task, target=packed)[0]
 

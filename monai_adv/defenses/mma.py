@@ -158,12 +158,12 @@ class MMA(Defense):
         settings = self.settings
         radius = self.margins[self.ids(batch)].clamp(min=settings.smallest).to(batch.images.dtype)
         ascent = settings.ascent(self.channels, relative_step=settings.relative_step or 2.5 / settings.steps)
-        task = WithReference(self.task, lambda _, output, target: -self.task.soft_margin(output, target))
+        task, packed = WithReference.of(
+            self.task, lambda _, output, target: -self.task.soft_margin(output, target), batch.target, []
+        )
         images = batch.images
         margin = torch.zeros_like(radius)
-        noisy, result, index = self.attack(
-            network, batch, ascent, task=task, target=task.pack(batch.target, []), radius=radius, only=right
-        )
+        noisy, result, index = self.attack(network, batch, ascent, task=task, target=packed, radius=radius, only=right)
         if result is None:
             return images, margin
         direction = (noisy[index] - images[index]) / per_sample(radius[index], images)  # at most one unit of eps

@@ -142,13 +142,14 @@ class TE(Defense):
         if weight == 0:
             noisy, _, _ = self.attack(network, batch, settings.ascent(self.channels))
         else:
-            task = WithReference(
+            task, target = WithReference.of(
                 self.task,
                 lambda soft, output, target: (
                     self.task.sample_loss(output, target) + weight * self._apart(soft[0], output, target)
                 ),
+                batch.target,
+                [soft_labels],
             )
-            target = task.pack(batch.target, [soft_labels])
             noisy, _, _ = self.attack(network, batch, settings.ascent(self.channels), task=task, target=target)
         output = network(noisy)
         loss = self.task.training_loss(output, batch.target)

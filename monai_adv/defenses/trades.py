@@ -92,8 +92,7 @@ def kl_attack(defense: Defense, network: nn.Module, batch: Batch) -> Tensor:
     def apart(reference: list[Tensor], output: Output, target: Target) -> Tensor:
         return kl_divergence(defense.task, reference if several else reference[0], output, target)
 
-    task = WithReference(defense.task, apart)
-    target = task.pack(batch.target, list(clean) if several else [clean])
+    task, target = WithReference.of(defense.task, apart, batch.target, list(clean) if several else [clean])
     return defense.attack(network, batch, settings.ascent(defense.channels), task=task, target=target)[0]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -145,7 +146,7 @@ class RobustTrainer(SupervisedTrainer):
         self._ids: BatchIds | None = None
         self._layout: Layout | None = None
         self._looked = False
-        self._own_task = None if isinstance(task, str) else task
+        self._own_task = None if isinstance(task, str) else task.with_loss(self._training_loss)
         if defense.needs_ids if defense is not None else self.method is not None and self.method.defense.needs_ids:
             self.data_loader = numbered(self.data_loader) or self.data_loader
         self._guessed = False
@@ -153,7 +154,7 @@ class RobustTrainer(SupervisedTrainer):
         self.kind: Kind | None = task if isinstance(task, str) and task != "auto" else None
 
         if defense is not None:
-            self._own_task = defense.task
+            defense.task = self._own_task = defense.task.with_loss(self._training_loss)
         elif task == "auto":
             guess = kind_of_data(data_list(self.data_loader))
             self.kind = None if self.method is not None and guess in self.method.not_for else guess
@@ -196,7 +197,7 @@ class RobustTrainer(SupervisedTrainer):
         self.sections = combine(self._sections(), self._expanded())
         task = self._own_task
         if task is None and self.kind == "classification":
-            task = ClassificationTask(sample_loss=loss_of_each_sample(self.loss_function))
+            task = ClassificationTask(self._training_loss, loss_of_each_sample(self.loss_function))
         elif task is None:
             settings = cast(SegmentationSettings, self.sections["task"])
             task = SegmentationTask(self._training_loss, settings, ignore_label=self._ignore_label)
@@ -208,7 +209,6 @@ class RobustTrainer(SupervisedTrainer):
             raise InputError.of("defense", name, self.method.defense.__name__, "or use RobustTrainer")
         if defense.eager_only is not None and is_compiled(self.network):
             raise InputError.of("compile", True, f"false with {name}", defense.eager_only)
-        defense.task.training_loss = self._training_loss  # type: ignore[method-assign]
         self.sections = self.sections or {"defense": defense.settings}
         device = device_of(self.network)
         if defense.needs_ids:
@@ -248,7 +248,7 @@ class RobustTrainer(SupervisedTrainer):
             rule = rule_of(self._given_rule, self._postprocessing, self.loss_function)
             background = not leaves_background_out(self.loss_function)
             self._layout = layout_of(output, label, self._regions, task.ignore_label, rule, background)
-            task.regions, task.sigmoid = self._layout.regions, self._layout.sigmoid
+            self.defense.task = replace(task, regions=self._layout.regions, sigmoid=self._layout.sigmoid)
         elif isinstance(task, ClassificationTask):
             task.check(output, label)
         self._tell(images, label, output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +17,9 @@ Output = Tensor | list[Tensor] | tuple[Tensor, ...]
 
 Target = Tensor | list[Tensor] | tuple[Tensor, ...]
 """The ground truth in the same layout as the output."""
+
+TrainingLoss = Callable[[Output, Target], Tensor]
+"""Scalar training loss of output and target, as the host has them."""
 
 T = TypeVar("T", Tensor, Output)
 
@@ -55,13 +59,18 @@ class Points:
 
 
 class Task(Protocol):
-    """What *right* means: classification, segmentation, ... Every method is per sample except ``training_loss``."""
+    """What *right* means: classification, segmentation, ... Every method is per sample except ``training_loss``.
 
-    lowest_margin: float
-    """No margin is below it; a sample that reached it cannot be attacked further. ``-inf`` if there is none."""
+    A task is a value: it remembers nothing between calls. Attacks :meth:`check` the first output of each call, defences
+    that of the first batch.
+    """
 
-    def training_loss(self, output: Output, target: Target) -> Tensor:
-        """Scalar: the loss that the host trains with, unchanged (it may couple the samples of a batch)."""
+    @property
+    def lowest_margin(self) -> float:
+        """No margin is below it; a sample that reached it cannot be attacked further. ``-inf`` if there is none."""
+
+    def check(self, output: Output, target: Target) -> None:
+        """Refuse labels that no class has, and layouts that do not fit. Waits for the device: once, not in a loop."""
 
     def sample_loss(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` differentiable loss that an attack raises; sample *i* depends on sample *i* only."""
@@ -81,6 +90,12 @@ class Task(Protocol):
 
 class TrainingTask(Task, Protocol):
     """What a defence may ask of a task beyond what an attack needs."""
+
+    def training_loss(self, output: Output, target: Target) -> Tensor:
+        """Scalar: the loss that the host trains with, unchanged (it may couple the samples of a batch)."""
+
+    def with_loss(self, loss: TrainingLoss) -> TrainingTask:
+        """The same task with another training loss: that of the host."""
 
     def sample_training_loss(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` differentiable: the training loss of each sample alone, for methods that weigh samples."""

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from monai_adv.errors import InputError
-from monai_adv.tasks.base import Output, Points, Target, check_labels, is_one_hot
+from monai_adv.tasks.base import Output, Points, Target, TrainingLoss, check_labels, is_one_hot
 
 
+@dataclass(frozen=True)
 class ClassificationTask:
     """One label per sample, two classes or more.
 
     Args:
         loss: the host's training loss, ``loss(output, target) -> scalar``; default: cross-entropy. It gets output and
             target as the host has them.
-        sample_loss: the same loss of each sample alone, ``(B,)``, for methods that weigh samples; default:
+        loss_of_each: the same loss of each sample alone, ``(B,)``, for methods that weigh samples; default:
             cross-entropy.
 
     Outputs are logits ``(B, K)``. A head with a single logit z, ``(B, 1)`` or ``(B,)``, counts as the two logits
@@ -26,8 +28,6 @@ class ClassificationTask:
     network is sure. Targets are class indices ``(B,)`` or ``(B, 1)`` of any dtype, or
     one-hot rows ``(B, K)``. Spatial axes of size 1, which fully convolutional classifiers
     keep, change nothing. An output that is not finite is wrong: its margin is ``-inf``.
-
-    The first batch that a task sees goes through :meth:`check`. Later ones do not, because that makes a GPU wait.
 
     Example:
         With two classes the gradient of the cross-entropy is a positive multiple of that of the negative margin:
@@ -41,21 +41,25 @@ class ClassificationTask:
         True
     """
 
-    lowest_margin = -torch.inf
+    loss: TrainingLoss | None = None
+    loss_of_each: Callable[[Output, Target], Tensor] | None = None
 
-    def __init__(
-        self,
-        loss: Callable[[Output, Target], Tensor] | None = None,
-        sample_loss: Callable[[Output, Target], Tensor] | None = None,
-    ) -> None:
-        self.sample_training_loss = sample_loss or self.sample_loss
-        self._loss = loss
-        self._checked = False
+    @property
+    def lowest_margin(self) -> float:
+        """None: a logit can always fall further."""
+        return -torch.inf
+
+    def with_loss(self, loss: TrainingLoss) -> ClassificationTask:
+        """The same task with another training loss."""
+        return replace(self, loss=loss)
 
     def training_loss(self, output: Output, target: Target) -> Tensor:
         """Scalar: the host's loss, or the mean cross-entropy."""
-        self._look(output, target)
-        return self.sample_loss(output, target).mean() if self._loss is None else self._loss(output, target)
+        return self.sample_loss(output, target).mean() if self.loss is None else self.loss(output, target)
+
+    def sample_training_loss(self, output: Output, target: Target) -> Tensor:
+        """``(B,)`` the host's loss of each sample alone, or the cross-entropy."""
+        return (self.loss_of_each or self.sample_loss)(output, target)
 
     def sample_loss(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` cross-entropy."""
@@ -129,7 +133,7 @@ class ClassificationTask:
         return values.round().long() if values.is_floating_point() else values.long()
 
     def check(self, output: Output, target: Target) -> None:
-        """Refuse labels that no class has, soft labels, several labels per sample. Costs a host sync: not in a loop.
+        """Refuse labels that no class has, soft labels, several labels per sample. Waits for the device: not in a loop.
 
         Raises:
             InputError: says which values came.
@@ -148,15 +152,8 @@ class ClassificationTask:
 
     def _read(self, output: Output, target: Target) -> tuple[Tensor, Tensor]:
         """``(B, K)`` logits and ``(B,)`` labels."""
-        self._look(output, target)
         logits = self.logits(output)
         return logits, self.labels(target, logits.shape[1])
-
-    def _look(self, output: Output, target: Target) -> None:
-        """Check the first batch."""
-        if not self._checked:
-            self.check(output, target)
-            self._checked = True
 
 
 def _tensor(values: Output | Target) -> Tensor:

@@ -7,9 +7,8 @@ the foreground classes, accepts equality with the threshold, and scores a patch 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from monai_adv.errors import InputError
 from monai_adv.settings import Settings, setting
 from monai_adv.tasks import dice_score
-from monai_adv.tasks.base import Output, Points, Target, check_labels
+from monai_adv.tasks.base import Output, Points, Target, TrainingLoss, check_labels
 
 SMOOTH = 1e-5  # nnU-Net's own smoothing of the soft Dice
 
@@ -52,6 +51,11 @@ class SegmentationSettings(Settings):
     )
 
 
+ALONE = SegmentationSettings(attack_loss="dice_ce", absent_classes="count", attack_deep_supervision=True)
+"""With these the attack's loss is nnU-Net's training loss of each sample alone."""
+
+
+@dataclass(frozen=True)
 class SegmentationTask:
     """Dice-based task for softmax classes or overlapping sigmoid regions, 2D and 3D.
 
@@ -67,8 +71,6 @@ class SegmentationTask:
         sigmoid: label maps, but a voxel belongs to every class whose own logit is above 0, as with a sigmoid loss on
             one-hot labels; channel 0, the background, is not looked at. Without meaning for regions.
 
-    The first batch that a task sees goes through :meth:`check`. Later ones do not, because that makes a GPU wait.
-
     Example:
         Predicting exactly the ground truth has Dice 1, hence margin 1 - 0.6:
 
@@ -79,37 +81,40 @@ class SegmentationTask:
         0.4
     """
 
-    def __init__(
-        self,
-        loss: Callable[[Output, Target], Tensor],
-        settings: SegmentationSettings | None = None,
-        *,
-        regions: bool = False,
-        ignore_label: int | None = None,
-        deep_supervision_weights: Sequence[float] | None = None,
-        sigmoid: bool = False,
-    ) -> None:
-        self.training_loss = loss
-        self.settings = settings or SegmentationSettings()
-        self.regions = regions
-        self.ignore_label = ignore_label
-        self.deep_supervision_weights = deep_supervision_weights
-        self.sigmoid = sigmoid
-        self.lowest_margin = -self.settings.threshold
-        self._checked = False
+    loss: TrainingLoss
+    settings: SegmentationSettings = SegmentationSettings()
+    regions: bool = field(default=False, kw_only=True)
+    ignore_label: int | None = field(default=None, kw_only=True)
+    deep_supervision_weights: Sequence[float] | None = field(default=None, kw_only=True)
+    sigmoid: bool = field(default=False, kw_only=True)
 
-    @classmethod
+    def __post_init__(self) -> None:
+        if self.deep_supervision_weights is not None:  # nnU-Net's is an array, of which nobody can say if it is equal
+            object.__setattr__(self, "deep_supervision_weights", tuple(map(float, self.deep_supervision_weights)))
+
+    @property
+    def lowest_margin(self) -> float:
+        """Of Dice 0."""
+        return -self.settings.threshold
+
+    def with_loss(self, loss: TrainingLoss) -> SegmentationTask:
+        """The same task with another training loss."""
+        return replace(self, loss=loss)
+
+    def training_loss(self, output: Output, target: Target) -> Tensor:
+        """Scalar: the host's loss."""
+        return self.loss(output, target)
+
+    @staticmethod
     def for_evaluation(
-        cls, *, regions: bool = False, ignore_label: int | None = None, sigmoid: bool = False
+        *, regions: bool = False, ignore_label: int | None = None, sigmoid: bool = False
     ) -> SegmentationTask:
         """As reports score (:mod:`monai_adv.tasks.dice_score`), samples without foreground as well. It cannot train."""
         settings = SegmentationSettings(attack_loss="dice", empty_target="empty_prediction", absent_classes="score")
-        task = cls(_no_training, settings, regions=regions, ignore_label=ignore_label, sigmoid=sigmoid)
-        task._checked = True  # evaluations check their ground truth as they read it
-        return task
+        return SegmentationTask(_no_training, settings, regions=regions, ignore_label=ignore_label, sigmoid=sigmoid)
 
     def check(self, output: Output, target: Target) -> None:
-        """Refuse labels that no class has, and layouts that do not fit. Costs a host sync: not in a loop.
+        """Refuse labels that no class has, and layouts that do not fit. Waits for the device: not in a loop.
 
         Raises:
             InputError: says what came.
@@ -135,29 +140,17 @@ class SegmentationTask:
 
     def sample_loss(self, output: Output, target: Target) -> Tensor:
         """``(B,)``; soft Dice enters as ``-Dice``, so the loss of a perfect prediction is -1 (Dice) or about 0 (CE)."""
-        self._look(output, target)
-        if isinstance(output, Tensor) or isinstance(target, Tensor) or not self.settings.attack_deep_supervision:
-            return self._loss(_full_resolution(output), _whole(target))
-        weights = self.deep_supervision_weights or [2.0**-i for i in range(len(output))]
-        return torch.stack(
-            [w * self._loss(o, _whole(t)) for w, o, t in zip(weights, output, target, strict=True) if w > 0]
-        ).sum(0) / sum(weights)
+        return self._losses(output, target, self.settings)
 
     def sample_training_loss(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` Dice + cross-entropy of each sample alone over all resolutions, as nnU-Net without batch Dice."""
-        self._look(output, target)
-        alone = copy.copy(self)
-        alone.settings = SegmentationSettings(
-            attack_loss="dice_ce", absent_classes="count", attack_deep_supervision=True
-        )
-        return alone.sample_loss(output, target)
+        return self._losses(output, target, ALONE)
 
     def soft_margin(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` soft Dice minus threshold, at full resolution."""
-        self._look(output, target)
         logits = _full_resolution(output)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        return self._soft_dice(logits, _whole(target)) - self.settings.threshold
+        return self._soft_dice(logits, _whole(target), self.settings) - self.settings.threshold
 
     @torch.no_grad()
     def dice(self, output: Output, target: Target) -> Tensor:
@@ -177,7 +170,6 @@ class SegmentationTask:
 
         Ignored voxels are in neither.
         """
-        self._look(output, target)
         logits = _full_resolution(output)
         there, valid = self._foreground(_whole(target), logits.shape[1])
         if self._alone:
@@ -225,7 +217,6 @@ class SegmentationTask:
 
     def points(self, output: Output, target: Target) -> Points:
         """A point per voxel; with sigmoids one per voxel and region or class, between the logits 0 and z."""
-        self._look(output, target)
         logits, labels = _full_resolution(output), _whole(target)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         valid = self._valid(labels)
@@ -256,12 +247,6 @@ class SegmentationTask:
             return torch.zeros(labels.shape[:2], dtype=torch.bool, device=labels.device)
         return ~labels.flatten(2).any(-1)
 
-    def _look(self, output: Output, target: Target) -> None:
-        """Check the first batch."""
-        if not self._checked:
-            self.check(output, target)
-            self._checked = True
-
     @torch.no_grad()
     def _empty_score(self, output: Output, target: Target) -> Tensor:
         """Score of a sample without foreground: 1 if it is right by the policy, otherwise 0."""
@@ -272,20 +257,29 @@ class SegmentationTask:
         found = self._foreground_logits(logits) > 0 if self._alone else logits.argmax(1, keepdim=True) > 0
         return (~(found & valid).flatten(1).any(1)).float()
 
-    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def _losses(self, output: Output, target: Target, settings: SegmentationSettings) -> Tensor:
+        """``(B,)`` the loss that these settings name, over the resolutions that they name."""
+        if isinstance(output, Tensor) or isinstance(target, Tensor) or not settings.attack_deep_supervision:
+            return self._loss(_full_resolution(output), _whole(target), settings)
+        weights = self.deep_supervision_weights or [2.0**-i for i in range(len(output))]
+        return torch.stack(
+            [w * self._loss(o, _whole(t), settings) for w, o, t in zip(weights, output, target, strict=True) if w > 0]
+        ).sum(0) / sum(weights)
+
+    def _loss(self, logits: Tensor, target: Tensor, settings: SegmentationSettings) -> Tensor:
         logits = logits if logits.dtype == torch.float64 else logits.float()  # half precision cannot sum over voxels
         loss = torch.zeros(len(logits), dtype=logits.dtype, device=logits.device)
-        if self.settings.attack_loss in ("dice", "dice_ce"):
-            loss = loss - self._soft_dice(logits, target)
-            if self.settings.absent_classes == "score":
+        if settings.attack_loss in ("dice", "dice_ce"):
+            loss = loss - self._soft_dice(logits, target, settings)
+            if settings.absent_classes == "score":
                 labels, valid = self._foreground(target, logits.shape[1])
                 leads = self._leads(logits, valid)
                 loss = loss + dice_score.within_reach(leads, self._absent(labels & valid))
-        if self.settings.attack_loss in ("ce", "dice_ce"):
+        if settings.attack_loss in ("ce", "dice_ce"):
             loss = loss + self._cross_entropy(logits, target)
         return loss
 
-    def _soft_dice(self, logits: Tensor, target: Tensor) -> Tensor:
+    def _soft_dice(self, logits: Tensor, target: Tensor, settings: SegmentationSettings) -> Tensor:
         """``(B,)`` mean soft Dice over the foreground classes that the sample has (or over all, as nnU-Net's loss).
 
         An absent class is left out by default, as in the hard Dice: with nnU-Net's smoothing of 1e-5 its gradient would
@@ -300,7 +294,7 @@ class SegmentationTask:
         voxels = labels.flatten(2).sum(-1)
         predicted = probability.flatten(2).sum(-1)
         dice = (2 * (probability * labels).flatten(2).sum(-1) + SMOOTH) / (predicted + voxels + SMOOTH)
-        if self.settings.absent_classes == "count":
+        if settings.absent_classes == "count":
             return dice.mean(1)
         present = voxels > 0
         mean_dice = (dice * present).sum(1) / present.sum(1).clamp(min=1)

@@ -10,6 +10,8 @@ worst volume known, and is set again when a worse one is found.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, fields
+
 import torch
 from torch import Tensor
 
@@ -19,14 +21,15 @@ from monai_adv.tasks.base import Output, Target
 from monai_adv.tasks.segmentation import SegmentationTask
 
 
+@dataclass(frozen=True, eq=False)
 class VolumeSlicesTask(SegmentationTask):
-    """A segmentation task whose margin and loss are a slice's share of the Dice of its volume.
+    """A segmentation task whose margin and loss are a slice's share of the Dice of its volume; see :meth:`towards`.
 
-    Args:
-        task: how one slice is judged: regions, ignore label, settings.
-        dice: ``(K,)`` Dice D of each foreground class or region in the worst volume known, 0 to 1.
-        size: ``(K,)`` S of each class in that volume; 0 for one that is neither there nor found.
-        slices: number of slices, a factor that keeps margins and losses of the order of 1.
+    Attributes:
+        volume_dice: ``(K,)`` Dice D of each foreground class or region in the worst volume known, 0 to 1.
+        weight: ``(K,)`` what a voxel of each class weighs, see below.
+        new_class: ``(K,)`` what the first voxel of a class takes off the margin that the volume lacks.
+        score: mean Dice of that volume.
 
     The margin of a slice is the mean over the n classes with S > 0 of ``slices / S * (2 TP - D * predicted)``. The mean
     Dice of the volume changes by the sum of the changes of margins, over ``slices``, to first order; and with one class
@@ -48,27 +51,43 @@ class VolumeSlicesTask(SegmentationTask):
         [0.6667, 0.4444, 0.4444]
     """
 
-    def __init__(self, task: SegmentationTask, dice: Tensor, size: Tensor, slices: int) -> None:
-        super().__init__(
-            task.training_loss,
-            task.settings,
-            regions=task.regions,
-            ignore_label=task.ignore_label,
-            deep_supervision_weights=task.deep_supervision_weights,
-            sigmoid=task.sigmoid,
-        )
+    volume_dice: Tensor = field(kw_only=True)
+    weight: Tensor = field(kw_only=True)
+    new_class: Tensor = field(kw_only=True)
+    score: float = field(kw_only=True)
+
+    @classmethod
+    def towards(cls, task: SegmentationTask, dice: Tensor, size: Tensor, slices: int) -> VolumeSlicesTask:
+        """The task for a volume of which this is known.
+
+        Args:
+            task: how one slice is judged: regions, ignore label, settings.
+            dice: ``(K,)`` Dice D of each foreground class or region in the worst volume known, 0 to 1.
+            size: ``(K,)`` S of each class in that volume; 0 for one that is neither there nor found.
+            slices: number of slices, a factor that keeps margins and losses of the order of 1.
+
+        Raises:
+            InputError: no Dice, or no size.
+        """
         if dice.shape != size.shape or not bool(((dice >= 0) & (dice <= 1) & (size >= 0)).all()):
             raise InputError.of("dice and size", (dice, size), "one number in [0, 1] and one >= 0 for each class")
-        self._checked = task._checked
-        self.volume_dice = dice.float()
-        counted = size > 0
+        dice, counted = dice.float(), size > 0
         count = counted.sum()
-        self.weight = torch.where(counted, slices / size.clamp(min=1), 0.0).float() / count.clamp(min=1)
         # A volume that has no class at all is right, with score 1, until something is found.
-        score = (self.volume_dice * counted).sum() / count if count else torch.ones(())
+        score = (dice * counted).sum() / count if count else torch.ones(())
         scored = task.settings.absent_classes == "score"
-        self.new_class = torch.where(counted, 0.0, scored * slices * score / (count + 1)).float()
-        self.lowest_margin = -torch.inf if bool(score > 0) else 0.0
+        return cls(
+            **{each.name: getattr(task, each.name) for each in fields(SegmentationTask)},
+            volume_dice=dice,
+            weight=torch.where(counted, slices / size.clamp(min=1), 0.0).float() / count.clamp(min=1),
+            new_class=torch.where(counted, 0.0, scored * slices * score / (count + 1)).float(),
+            score=float(score),
+        )
+
+    @property
+    def lowest_margin(self) -> float:
+        """None, unless the volume's Dice is 0."""
+        return -torch.inf if self.score > 0 else 0.0
 
     @classmethod
     def of(cls, task: SegmentationTask, output: Output, target: Target, expected: float = 1.0) -> VolumeSlicesTask:
@@ -82,7 +101,7 @@ class VolumeSlicesTask(SegmentationTask):
         """
         true_positive, predicted, there = (n.sum(0) for n in counts(task, output, target))
         size = predicted + there
-        return cls(task, expected * 2 * true_positive / size.clamp(min=1), size, len(_full(target)))
+        return cls.towards(task, expected * 2 * true_positive / size.clamp(min=1), size, len(_full(target)))
 
     def sample_loss(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` minus the margin, of probabilities instead of decisions."""
