@@ -58,6 +58,15 @@ class SampleIds:
                 )
         return torch.tensor([self._offsets[g] + int(m) for g, m in zip(groups, members, strict=True)])
 
+    def group_of(self) -> Tensor:
+        """``(len,)`` int64: the number of each sample's group, in the order of :attr:`groups`.
+
+        Example:
+            >>> SampleIds({"case_b": 2, "case_a": 3}).group_of().tolist()
+            [0, 0, 0, 1, 1]
+        """
+        return torch.repeat_interleave(torch.tensor(list(self.groups.values())))
+
     def differences(self, other: Mapping[str, int]) -> str:
         """One phrase that says how ``other`` differs from these groups; empty if it does not."""
         missing = sorted(set(self.groups) - set(other))
@@ -75,28 +84,40 @@ class SampleState:
         default: value of a sample that was never updated.
         name: what the values are, for error messages.
         shape: of one sample's value; ``()`` is one number.
+        shared: one value for all samples of a group (the slices of a case): each draw of one of them counts as one of
+            the group, so that repeated draws, which are averaged, are the rule.
 
     The values live on the device given to :meth:`bind`; reads and updates never wait for the device.
     """
 
-    def __init__(self, default: float, name: str = "state", shape: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, default: float, name: str = "state", shape: tuple[int, ...] = (), *, shared: bool = False
+    ) -> None:
         self.default = default
         self.name = name
         self.shape = shape
+        self.shared = shared
         self.ids: SampleIds | None = None
         self.values = torch.empty(0)
+        self._group_of = torch.empty(0, dtype=torch.long)
 
     def bind(self, ids: SampleIds, device: torch.device | str = "cpu") -> None:
         """Announce the training samples; every value becomes the default."""
         self.ids = ids
-        self.values = torch.full((len(ids), *self.shape), float(self.default), device=device)
+        self._group_of = ids.group_of().to(device)
+        count = len(ids.groups) if self.shared else len(ids)
+        self.values = torch.full((count, *self.shape), float(self.default), device=device)
 
     def __getitem__(self, index: Tensor) -> Tensor:
         if self.ids is None:
             raise InputError(
                 f"{self.name}: no samples are known; call the defence's bind(ids, device) before its first step."
             )
-        return self.values[index]
+        return self.values[self._place(index)]
+
+    def _place(self, index: Tensor) -> Tensor:
+        """Where the values of these samples stand."""
+        return self._group_of[index] if self.shared else index
 
     def update(self, index: Tensor, new: Tensor) -> None:
         """Set the values of the drawn samples, on all ranks alike.
@@ -112,7 +133,7 @@ class SampleState:
         drawn = torch.cat([total.new_ones(len(index), 1), new.to(wide).reshape(len(index), size)], 1)
         # index_put with accumulate is deterministic on the CPU; on CUDA the order of the float64 additions is not,
         # which matters only below float32 resolution.
-        total.index_put_((index,), drawn, accumulate=True)
+        total.index_put_((self._place(index),), drawn, accumulate=True)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(total)
         count, columns = total[:, :1], self.values.reshape(-1, size)
@@ -142,6 +163,17 @@ class SampleState:
             )
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore the values bit for bit; see :meth:`check` for what is refused."""
+        """Restore the values bit for bit; see :meth:`check` for what is refused.
+
+        Values that were saved of samples, where groups share one now, become the group's mean; the other way round
+        every sample gets its group's.
+        """
         self.check(saved)
-        self.values = saved["values"].to(self.values)
+        values = saved["values"].to(self.values)
+        if len(values) < len(self.values):
+            values = values[self._group_of]
+        elif len(values) > len(self.values):
+            sums = torch.zeros_like(self.values).index_add(0, self._group_of, values)
+            counts = torch.bincount(self._group_of, minlength=len(self.values)).to(sums)
+            values = sums / counts.view(-1, *[1] * len(self.shape))
+        self.values = values

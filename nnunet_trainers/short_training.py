@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,9 @@ def short_training(
     weights: str | None = None,
     seed: int | None = None,
     device: str = "cpu",
+    before: Callable[[Any], None] | None = None,
     after_epoch: Callable[[Any], None] | None = None,
+    go_on: bool = False,
 ) -> Any:
     """Train and write ``checkpoint_final.pth`` where ``nnUNetv2_train`` would.
 
@@ -43,7 +46,10 @@ def short_training(
         weights: checkpoint of the same architecture to start from, output layers included.
         seed: seeds Python, numpy and torch. The data are in the same order again only with ``nnUNet_n_proc_DA=0``.
         device: "cpu" or "cuda".
+        before: called with the trainer when its weights are loaded, before the first step.
         after_epoch: called with the trainer after each epoch; ``trainer.current_epoch`` counts finished epochs.
+        go_on: continue from the ``checkpoint_latest.pth`` of a training that was interrupted, if there is one; one
+            that has ended is only loaded.
 
     Returns:
         The trainer, trained.
@@ -53,6 +59,7 @@ def short_training(
         np.random.seed(seed)  # noqa: NPY002  (the stream that nnU-Net's loaders draw from)
         torch.manual_seed(seed)
     run = get_trainer_from_args(dataset, configuration, fold, trainer, plans, device=torch.device(device))
+    folder = Path(run.output_folder)
     schedule = {
         "num_epochs": epochs,
         "num_iterations_per_epoch": iterations,
@@ -62,9 +69,18 @@ def short_training(
     for name, value in schedule.items():
         if value is not None:
             setattr(run, name, value)
-    if weights is not None:
+    left = [f for f in ("checkpoint_final.pth", "checkpoint_latest.pth") if go_on and (folder / f).exists()]
+    if left:
+        run.load_checkpoint(str(folder / left[0]))
+        if left[0] == "checkpoint_final.pth":
+            return run
+    elif weights is not None:
         run.initialize()
         run.network.load_state_dict(read_any(weights)["network_weights"])
+    if before is not None:
+        if not run.was_initialized:
+            run.initialize()
+        before(run)
     if after_epoch is not None:
         _call_after_each_epoch(run, after_epoch)
     run.run_training()

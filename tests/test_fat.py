@@ -123,6 +123,30 @@ def test_leavers_save_passes() -> None:
     )  # fmt: skip
 
 
+def test_the_gradient_is_computed_only_where_somebody_goes_on() -> None:
+    """0.375 is looked at three times and makes two steps; -1.0 leaves at the first look, which 0.375 shares. The third
+    look needs no gradient. The images are those of a batch in which another sample makes every gradient be computed.
+    """
+    fat = make()
+    images, found, _ = fat.friendly(Line(), ones(0.375, -1.0))
+    assert found is not None
+    assert (found.passes.forward, found.passes.backward_input) == (2 + 1 + 1, 2 + 1)
+    longer, _, _ = fat.friendly(Line(), ones(0.375, -1.0, 5.0))
+    assert torch.equal(images, longer[:2])
+
+
+@pytest.mark.parametrize("clean", [0.25, 0.5])
+def test_a_share_of_clean_loss_by_hand(clean: float) -> None:
+    """``c L(x) + (1 - c) L(x')`` with x' as traced above; L(x) = log(1 + exp(-x)). It costs one clean step more."""
+    fat = make(clean_weight=clean)
+    batch, losses = ones(0.375, 2.0, -1.0), []
+    for images in (batch.images, torch.tensor([-0.125, 1.0, -1.0])):
+        losses.append(torch.nn.functional.softplus(-images.flatten()).mean())
+    loss = fat(Line(), batch.images, batch.target)
+    assert float(loss) == pytest.approx(float(clean * losses[0] + (1 - clean) * losses[1]))
+    assert fat.on_epoch_end()["passes_per_sample"] == 2 * (3 + 8 + 1) / 3 + 3 + 3
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_segmentation_stops_when_the_dice_falls_to_the_threshold(dims: int) -> None:
     problem_ = toy(f"segmentation {dims}D", "fat", torch.float64)

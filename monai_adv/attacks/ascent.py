@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ class Ascended:
         images: ``(B, C, *spatial)`` the last iterates, detached, each within its radius and the box.
         wrong: ``(B,)`` bool: the network is wrong on ``images``. Without ``check_last`` known only of samples that
             left because they were wrong.
-        dead: ``(B,)`` bool: some gradient was zero or not finite, so the ascent stood still.
+        dead: ``(B,)`` bool: some gradient was zero or not finite, so that the ascent stood still where it had to go on.
         previous: the iterate before ``images`` (the clean image if there was none): with ``first_wrong`` the last one
             on which the network was still right.
         steps: ``(B,)`` int: gradient steps that led to ``images``; with ``first_wrong`` the k of its crossing.
@@ -52,13 +54,14 @@ class Ascended:
 class Iterate:
     """What is known before a step, for the samples that are still in the batch.
 
+    The gradient is a pass, which is made when it is asked for: a stop that goes by the output alone saves it where
+    nobody goes on.
+
     Attributes:
         number: k, the gradient steps made so far.
         index: ``(b,)`` positions in the attacked batch; on CUDA some may stand there twice, with equal values.
         delta: ``(b, C, *spatial)`` the perturbation x_k - x_0.
         output, target: of x_k; the target is the one the ascent was given.
-        gradient: ``(b, C, *spatial)`` of the summed losses at x_k, times ``scale``; in eval mode of the sample's own.
-        scale: ``(b,)`` see :func:`~monai_adv.attacks.base.scaled_input_gradient`.
     """
 
     number: int
@@ -66,8 +69,22 @@ class Iterate:
     delta: Tensor
     output: Output
     target: Target
-    gradient: Tensor
-    scale: Tensor
+    _backward: Callable[[], tuple[Tensor, Tensor]]
+
+    @cached_property
+    def _pass(self) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            return self._backward()
+
+    @property
+    def gradient(self) -> Tensor:
+        """``(b, C, *spatial)`` of the summed losses at x_k, times ``scale``; in eval mode of the sample's own."""
+        return self._pass[0]
+
+    @property
+    def scale(self) -> Tensor:
+        """``(b,)`` see :func:`~monai_adv.attacks.base.scaled_input_gradient`."""
+        return self._pass[1]
 
 
 Leave = Callable[[Iterate], Tensor]
@@ -146,6 +163,7 @@ class Ascent(ProjectedSteps):
         generator: torch.Generator | None,
     ) -> Ascended:
         early = self.first_wrong
+        stops = early or self.leave is not None
         passes = Passes()
         wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         left, dead = wrong.clone(), wrong.clone()
@@ -163,31 +181,34 @@ class Ascent(ProjectedSteps):
                 wrong[active] |= ~task.correct(output, labels)
             if last:
                 break
-            _, gradient, scale = scaled_input_gradient(
-                output,
-                x,
-                lambda o: self._raised(task, o, labels, k / self.steps),  # noqa: B023
-                self.mode,
-            )
-            passes.backward_input += len(x)
+
+            def backward(x: Tensor = x, output: Output = output, labels: Target = labels, k: int = k) -> Any:
+                passes.backward_input += len(x)
+                return scaled_input_gradient(
+                    output, x, lambda o: self._raised(task, o, labels, k / self.steps), self.mode
+                )[1:]
+
+            iterate = Iterate(k, active, delta[active], output, labels, backward)
             if early:
                 left |= wrong
             if self.leave is not None:
                 with torch.no_grad():
-                    left[active] |= self.leave(Iterate(k, active, delta[active], output, labels, gradient, scale))
-            del output  # its graph, before the next forward
+                    left[active] |= self.leave(iterate)
+            looks = stops and k % sync_interval(images.device) == 0
+            if looks and bool(left.all()):
+                break  # nobody needs the gradient
+            gradient = iterate.gradient
+            del output, iterate, backward  # the graph, before the next forward
             noise = None
             if self.noise > 0:  # drawn for the whole batch: what a sample gets must not depend on who has left
                 noise = self.noise * torch.empty_like(images).normal_(generator=generator)[active]
             moved, still = self._step(images[active], delta[active], radius[active], gradient, k, noise)
-            dead[active] |= still
             # Samples that are done stay where they are, also while they are still in the batch.
             done = left[active]
+            dead[active] |= still & ~done
             steps[active] = torch.where(done, steps[active], k + 1)
             previous[active] = torch.where(per_sample(done, x), previous[active], delta[active])
             delta = delta.index_copy(0, active, torch.where(per_sample(done, x), delta[active], moved))
-            if (early or self.leave is not None) and k % sync_interval(images.device) == 0:
+            if looks:
                 active = padded((~left).nonzero()[:, 0], network)
-                if len(active) == 0:
-                    break
         return Ascended(images + delta, wrong, dead, images + previous, steps, passes)

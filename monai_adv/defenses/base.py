@@ -235,10 +235,10 @@ class Defense(ABC):
             )  # fmt: skip
         return round(value * self.epochs, 6)  # 0.07 of 100 is 7, not 7.000000000000001, which begins an epoch later
 
-    def clean_part(self, network: nn.Module, batch: Batch) -> LossPart:
-        """The loss on clean images: standard training, and what methods become when they are off."""
+    def clean_part(self, network: nn.Module, batch: Batch, weight: float = 1.0) -> LossPart:
+        """``weight`` times the loss on clean images: standard training, and what methods become when they are off."""
         output = network(batch.images)
-        return self.part(batch, self.task.training_loss(output, batch.target), output)
+        return self.part(batch, weight * self.task.training_loss(output, batch.target), output)
 
     def clean_output(self, network: nn.Module, batch: Batch, output: Output, mode: Mode) -> Output:
         """What the network says about the clean images in the mode of the attack, detached.

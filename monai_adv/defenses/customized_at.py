@@ -31,6 +31,7 @@ from monai_adv.attacks.losses import lead_of_others
 from monai_adv.attacks.projected_steps import Start
 from monai_adv.attacks.reference import WithReference
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.margins import SharedMargin
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.errors import InputError
@@ -49,7 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class CustomizedATSettings(AttackSettings):
+class CustomizedATSettings(SharedMargin, AttackSettings):
     """Hyper-parameters of customized adversarial training."""
 
     eps: float = setting(0.1, "largest radius of a sample", "a finite number >= 0 (0: off)", not_negative)
@@ -113,7 +114,7 @@ class CustomizedAT(Defense):
         self, task: TrainingTask, settings: CustomizedATSettings | None = None, channels: tuple[int, ...] | None = None
     ) -> None:
         super().__init__(task, settings, channels)
-        self.radii = SampleState(self.settings.eps_first, "Customized AT radii")
+        self.radii = SampleState(self.settings.eps_first, "Customized AT radii", shared=self.settings.shared)
         self.states = {"radii": self.radii}
 
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from monai_adv.attacks.ascent import Ascended, Iterate
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
-from monai_adv.defenses.settings import AttackSettings, numbers
+from monai_adv.defenses.settings import AttackSettings, clean_share, numbers
 from monai_adv.errors import InputError
 from monai_adv.settings import not_negative, setting
 
@@ -51,6 +51,8 @@ class FATSettings(AttackSettings):
         0.001, "standard deviation of the noise added at every step, in units of intensity", "a number >= 0",
         not_negative,
     )  # fmt: skip
+
+    clean_weight: float = clean_share()
 
     def check(self) -> None:
         super().check()
@@ -90,10 +92,13 @@ class FAT(Defense):
         return self.settings.tau + sum(self.epoch >= epoch for epoch in growth)
 
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
-        """One part: ``L(f(x'), y)`` with the friendly images x'."""
+        """``L(f(x'), y)`` with the friendly images x'; with ``clean_weight`` c ``c L(f(x), y)`` before, as SAT."""
         self.begin(batch)
+        clean = self.settings.clean_weight
+        if clean > 0:
+            yield self.clean_part(network, batch, clean)
         noisy, _, _ = self.friendly(network, batch)
-        yield self.noisy_part(network, batch, noisy)
+        yield self.noisy_part(network, batch, noisy, 1 - clean)
 
     def friendly(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Ascended | None, Tensor]:
         """The early-stopped attack, as :meth:`Defense.attack` returns it."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks import Ascent
 from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.margins import SharedMargin
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.errors import InputError
@@ -43,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class IAATSettings(AttackSettings):
+class IAATSettings(SharedMargin, AttackSettings):
     """Hyper-parameters of IAAT."""
 
     gamma: float | None = setting(
@@ -105,7 +106,7 @@ class IAAT(Defense):
         self, task: TrainingTask, settings: IAATSettings | None = None, channels: tuple[int, ...] | None = None
     ) -> None:
         super().__init__(task, settings, channels)
-        self.radii = SampleState(0.0, "IAAT radii")
+        self.radii = SampleState(0.0, "IAAT radii", shared=self.settings.shared)
         self.states = {"radii": self.radii}
 
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:

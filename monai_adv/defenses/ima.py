@@ -8,6 +8,8 @@ the paper. Where the authors' code (SarielMa/Increasing-Margin-Adversarial-Train
 Each training sample has a margin E, at first Delta. A sample that the network gets right is attacked within radius E.
 If it stays right, E grows by Delta; if the attack crosses the decision boundary, the sample near the boundary is found
 by bisection, trained on, and E shrinks towards its distance. E never exceeds eps.
+
+Not in the paper, and off by default: what :mod:`monai_adv.defenses.margins` says, and growth in proportion.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks import Ascent, bisect
 from monai_adv.defenses.base import Batch, Defense, LossPart, on_any_rank
+from monai_adv.defenses.margins import Known, MeasuredMargin
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
@@ -31,7 +34,7 @@ from monai_adv.tasks.base import Output, TrainingTask, take
 
 
 @dataclass(frozen=True)
-class IMASettings(DefenseSettings):
+class IMASettings(MeasuredMargin, DefenseSettings):
     """Hyper-parameters of IMA."""
 
     eps: float = setting(0.1, "largest margin", "a finite number > 0 (0 together with delta 0: off)", not_negative)
@@ -40,6 +43,9 @@ class IMASettings(DefenseSettings):
         "first margin and its growth per visit, in the unit of eps; none: eps / 5",
         "0 < delta <= eps",
         not_negative,
+    )
+    growth_rate: float | None = setting(
+        None, "growth per visit as a share of the margin; none: delta (paper)", "a number > 0 or none", positive
     )
     algorithm: Literal[2, 3] = setting(
         3,
@@ -76,6 +82,10 @@ class IMASettings(DefenseSettings):
         if self.growth == 0 and self.eps > 0:
             raise InputError.of(
                 "delta", self.delta, "a number > 0", "with delta 0 no margin ever grows; set eps to 0 too"
+            )
+        if self.margin_update == "epoch" and self.first_margin == "measured":
+            raise InputError.of(
+                "margin_update", "epoch", "'step' where first_margin is 'measured'", "a measured margin counts at once"
             )
 
     @property
@@ -146,12 +156,15 @@ class IMA(Defense):
         self, task: TrainingTask, settings: IMASettings | None = None, channels: tuple[int, ...] | None = None
     ) -> None:
         super().__init__(task, settings, channels)
-        growth = self.settings.growth
-        self.margins = SampleState(growth, "IMA margins")
+        growth, shared = self.settings.growth, self.settings.shared
+        self.margins = SampleState(growth, "IMA margins", shared=shared)
+        self._known = Known(self.settings)
         # Only the once-per-epoch rule needs these: the shrunk margin so far, and whether any draw stayed right.
-        self._shrunk = SampleState(growth, "IMA shrunk margins")
-        self._grown = SampleState(0.0, "IMA grown flags")
-        self.states = {"margins": self.margins, "shrunk": self._shrunk, "grown": self._grown}
+        self._shrunk = SampleState(growth, "IMA shrunk margins", shared=shared)
+        self._grown = SampleState(0.0, "IMA grown flags", shared=shared)
+        self.states = {
+            "margins": self.margins, "shrunk": self._shrunk, "grown": self._grown, "known": self._known,
+        }  # fmt: skip
 
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
         """Algorithm 1: ``(1 - w) * L(f(x), y) + w * L(f(x~), y)``, where x~ = x for samples that are not attacked.
@@ -185,7 +198,7 @@ class IMA(Defense):
         settings = self.settings
         if settings.margin_update == "epoch":
             grow = self._grown.values > 0
-            margins = torch.where(grow, self.margins.values + settings.growth, self._shrunk.values)
+            margins = torch.where(grow, self._larger(self.margins.values), self._shrunk.values)
             self.margins.values = margins.clamp(0, settings.eps)
             self._shrunk.values = self.margins.values.clone()
             self._grown.values = torch.zeros_like(margins)
@@ -211,16 +224,27 @@ class IMA(Defense):
         """
         if self.settings.eps == 0:
             return torch.zeros(len(batch.images), dtype=torch.bool, device=batch.images.device)
-        chosen = self.task.scorable(batch.target) & (self.margins[self.ids(batch)] > 0)
+        chosen = self.task.scorable(batch.target) & (self._margin(batch) > 0)
         if self.settings.clean_gate:
             clean = self.clean_output(network, batch, output, self.settings.attack_mode)
             chosen &= self.task.correct(clean, batch.target)
         return chosen
 
+    def _margin(self, batch: Batch) -> Tensor:
+        """``(B,)`` radius of each sample's attack."""
+        ids = self.ids(batch)
+        margin = self.margins[ids]
+        return torch.where(self._known.first(ids), torch.full_like(margin, self.settings.eps), margin)
+
+    def _larger(self, margin: Tensor) -> Tensor:
+        """What a margin grows to."""
+        rate = self.settings.growth_rate
+        return margin + self.settings.growth if rate is None else margin * (1 + rate)
+
     def _adversarial_samples(self, network: nn.Module, batch: Batch, attacked: Tensor) -> _Found:
         """Algorithm 2 or 3: the noisy sample of each attacked one, and whether the attack crossed the boundary."""
         settings = self.settings
-        margin = self.margins[self.ids(batch)]
+        margin = self._margin(batch)
         ascent = Ascent(
             self.threat,
             steps=settings.steps,
@@ -284,8 +308,12 @@ class IMA(Defense):
             self._grown.update(ids, torch.maximum(self._grown[ids], grows.float()))
             return
         margin = self.margins[ids]
-        grown = torch.where(grows, margin + settings.growth, margin)
-        self.margins.update(ids, torch.where(shrinks, (margin + distance) / 2, grown).clamp(0, settings.eps))
+        margin = torch.where(grows, self._larger(margin), torch.where(shrinks, (margin + distance) / 2, margin))
+        searched = found.crossed | ~found.dead
+        first = self._known.first(ids) & searched
+        margin = torch.where(first, torch.where(found.crossed, distance, settings.eps), margin)
+        self.margins.update(ids, margin.clamp(0, settings.eps))
+        self._known.remember(ids[searched])
 
     def _book(self, batch: Batch, found: _Found | None) -> None:
         if found is None:

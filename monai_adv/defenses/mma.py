@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.reference import WithReference
 from monai_adv.defenses.base import Batch, Defense, LossPart, on_any_rank
+from monai_adv.defenses.margins import Known, MeasuredMargin
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.errors import InputError
@@ -43,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class MMASettings(AttackSettings):
+class MMASettings(MeasuredMargin, AttackSettings):
     """Hyper-parameters of MMA."""
 
     eps: float = setting(0.1, "d_max, the margin from which on a sample is left alone", "a number >= 0", not_negative)
@@ -95,8 +96,9 @@ class MMA(Defense):
         self, task: TrainingTask, settings: MMASettings | None = None, channels: tuple[int, ...] | None = None
     ) -> None:
         super().__init__(task, settings, channels)
-        self.margins = SampleState(0.0, "MMA margins")
-        self.states = {"margins": self.margins}
+        self.margins = SampleState(0.0, "MMA margins", shared=self.settings.shared)
+        self._known = Known(self.settings)
+        self.states = {"margins": self.margins, "known": self._known}
 
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
         """``c L(f(x), y) + (1 - c) / B * [sum over right, margin < eps: L(f(x*), y) + sum over wrong: L(f(x), y)]``.
@@ -119,7 +121,7 @@ class MMA(Defense):
             if self.settings.eps == 0 or not on_any_rank(bool(right.any()), batch.images.device):
                 wrong_loss = self._weighted(~right, output, batch.target)
                 self.count_no_attack(batch)
-                self._remember(batch, scorable, torch.zeros_like(right, dtype=batch.images.dtype))
+                self._remember(batch, scorable, right, torch.zeros_like(right, dtype=batch.images.dtype))
                 yield self.part(batch, clean_loss + (1 - clean_weight) * wrong_loss, output)
                 return
             yield self.part(batch, clean_loss, output)
@@ -131,7 +133,7 @@ class MMA(Defense):
         noisy_output = network(noisy)
         loss = self._weighted(~right | (margin < self.settings.eps), noisy_output, batch.target)
         yield self.part(batch, (1 - clean_weight) * loss, seen, noisy_output, full=1)
-        self._remember(batch, scorable, margin)
+        self._remember(batch, scorable, right, margin)
 
     def on_epoch_end(self) -> dict[str, float]:
         """The epoch's figures, and mean and spread of the margins in the unit of eps."""
@@ -156,7 +158,9 @@ class MMA(Defense):
         Images whose boundary is not within eps do not count in the loss and stay clean.
         """
         settings = self.settings
-        radius = self.margins[self.ids(batch)].clamp(min=settings.smallest).to(batch.images.dtype)
+        ids = self.ids(batch)
+        margin = torch.where(self._known.first(ids), settings.eps, self.margins[ids])
+        radius = margin.clamp(min=settings.smallest).to(batch.images.dtype)
         ascent = settings.ascent(self.channels, relative_step=settings.relative_step or 2.5 / settings.steps)
         task, packed = WithReference.of(
             self.task, lambda _, output, target: -self.task.soft_margin(output, target), batch.target, []
@@ -196,10 +200,11 @@ class MMA(Defense):
         no_ball = torch.full_like(distance, torch.inf)
         return self.threat.project(per_sample(distance, direction) * direction, images, no_ball)
 
-    def _remember(self, batch: Batch, scorable: Tensor, margin: Tensor) -> None:
+    def _remember(self, batch: Batch, scorable: Tensor, right: Tensor, margin: Tensor) -> None:
         """The margin of the samples that were right, 0 of those that were wrong."""
         ids = self.ids(batch)
         self.margins.update(ids[scorable], margin[scorable])
+        self._known.remember(ids[right])
 
 
 METHOD = Method(

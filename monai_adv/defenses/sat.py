@@ -2,6 +2,9 @@
 
 Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018, equation 2.1: train on
 the worst image that projected gradient descent finds in the ball. Ma & Liang (IMA), CMPB 2023, compare with it as SAT.
+
+``clean_weight`` mixes clean images in, as Goodfellow et al., "Explaining and harnessing adversarial examples", ICLR
+2015, section 6, do with half of the loss.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from torch import nn
 
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
-from monai_adv.defenses.settings import AttackSettings
+from monai_adv.defenses.settings import AttackSettings, clean_share
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Madry et al., CIFAR-10.
@@ -30,6 +33,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 @dataclass(frozen=True)
 class SATSettings(AttackSettings):
     """Hyper-parameters of standard adversarial training."""
+
+    clean_weight: float = clean_share()
 
 
 class SAT(Defense):
@@ -51,10 +56,13 @@ class SAT(Defense):
     settings: SATSettings
 
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
-        """One part: ``L(f(x'), y)``."""
+        """``L(f(x'), y)``; with ``clean_weight`` c two parts, ``c L(f(x), y)`` and ``(1 - c) L(f(x'), y)``."""
         self.begin(batch)
+        clean = self.settings.clean_weight
+        if clean > 0:
+            yield self.clean_part(network, batch, clean)
         noisy, _, _ = self.attack(network, batch, self.settings.ascent(self.channels))
-        yield self.noisy_part(network, batch, noisy)
+        yield self.noisy_part(network, batch, noisy, 1 - clean)
 
 
 METHOD = Method(

@@ -16,6 +16,16 @@ from monai_adv.threats import Norm, Threat, Unit, unit_of
 
 N = TypeVar("N", int, float)
 
+
+def clean_share() -> float:
+    """The setting ``clean_weight`` of methods that train on attacked images alone unless told otherwise."""
+    weight: float = setting(
+        0.0, "weight of the loss on clean images, that on attacked ones has the rest (paper: 0); above 0 it costs 3 F",
+        "a number in [0, 1)", lambda v: 0 <= v < 1,
+    )  # fmt: skip
+    return weight
+
+
 SMALLEST_EPS = 1e-8
 """A smaller change is lost beside an intensity of 1 in single precision."""
 

@@ -1,0 +1,253 @@
+"""What robustness costs: from one plain nnU-Net to robust ones, at budgets counted in network passes.
+
+    export nnUNet_raw=... nnUNet_preprocessed=...        # Dataset004_Hippocampus, planned and preprocessed
+    python benchmarks/hippocampus.py prepare             # CPU-sized plans
+    python benchmarks/price.py queue price.yaml --folder runs       # resumable: kill it, start it again
+    python benchmarks/price.py finals price.yaml --folder runs --names plain_2d sat_2d --cases 8
+    python benchmarks/price.py table price.yaml --folder runs --output docs/results/price.json
+
+The plan is read again before every job, so that jobs can be added while the queue runs::
+
+    cases: 8                                     # first validation cases, attacked by PGD-20
+    jobs:
+      - {name: plain_2d, configuration: 2d, trainer: nnUNetTrainer, steps: 4000, lr: 0.03}
+      - {name: sat_2d, configuration: 2d, trainer: SATTrainer, base: plain_2d, budget: 1.0, factor: 7, lr: 0.005,
+         settings: {eps: 0.1, unit: rms, norm: l2, steps: 2}}
+
+``budget`` is a share of the passes of ``base``; ``factor`` are the passes per sample (in forwards; a clean step has 3)
+that the number of steps is reckoned with, and the passes that were made are what the table shows. ``ema``: decay of a
+moving average of the weights, which are measured then (``measured: [checkpoint_final.pth, checkpoint_averaged.pth]``:
+both). A model is measured on whole volumes of the fold's first
+validation cases, without mirroring, L2 RMS 0.1 for each network input (slice or volume), nothing clamped: 20 steps of
+PGD on the soft Dice of the volume and 20 on the cross-entropy, of which the worse counts for each case. ``finals``
+measures by `monai-adv evaluate --attacks standard`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from monai_adv.attacks import PGD
+from monai_adv.attacks.losses import cross_entropy
+from monai_adv.network_state import bare
+from monai_adv.settings import ENV_PREFIX
+from monai_adv.tasks import SegmentationTask
+from monai_adv.tasks.dice_score import mean_dice
+from monai_adv.tasks.volume_slices import VolumeSlicesTask
+from monai_adv.threats import Threat
+from nnunet_trainers.checkpoint import read_any
+from nnunet_trainers.deployed import DeployedModel
+from nnunet_trainers.short_training import short_training
+
+CLEAN = 3  # forwards' worth of a clean step, per sample
+RMS = 0.1
+FOLD = 0
+FINAL, AVERAGED = "checkpoint_final.pth", "checkpoint_averaged.pth"
+
+Job = dict[str, Any]
+
+
+def main() -> None:
+    """Run one of the commands."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("queue", "job", "finals", "table"))
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--folder", type=Path, required=True, help="of checkpoints and figures, outside the repository")
+    parser.add_argument("--names", nargs="+", help="finals, job: of these jobs only")
+    parser.add_argument("--cases", type=int, help="finals: the first cases only")
+    parser.add_argument("--output", type=Path, help="table: JSON file, with a .md and a picture beside it")
+    arguments = parser.parse_args()
+    {"queue": queue, "job": job, "finals": finals, "table": table}[arguments.command](arguments)
+
+
+def queue(arguments: argparse.Namespace) -> None:
+    """One job after the other, each in a process of its own; what is done or has failed is not done again."""
+    while True:
+        plan = yaml.safe_load(arguments.plan.read_text())
+        waiting = [j["name"] for j in plan["jobs"] if not (arguments.folder / j["name"] / "figures.json").exists()]
+        waiting = [name for name in waiting if not (arguments.folder / name / "failed").exists()]
+        if not waiting:
+            return
+        command = [sys.executable, __file__, "job", str(arguments.plan), "--folder", str(arguments.folder)]
+        folder = arguments.folder / waiting[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("a") as log:
+            environment = {**os.environ, "nnUNet_results": str(folder)}  # which nnU-Net reads when it is imported
+            code = subprocess.run([*command, "--names", waiting[0]], stdout=log, stderr=log, env=environment).returncode
+        if code:
+            (folder / "failed").write_text(f"exit code {code}, see log.txt; remove this file to try again\n")
+
+
+def job(arguments: argparse.Namespace) -> None:
+    """Train and measure one model."""
+    torch.set_num_threads(1)
+    plan = yaml.safe_load(arguments.plan.read_text())
+    (name,) = arguments.names
+    this = next(j for j in plan["jobs"] if j["name"] == name)
+    folder = arguments.folder / name
+    base = this.get("base") and json.loads((arguments.folder / this["base"] / "figures.json").read_text())
+    figures = train(this, folder, base, arguments.folder)
+    figures["measured"] = {}
+    model = next(folder.glob(f"*/{this['trainer']}__*__{this['configuration']}"))
+    for checkpoint in this.get("measured", [AVERAGED if "ema" in this else FINAL]):
+        figures["measured"][checkpoint] = measure(model, checkpoint, plan["cases"])
+    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
+# ---------------------------------------------------------------------- training
+
+
+def train(this: Job, folder: Path, base: dict[str, Any] | None, runs: Path) -> dict[str, Any]:
+    """Train as far as it has not been trained yet; what it cost."""
+    per_epoch = this.get("iterations", 25)
+    if base is None:
+        weights, steps = this.get("weights"), this["steps"]
+    else:
+        weights = str(next((runs / this["base"]).glob(f"*/*/fold_{FOLD}/{FINAL}")))
+        steps = this.get("steps") or round(this["budget"] * base["passes"] / (this["factor"] * base["batch"]))
+    epochs = max(1, round(steps / per_epoch))
+    if "settings" in this:
+        settings = {"robust_validation_batches": 1, "robust_validation_steps": 10, "save_every": 2, **this["settings"]}
+        os.environ.update({f"{ENV_PREFIX}{k.upper()}": str(v) for k, v in settings.items()})
+    start = time.process_time()
+    averages = Averages(this["ema"]) if this.get("ema") else None
+    done = short_training(
+        this.get("dataset", "4"),
+        this["configuration"],
+        FOLD,
+        this["trainer"],
+        this.get("plans", "nnUNetPlansCPU"),
+        epochs=epochs,
+        iterations=per_epoch,
+        validation_iterations=2,
+        initial_lr=this["lr"],
+        weights=weights,
+        seed=this.get("seed", 0),
+        after_epoch=averages.after_epoch if averages else None,
+        before=averages.before if averages else None,
+        go_on=True,
+    )
+    if averages and averages.model is not None:
+        averages.write(Path(done.output_folder))
+    rows = done.robustness.rows if hasattr(done, "robustness") else []
+    per_sample = sum(r["passes_per_sample"] for r in rows) / len(rows) if rows else CLEAN
+    batch = int(done.configuration_manager.batch_size)
+    made = epochs * per_epoch * per_sample * batch + this.get("earlier_passes", 0)
+    return {
+        "job": this,
+        "steps": epochs * per_epoch,
+        "batch": batch,
+        "passes_per_sample": per_sample,
+        "passes": made,
+        "budget": made / base["passes"] if base else None,
+        "cpu_seconds": round(time.process_time() - start),
+        "rows": rows,
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU, one thread, torch {torch.__version__}",
+    }
+
+
+class Averages:
+    """A moving average of the weights, kept beside the training."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.model: AveragedModel | None = None
+
+    def before(self, trainer: Any) -> None:
+        """Once the weights are loaded: average from now on."""
+        network = bare(trainer.network)
+        self.model = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
+        kept = Path(trainer.output_folder) / "average.pt"
+        if kept.exists() and trainer.current_epoch > 0:
+            self.model.load_state_dict(torch.load(kept, weights_only=True))
+        step: Callable[..., Any] = trainer.optimizer.step
+
+        def stepped(*args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
+            assert self.model is not None
+            self.model.update_parameters(network)
+            return result
+
+        trainer.optimizer.step = stepped
+
+    def after_epoch(self, trainer: Any) -> None:
+        """Keep it for a resume."""
+        assert self.model is not None
+        torch.save(self.model.state_dict(), Path(trainer.output_folder) / "average.pt")
+
+    def write(self, folder: Path) -> None:
+        """The final checkpoint with averaged weights."""
+        assert self.model is not None
+        checkpoint = read_any(str(folder / FINAL))
+        checkpoint["network_weights"] = self.model.module.state_dict()
+        torch.save(checkpoint, folder / AVERAGED)
+
+
+# ---------------------------------------------------------------------- measuring
+
+
+def measure(model: Path, checkpoint: str, count: int) -> dict[str, Any]:
+    """Dice of whole volumes, in %, clean and attacked."""
+    deployed = DeployedModel.from_folder(model, FOLD, checkpoint)
+    network = deployed.as_network()
+    dataset = model.parent.name
+    splits = json.loads((Path(os.environ["nnUNet_preprocessed"]) / dataset / "splits_final.json").read_text())
+    raw = Path(os.environ["nnUNet_raw"]) / dataset
+    ending = deployed.dataset_json["file_ending"]
+    judge = SegmentationTask.for_evaluation()
+    threat = Threat("l2", RMS, unit="rms")
+    rows = []
+    for case in sorted(splits[FOLD]["val"])[:count]:
+        files = [raw / "imagesTr" / f"{case}_{c:04d}{ending}" for c in range(len(deployed.channel_names))]
+        volume, labels, _ = deployed.preprocess_labelled(files, raw / "labelsTr" / f"{case}{ending}")
+        images, target = deployed.to_inputs(volume), deployed.to_inputs(labels)
+
+        def score(x: torch.Tensor) -> float:
+            with torch.no_grad():
+                logits = deployed.to_volume(network(x))[None]
+            return 100 * float(mean_dice(judge.dice(logits, labels[None])))
+
+        task: SegmentationTask = judge
+        if deployed.is_2d:
+            with torch.no_grad():
+                task = VolumeSlicesTask.of(judge, network(images), target, expected=0.5)
+        attacks = {
+            "pgd_dice": PGD(threat, steps=20),
+            "pgd_ce": PGD(threat, steps=20, loss=cross_entropy),
+        }
+        found = {n: score(attack(network, images, target, task).images) for n, attack in attacks.items()}
+        rows.append({"case": case, "clean": score(images), **found, "worst": min(found.values())})
+    return {
+        "clean": sum(r["clean"] for r in rows) / len(rows),
+        "worst": sum(r["worst"] for r in rows) / len(rows),
+        "cases": rows,
+    }
+
+
+def finals(arguments: argparse.Namespace) -> None:
+    """The report of the product itself: `standard`, in the original geometry."""
+    raise NotImplementedError
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """JSON, table and picture of what has been measured so far."""
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    main()
