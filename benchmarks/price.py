@@ -8,7 +8,8 @@
 
 The plan is read again before every job, so that jobs can be added while the queue runs::
 
-    cases: 8                                     # first validation cases, attacked by PGD-20
+    cases: 8                                     # first validation cases
+    attacks: [dice, ce]                          # losses that PGD-20 raises
     jobs:
       - {name: plain_2d, configuration: 2d, trainer: nnUNetTrainer, steps: 4000, lr: 0.03}
       - {name: sat_2d, configuration: 2d, trainer: SATTrainer, base: plain_2d, budget: 1.0, factor: 7, lr: 0.005,
@@ -19,7 +20,7 @@ that the number of steps is reckoned with, and the passes that were made are wha
 moving average of the weights, which are measured then (``measured: [checkpoint_final.pth, checkpoint_averaged.pth]``:
 both). A model is measured on whole volumes of the fold's first
 validation cases, without mirroring, L2 RMS 0.1 for each network input (slice or volume), nothing clamped: 20 steps of
-PGD on the soft Dice of the volume and 20 on the cross-entropy, of which the worse counts for each case. ``finals``
+PGD on the soft Dice of the volume, or on the cross-entropy, of which the worse counts for each case. ``finals``
 measures by `monai-adv evaluate --attacks standard`.
 """
 
@@ -32,7 +33,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def job(arguments: argparse.Namespace) -> None:
     figures["measured"] = {}
     model = next(folder.glob(f"*/{this['trainer']}__*__{this['configuration']}"))
     for checkpoint in this.get("measured", [AVERAGED if "ema" in this else FINAL]):
-        figures["measured"][checkpoint] = measure(model, checkpoint, plan["cases"])
+        figures["measured"][checkpoint] = measure(model, checkpoint, plan["cases"], plan["attacks"])
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
@@ -201,42 +202,40 @@ class Averages:
 # ---------------------------------------------------------------------- measuring
 
 
-def measure(model: Path, checkpoint: str, count: int) -> dict[str, Any]:
+def measure(model: Path, checkpoint: str, count: int, attacks: Sequence[str]) -> dict[str, Any]:
     """Dice of whole volumes, in %, clean and attacked."""
     deployed = DeployedModel.from_folder(model, FOLD, checkpoint)
-    network = deployed.as_network()
     dataset = model.parent.name
     splits = json.loads((Path(os.environ["nnUNet_preprocessed"]) / dataset / "splits_final.json").read_text())
-    raw = Path(os.environ["nnUNet_raw"]) / dataset
-    ending = deployed.dataset_json["file_ending"]
-    judge = SegmentationTask.for_evaluation()
+    rows = [measure_case(deployed, dataset, case, attacks) for case in sorted(splits[FOLD]["val"])[:count]]
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in ("clean", "worst")}
+    return {**means, "cases": rows}
+
+
+def measure_case(deployed: DeployedModel, dataset: str, case: str, attacks: Sequence[str]) -> dict[str, Any]:
+    """One volume, clean and under attack."""
+    network, judge = deployed.as_network(), SegmentationTask.for_evaluation()
+    raw, ending = Path(os.environ["nnUNet_raw"]) / dataset, deployed.dataset_json["file_ending"]
+    files = [raw / "imagesTr" / f"{case}_{c:04d}{ending}" for c in range(len(deployed.channel_names))]
+    volume, labels, _ = deployed.preprocess_labelled(files, raw / "labelsTr" / f"{case}{ending}")
+    images, target = deployed.to_inputs(volume), deployed.to_inputs(labels)
+
+    def score(x: torch.Tensor) -> float:
+        with torch.no_grad():
+            logits = deployed.to_volume(network(x))[None]
+        return 100 * float(mean_dice(judge.dice(logits, labels[None])))
+
+    task: SegmentationTask = judge
+    if deployed.is_2d:
+        with torch.no_grad():
+            task = VolumeSlicesTask.of(judge, network(images), target, expected=0.5)
     threat = Threat("l2", RMS, unit="rms")
-    rows = []
-    for case in sorted(splits[FOLD]["val"])[:count]:
-        files = [raw / "imagesTr" / f"{case}_{c:04d}{ending}" for c in range(len(deployed.channel_names))]
-        volume, labels, _ = deployed.preprocess_labelled(files, raw / "labelsTr" / f"{case}{ending}")
-        images, target = deployed.to_inputs(volume), deployed.to_inputs(labels)
-
-        def score(x: torch.Tensor) -> float:
-            with torch.no_grad():
-                logits = deployed.to_volume(network(x))[None]
-            return 100 * float(mean_dice(judge.dice(logits, labels[None])))
-
-        task: SegmentationTask = judge
-        if deployed.is_2d:
-            with torch.no_grad():
-                task = VolumeSlicesTask.of(judge, network(images), target, expected=0.5)
-        attacks = {
-            "pgd_dice": PGD(threat, steps=20),
-            "pgd_ce": PGD(threat, steps=20, loss=cross_entropy),
-        }
-        found = {n: score(attack(network, images, target, task).images) for n, attack in attacks.items()}
-        rows.append({"case": case, "clean": score(images), **found, "worst": min(found.values())})
-    return {
-        "clean": sum(r["clean"] for r in rows) / len(rows),
-        "worst": sum(r["worst"] for r in rows) / len(rows),
-        "cases": rows,
-    }
+    losses = {"dice": None, "ce": cross_entropy}
+    found = {}
+    for name in attacks:
+        attack = PGD(threat, steps=20, loss=losses[name])
+        found[name] = score(attack(network, images, target, task).images)
+    return {"case": case, "clean": score(images), **found, "worst": min(found.values())}
 
 
 def finals(arguments: argparse.Namespace) -> None:

@@ -143,7 +143,7 @@ def test_a_share_of_clean_loss_by_hand(clean: float) -> None:
     for images in (batch.images, torch.tensor([-0.125, 1.0, -1.0])):
         losses.append(torch.nn.functional.softplus(-images.flatten()).mean())
     loss = fat(Line(), batch.images, batch.target)
-    assert float(loss) == pytest.approx(float(clean * losses[0] + (1 - clean) * losses[1]))
+    assert loss.item() == pytest.approx((clean * losses[0] + (1 - clean) * losses[1]).item())
     assert fat.on_epoch_end()["passes_per_sample"] == 2 * (3 + 8 + 1) / 3 + 3 + 3
 
 
