@@ -22,7 +22,7 @@ GROUPS = {"a": 3, "b": 1}
 
 def make(key: str, groups: dict[str, int], task: Any = None, **settings: Any) -> Any:
     method = METHODS[key]
-    defense = method.defense(task or LinearTask(), method.settings(**{"eps_unit": "norm", **settings}))
+    defense = method.defense(task or LinearTask(), method.settings(**{"unit": "norm", **settings}))
     defense.bind(SampleIds(groups), "cpu")
     return defense
 

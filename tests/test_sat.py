@@ -52,7 +52,7 @@ def test_radius_zero_is_standard_training_bit_for_bit(kind: str) -> None:
 def test_a_share_of_clean_loss() -> None:
     """``c L(x) + (1 - c) L(x')``: with a radius of 0 that is L(x), and otherwise it lies between."""
     network, images, labels = problem(2, (3, 4))
-    common: dict[str, Any] = {"eps_unit": "norm", "start": "clean", "steps": 4}
+    common: dict[str, Any] = {"unit": "norm", "start": "clean", "steps": 4}
     clean = SAT(TASK, SATSettings(eps=0, **common))(network, images, labels)
     noisy = SAT(TASK, SATSettings(eps=0.1, **common))(network, images, labels)
     mixed = SAT(TASK, SATSettings(eps=0.1, clean_weight=0.25, **common))
