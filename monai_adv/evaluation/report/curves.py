@@ -1,4 +1,4 @@
-"""Curves: score against radius, as PNG files. One norm and unit per figure; the clean score is radius 0."""
+"""Score against radius, for the page and as PNG. One norm and unit per figure; the clean score is radius 0."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from monai_adv.evaluation.records import CLEAN, Level, Record, levels, own_scores, worst_scores
+from monai_adv.evaluation.records import CLEAN, Level, Record, level_name, levels, own_scores, worst_scores
+from monai_adv.evaluation.report.inline_svg import inline_svg
 from monai_adv.foreign_text import printable
 from monai_adv.metrics.score import Kind, mean_known
 from monai_adv.metrics.statistics import Scores, quartiles, summarise
@@ -27,7 +29,8 @@ MORE_COLOURS = (*COLOURS[:-1], "#777777", "#8c6d31", "#332288")
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (3, 3)), (0, (8, 2)))
 SCORE: dict[Kind, str] = {"classification": "accuracy in %", "segmentation": "Dice in %"}
-DPI = 130
+DPI = 165
+UNCHANGED, NOISE = "unchanged", "random noise"
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,12 @@ class Curve:
     Attributes:
         name: of its file, without ending.
         png: the file.
-        alt: what it shows, for readers who do not see it.
+        svg: the same as an element of the page, with the values at its points.
     """
 
     name: str
     png: bytes
-    alt: str
+    svg: str
 
 
 def chains(records: Sequence[Record]) -> list[list[Level]]:
@@ -51,10 +54,9 @@ def chains(records: Sequence[Record]) -> list[list[Level]]:
 
 
 def worst_case_curve(records: Sequence[Record], chain: Sequence[Level], kind: Kind, axis: str, noise: str) -> Curve:
-    """:func:`worst_case_figure` as a file."""
+    """:func:`worst_case_figure`, drawn."""
     figure = worst_case_figure(records, chain, kind, axis, noise)
-    key = f"{chain[0].norm}" + ("" if chain[0].unit == "norm" else f"-{chain[0].unit}")
-    return Curve(f"curve-{key}", _png(figure), f"{SCORE[kind]} against {axis}, worst case for each model")
+    return _drawn(figure, "curve", chain, f"{SCORE[kind]} against {axis}, worst case for each model")
 
 
 def worst_case_figure(records: Sequence[Record], chain: Sequence[Level], kind: Kind, axis: str, noise: str) -> Figure:
@@ -92,8 +94,8 @@ def worst_case_figure(records: Sequence[Record], chain: Sequence[Level], kind: K
         random = _mean_under(records, members, noise, chain) if noise else []
         if any(not math.isnan(v) for v in random):
             clean = float(means.mean(axis=0)[0])
-            label = plain_text(f"{name}, random noise")
-            plot.plot(x, [clean, *random], color=colour, linestyle=":", linewidth=1.3, label=label)
+            label = plain_text(f"{name}, {NOISE}")
+            plot.plot(x, [clean, *random], color=colour, linestyle=":", marker=".", linewidth=1.3, label=label)
     _legend(figure, plot)
     return figure
 
@@ -125,9 +127,7 @@ def per_attack_curve(
         label="worst case",
     )  # fmt: skip
     _legend(figure, plot)
-    key = f"{chain[0].norm}" + ("" if chain[0].unit == "norm" else f"-{chain[0].unit}")
-    alt = f"{SCORE[kind]} of {model} against {axis}, one line per attack"
-    return Curve(f"attacks-{number}-{key}", _png(figure), alt)
+    return _drawn(figure, f"attacks-{number}", chain, f"{SCORE[kind]} of {model} against {axis}, one line per attack")
 
 
 def repetitions(names: Sequence[str]) -> dict[str, list[str]]:
@@ -187,15 +187,15 @@ def _mean(scores: Scores) -> float:
 
 @matplotlib.style.context("default")  # nnU-Net's logger enlarges every font of the process
 def _figure(kind: Kind, axis: str, chain: Sequence[Level]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.8, 3.9), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(4.6, 3.5), dpi=DPI, layout="constrained")  # narrow: a telephone shows it as it is
     FigureCanvasAgg(figure)
     plot = figure.subplots()
     plot.set(xlabel=plain_text(axis), ylabel=SCORE[kind], ylim=(-1, 101), xlim=(0, chain[-1].eps * 1.02))
     ticks = [0.0]
     for level in chain:
-        if level.eps - ticks[-1] > (0.08 if len(ticks) == 1 else 0.05) * chain[-1].eps:
+        if level.eps - ticks[-1] > (0.2 if len(ticks) == 1 else 0.08) * chain[-1].eps:
             ticks.append(level.eps)
-    plot.set_xticks(ticks, labels=["clean", *(f"{eps:g}" for eps in ticks[1:])])
+    plot.set_xticks(ticks, labels=[UNCHANGED, *(f"{eps:g}" for eps in ticks[1:])])
     plot.grid(alpha=0.3)
     plot.spines[["top", "right"]].set_visible(False)
     return figure, plot
@@ -203,17 +203,25 @@ def _figure(kind: Kind, axis: str, chain: Sequence[Level]) -> tuple[Figure, Axes
 
 @matplotlib.style.context("default")
 def _legend(figure: Figure, plot: Axes) -> None:
-    handles, labels = plot.get_legend_handles_labels()
+    """Above the plot, which keeps its height; random noise is there once, not once more for every model."""
+    drawn = [(handle, label) for handle, label in zip(*plot.get_legend_handles_labels(), strict=True)]
+    shown = [(handle, label) for handle, label in drawn if not label.endswith(f", {NOISE}")]
+    if len(shown) < len(drawn):
+        shown.append((Line2D([], [], color="#555555", linestyle=":", marker="."), f"dotted: {NOISE}"))
+    handles, labels = zip(*shown, strict=True)
     longest = max(map(len, labels), default=0)
-    columns = 1 if longest > 45 else 2 if longest > 22 else 3
-    figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside upper center", ncols=columns)
+    columns = 1 if longest > 20 else 2 if longest > 12 else 3
+    figure.set_figheight(2.9 + 0.2 * math.ceil(len(labels) / columns))
+    figure.legend(handles, labels, fontsize=9, frameon=False, loc="outside upper center", ncols=columns)
 
 
 @matplotlib.style.context("default")
-def _png(figure: Figure) -> bytes:
+def _drawn(figure: Figure, name: str, chain: Sequence[Level], title: str) -> Curve:
+    name = f"{name}-{chain[0].norm}" + ("" if chain[0].unit == "norm" else f"-{chain[0].unit}")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    radii = {0.0: UNCHANGED} | {level.eps: level_name(level) for level in chain}
+    return Curve(name, buffer.getvalue(), inline_svg(figure, name, title, radii))
 
 
 def plain_text(name: str) -> str:

@@ -45,11 +45,11 @@ KNOWS = {
 
 
 def write_report(folder: str | Path, results: Figures | None = None, output: str | Path | None = None) -> Path:
-    """Write ``report.html``, ``results.json``, ``results.csv``, ``tables.csv`` and the curves.
+    """Write ``report.html``, ``results.json``, ``results.csv``, ``tables.csv`` and the curves as PNG.
 
-    Each is written whole or not at all. The page needs no other file and no network;
-    a few lines of its own sort the tables of patients, which can be read without them. An evaluation that
-    has not finished gets a page as well, which says so.
+    Each is written whole or not at all. The page needs no other file and no network; its curves are SVG whose points
+    tell their values. A few lines of its own sort the tables of patients, which can be read without them. An
+    evaluation that has not finished gets a page as well, which says so.
 
     Args:
         folder: of the evaluation.

@@ -21,6 +21,11 @@ from monai_adv.evaluation.report.curves import DPI, plain_text
 CONTOURS = ("#2f9be8", "#e69f00", "#4bd47f", "#e377c2", "#f0e442", "#ff5533")
 """Bright on grey, and told apart by colour-blind readers for the first two; later classes start anew, dashed."""
 
+WIDTH = 6.0
+"""Inches: narrow, so that its text can be read on a telephone."""
+
+DIFFERENCE = "difference (attacked − scan)"
+
 FINE = 8
 """Voxels are divided by this for their contours, which would cut corners otherwise."""
 
@@ -29,10 +34,11 @@ Image = npt.NDArray[Any]
 
 @matplotlib.style.context("default")  # nnU-Net's logger enlarges every font of the process
 def draw(picture: Picture, classes: Sequence[str], before: str, after: str, unit: str = "") -> bytes:
-    """One case as a PNG file: three panels for classification, six for segmentation.
+    """One case as a PNG file: the scan at the left, the attacked one at the right.
 
-    The scan and the attacked scan share one grey scale, so that what is seen is the difference; it is drawn once more
-    by itself, on a diverging scale around 0 whose numbers stand beside it.
+    Below them the segmentation of either, then the ground truth and the difference; of a classification the difference
+    stands beside them. Both scans share one grey scale, so that what is seen is the change; the difference has a
+    diverging scale around 0, whose numbers stand below it.
 
     Args:
         picture: as the store keeps it.
@@ -42,45 +48,46 @@ def draw(picture: Picture, classes: Sequence[str], before: str, after: str, unit
     """
     clean, attacked = np.asarray(picture.clean, dtype=float), np.asarray(picture.attacked, dtype=float)
     segmented = picture.truth is not None
-    panel = 2.9 * clean.shape[0] / clean.shape[1]
-    rows = 2 if segmented else 1
-    height = rows * min(3.6, max(1.5, panel)) + 0.35 * rows + (0.7 if segmented else 0.35)
-    figure = Figure(figsize=(9.6, height), dpi=DPI, layout="constrained")
+    rows, columns = (3, 2) if segmented else (1, 3)
+    panel = min(3.4, max(1.2, WIDTH / columns * clean.shape[0] / clean.shape[1]))
+    figure = Figure(figsize=(WIDTH, rows * (panel + 0.3) + (0.8 if segmented else 0.6)), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    axes: npt.NDArray[np.object_] = np.atleast_2d(figure.subplots(rows, 3))
+    axes = [*np.ravel(figure.subplots(rows, columns))]
     low, high = _window(clean)
     grey = {"cmap": "gray", "vmin": low, "vmax": high, "interpolation": "nearest"}
-    axes[0, 0].imshow(clean, **grey)
-    axes[0, 1].imshow(attacked, **grey)
-    difference = attacked - clean
-    finite = np.abs(difference[np.isfinite(difference)])
-    largest = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
-    shown = axes[0, 2].imshow(difference, cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest")
-    beside = axes[0, 2].inset_axes((1.02, 0.0, 0.05, 1.0))
-    bar = figure.colorbar(shown, cax=beside, ticks=[-largest, 0, largest], format="%.2g")
-    bar.ax.tick_params(labelsize=8)
-    bar.set_label(plain_text(unit), fontsize=8, labelpad=-8)
-    titles = [["scan", "attacked scan", "difference (attacked − scan)"]]
     if segmented:
-        titles.append(["ground truth", f"segmentation of the scan: {before}", f"of the attacked scan: {after}"])
-        views = (clean, picture.truth), (clean, picture.on_clean), (attacked, picture.on_attacked)
-        for plot, (scan, labels) in zip(axes[1], views, strict=True):
-            plot.imshow(scan, **grey)
+        titles = ["scan", "attacked scan", f"found in the scan: {before}", f"in the attacked scan: {after}"]
+        titles += ["ground truth", DIFFERENCE]
+        scans = [clean, attacked, clean, attacked, clean]
+        for plot, labels in zip(axes[2:], (picture.on_clean, picture.on_attacked, picture.truth), strict=False):
             _outline(plot, np.asarray(labels), len(classes))
         handles = [_handle(k, name) for k, name in enumerate(classes)]
         figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(len(classes), 5), fontsize=9, frameon=False
+            handles=handles, loc="outside lower center", ncols=min(len(classes), 4), fontsize=10, frameon=False
         )
     else:
-        titles = [[f"scan: {before}", f"attacked scan: {after}", "difference (attacked − scan)"]]
-    for row, names in zip(axes, titles, strict=True):
-        for plot, title in zip(row, names, strict=True):
-            plot.set_title("\n".join(wrap(plain_text(title), 38)), fontsize=9.5)
-            plot.set(xticks=[], yticks=[])
-            plot.spines[:].set_visible(False)
+        titles = [f"scan: {before}", f"attacked scan: {after}", DIFFERENCE]
+        scans = [clean, attacked]
+    for plot, scan in zip(axes, scans, strict=False):
+        plot.imshow(scan, **grey)
+    _difference(figure, axes[-1], attacked - clean, unit)
+    for plot, title in zip(axes, titles, strict=True):
+        plot.set_title("\n".join(wrap(plain_text(title), 68 // columns)), fontsize=10)
+        plot.set(xticks=[], yticks=[])
+        plot.spines[:].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _difference(figure: Figure, plot: Axes, difference: Image, unit: str) -> None:
+    finite = np.abs(difference[np.isfinite(difference)])
+    largest = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+    shown = plot.imshow(difference, cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest")
+    below = plot.inset_axes((0.0, -0.07, 1.0, 0.04))
+    bar = figure.colorbar(shown, cax=below, orientation="horizontal", ticks=[-largest, 0, largest], format="%.2g")
+    bar.ax.tick_params(labelsize=9)
+    bar.set_label("\n".join(wrap(plain_text(unit), 30)), fontsize=9, labelpad=1)
 
 
 def largest_change(picture: Picture) -> float:
