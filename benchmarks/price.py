@@ -3,7 +3,6 @@
     export nnUNet_raw=... nnUNet_preprocessed=...        # Dataset004_Hippocampus, planned and preprocessed
     python benchmarks/hippocampus.py prepare             # CPU-sized plans
     python benchmarks/price.py queue price.yaml --folder runs       # resumable: kill it, start it again
-    python benchmarks/price.py finals price.yaml --folder runs --names plain_2d sat_2d --cases 8
     python benchmarks/price.py table price.yaml --folder runs --output docs/results/price.json
 
 The plan is read again before every job, so that jobs can be added while the queue runs::
@@ -14,14 +13,14 @@ The plan is read again before every job, so that jobs can be added while the que
       - {name: plain_2d, configuration: 2d, trainer: nnUNetTrainer, steps: 4000, lr: 0.03}
       - {name: sat_2d, configuration: 2d, trainer: SATTrainer, base: plain_2d, budget: 1.0, factor: 7, lr: 0.005,
          settings: {eps: 0.1, unit: rms, norm: l2, steps: 2}}
+      - {name: final_sat_2d, of: sat_2d, cases: 8}     # by `monai-adv evaluate --attacks standard`
 
 ``budget`` is a share of the passes of ``base``; ``factor`` are the passes per sample (in forwards; a clean step has 3)
 that the number of steps is reckoned with, and the passes that were made are what the table shows. ``ema``: decay of a
 moving average of the weights, which are measured then (``measured: [checkpoint_final.pth, checkpoint_averaged.pth]``:
-both). A model is measured on whole volumes of the fold's first
-validation cases, without mirroring, L2 RMS 0.1 for each network input (slice or volume), nothing clamped: 20 steps of
-PGD on the soft Dice of the volume, or on the cross-entropy, of which the worse counts for each case. ``finals``
-measures by `monai-adv evaluate --attacks standard`.
+both). A model is measured on whole volumes of the fold's first validation cases, without mirroring, L2 RMS 0.1 for each
+network input (slice or volume), nothing clamped: 20 steps of PGD on the soft Dice of the volume, or on the
+cross-entropy, of which the worse counts for each case.
 """
 
 from __future__ import annotations
@@ -38,12 +37,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 import yaml
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from monai_adv.attacks import PGD
 from monai_adv.attacks.losses import cross_entropy
+from monai_adv.evaluation.report.results import gather
 from monai_adv.network_state import bare
 from monai_adv.settings import ENV_PREFIX
 from monai_adv.tasks import SegmentationTask
@@ -65,14 +66,13 @@ Job = dict[str, Any]
 def main() -> None:
     """Run one of the commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("queue", "job", "finals", "table"))
+    parser.add_argument("command", choices=("queue", "job", "table"))
     parser.add_argument("plan", type=Path)
     parser.add_argument("--folder", type=Path, required=True, help="of checkpoints and figures, outside the repository")
-    parser.add_argument("--names", nargs="+", help="finals, job: of these jobs only")
-    parser.add_argument("--cases", type=int, help="finals: the first cases only")
-    parser.add_argument("--output", type=Path, help="table: JSON file, with a .md and a picture beside it")
+    parser.add_argument("--name", help="job: which one")
+    parser.add_argument("--output", type=Path, help="table: JSON file, with a picture beside it")
     arguments = parser.parse_args()
-    {"queue": queue, "job": job, "finals": finals, "table": table}[arguments.command](arguments)
+    {"queue": queue, "job": job, "table": table}[arguments.command](arguments)
 
 
 def queue(arguments: argparse.Namespace) -> None:
@@ -88,25 +88,30 @@ def queue(arguments: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "log.txt").open("a") as log:
             environment = {**os.environ, "nnUNet_results": str(folder)}  # which nnU-Net reads when it is imported
-            code = subprocess.run([*command, "--names", waiting[0]], stdout=log, stderr=log, env=environment).returncode
+            code = subprocess.run([*command, "--name", waiting[0]], stdout=log, stderr=log, env=environment).returncode
         if code:
             (folder / "failed").write_text(f"exit code {code}, see log.txt; remove this file to try again\n")
 
 
 def job(arguments: argparse.Namespace) -> None:
-    """Train and measure one model."""
+    """Train and measure one model, or measure one of them again."""
     torch.set_num_threads(1)
     plan = yaml.safe_load(arguments.plan.read_text())
-    (name,) = arguments.names
-    this = next(j for j in plan["jobs"] if j["name"] == name)
-    folder = arguments.folder / name
-    base = this.get("base") and json.loads((arguments.folder / this["base"] / "figures.json").read_text())
-    figures = train(this, folder, base, arguments.folder)
+    this = next(j for j in plan["jobs"] if j["name"] == arguments.name)
+    folder = arguments.folder / this["name"]
+    figures = final(this, folder, arguments.folder) if "of" in this else trained(this, folder, arguments.folder, plan)
+    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def trained(this: Job, folder: Path, runs: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Train, and measure what came out."""
+    base = this.get("base") and json.loads((runs / this["base"] / "figures.json").read_text())
+    figures = train(this, folder, base, runs)
     figures["measured"] = {}
     model = next(folder.glob(f"*/{this['trainer']}__*__{this['configuration']}"))
     for checkpoint in this.get("measured", [AVERAGED if "ema" in this else FINAL]):
         figures["measured"][checkpoint] = measure(model, checkpoint, plan["cases"], plan["attacks"])
-    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
 
 
 # ---------------------------------------------------------------------- training
@@ -238,14 +243,79 @@ def measure_case(deployed: DeployedModel, dataset: str, case: str, attacks: Sequ
     return {"case": case, "clean": score(images), **found, "worst": min(found.values())}
 
 
-def finals(arguments: argparse.Namespace) -> None:
-    """The report of the product itself: `standard`, in the original geometry."""
-    raise NotImplementedError
+def final(this: Job, folder: Path, runs: Path) -> dict[str, Any]:
+    """The report of the product itself on a model of the queue: `standard`, in the original geometry."""
+    trained = json.loads((runs / this["of"] / "figures.json").read_text())
+    (checkpoint,) = list(trained["measured"])[-1:]
+    options = {
+        "-d": trained["job"].get("dataset", "4"), "-c": trained["job"]["configuration"], "-f": FOLD,
+        "-tr": trained["job"]["trainer"], "-p": trained["job"].get("plans", "nnUNetPlansCPU"), "-chk": checkpoint,
+        "--norm": "l2", "--unit": "rms", "--eps": RMS, "--attacks": "standard", "--cases": this["cases"],
+        "--threads": 1, "--device": "cpu", "-o": folder / "report",
+    }  # fmt: skip
+    command = ["monai-adv", "evaluate", "-y", *(str(word) for pair in options.items() for word in pair)]
+    subprocess.run(command, check=True, env={**os.environ, "nnUNet_results": str(runs / this["of"])})
+    found = gather(folder / "report")
+    (model,) = found.models
+    (level,) = (level for level in model.summaries if level)
+    clean, worst = model.summaries[""], model.summaries[level]
+    return {
+        "job": this, "clean": 100 * clean.mean, "worst": 100 * worst.mean, "lowest": 100 * worst.lowest,
+        "interval": [100 * worst.interval.low, 100 * worst.interval.high], "cases": worst.count,
+        "verdict": str(model.verdict), "date": date.today().isoformat(),
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------------- what has been found so far
 
 
 def table(arguments: argparse.Namespace) -> None:
-    """JSON, table and picture of what has been measured so far."""
-    raise NotImplementedError
+    """JSON, a table for the page and a picture of what has been measured so far, failures included."""
+    jobs = yaml.safe_load(arguments.plan.read_text())["jobs"]
+    found = {}
+    for this in jobs:
+        folder = arguments.folder / this["name"]
+        if (folder / "figures.json").exists():
+            found[this["name"]] = json.loads((folder / "figures.json").read_text())
+        elif (folder / "failed").exists():
+            found[this["name"]] = {"job": this, "failed": (folder / "failed").read_text().strip()}
+    arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+    finals = {f["job"]["of"]: f for f in found.values() if "of" in f["job"] and "failed" not in f}
+    lines = []
+    for name, figures in found.items():
+        if "measured" not in figures:
+            continue
+        measured = list(figures["measured"].values())[-1]
+        final_one = finals.get(name)
+        told = f"{final_one['worst']:.1f} ({final_one['cases']} cases)" if final_one else ""
+        budget = "" if figures["budget"] is None else f"{figures['budget']:.2f}"
+        lines.append(
+            f"| {name} | {budget} | {figures['steps']} | {figures['passes_per_sample']:.1f} | {measured['clean']:.1f} "
+            f"| {measured['worst']:.1f} | {told} |"
+        )
+    names = ("run", "budget", "steps", "passes per sample", "clean", "PGD-20", "`standard`")
+    print(f"| {' | '.join(names)} |\n|---{'|---:' * (len(names) - 1)}|")
+    print("\n".join(lines))
+    draw(found, arguments.output.with_suffix(".png"))
+
+
+def draw(found: dict[str, Any], file: Path) -> None:
+    """Worst Dice against passes, clean Dice as colour, a point for each run; a panel for each configuration."""
+    shown = [(n, f, list(f["measured"].values())[-1]) for n, f in found.items() if f.get("measured")]
+    configurations = sorted({f["job"]["configuration"] for _, f, _ in shown})
+    figure, axes = plt.subplots(1, len(configurations), figsize=(6 * len(configurations), 4.5), squeeze=False)
+    for panel, configuration in zip(axes[0], configurations, strict=True):
+        rows = [(n, f["budget"] or 0.0, m) for n, f, m in shown if f["job"]["configuration"] == configuration]
+        worst, clean = [m["worst"] for *_, m in rows], [m["clean"] for *_, m in rows]
+        points = panel.scatter([b for _, b, _ in rows], worst, c=clean, cmap="viridis", s=60)
+        for name, budget, measured in rows:
+            panel.annotate(name, (budget, measured["worst"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        panel.set_xlabel("passes, in those of the plain training")
+        panel.set_ylabel(f"Dice under PGD-20, L2 RMS {RMS:g}, in %")
+        panel.set_title(configuration)
+        figure.colorbar(points, ax=panel, label="clean Dice in %")
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
 
 
 if __name__ == "__main__":
