@@ -158,10 +158,11 @@ def padded(index: Tensor, network: nn.Module) -> Tensor:
 
     Attacked, running and crossed samples come in every number. Each new batch size costs a search of cuDNN for its
     algorithms, and size 1 is a graph of its own under ``torch.compile``; four sizes per octave waste at most a quarter.
-    The repeated samples get the same values twice. On the CPU, in eager mode, the exact number is best.
+    The repeated samples get the same values twice. In eager mode a single one stays alone (of two volumes, half a
+    batch), and on the CPU the exact number is best.
     """
     count = len(index)
-    if count == 0 or (index.device.type == "cpu" and not is_compiled(network)):
+    if count == 0 or ((count == 1 or index.device.type == "cpu") and not is_compiled(network)):
         return index
     step = max(2, 2 ** (count.bit_length() - 3))
     size = math.ceil(count / step) * step

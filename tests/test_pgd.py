@@ -97,6 +97,8 @@ def test_batches_for_compiled_networks_come_in_few_sizes() -> None:
         assert len(longer) <= max(2, 1.5 * count if count < 8 else 1.25 * count)
         sizes.add(len(longer))
         assert torch.equal(padded(index, nn.Identity()), index)  # exact on the CPU
+        elsewhere = padded(index.to("meta"), nn.Identity())  # where it is not, only a single sample stays alone
+        assert len(elsewhere) == (1 if count == 1 else len(longer))
     assert len(sizes) <= 26
     assert min(sizes) == 2  # size 1 would be a graph of its own
 
