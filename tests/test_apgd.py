@@ -152,7 +152,7 @@ def test_move_by_hand() -> None:
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_surface_start_has_the_full_size_and_a_spread_of_entries(norm: Any) -> None:
     threat = Threat(norm, 0.7, channels=(1,))
-    delta = APGD(threat)._start(torch.zeros(4, 2, 9, 7), torch.full((4,), 0.7), seeded(), None)
+    delta = APGD(threat)._start(torch.zeros(4, 2, 9, 7), torch.full((4,), 0.7), seeded())
     torch.testing.assert_close(threat.size(delta), torch.full((4,), 0.7))
     assert delta[:, 0].eq(0).all()
     assert len(delta[0, 1].abs().unique()) == 63  # not corners

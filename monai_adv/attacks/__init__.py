@@ -6,7 +6,7 @@ Natural corruptions are in :mod:`monai_adv.attacks.corruptions`: they import MON
 from monai_adv.attacks.apgd import APGD, TargetedAPGD
 from monai_adv.attacks.ascent import Ascended, Ascent
 from monai_adv.attacks.autoattack import AutoAttack
-from monai_adv.attacks.base import Attack, AttackResult
+from monai_adv.attacks.base import Attack, AttackResult, BaseAttack, Problem
 from monai_adv.attacks.bisection import BoundaryPoint, bisect
 from monai_adv.attacks.cospgd import CosPGD
 from monai_adv.attacks.cw import CW, CWL2, CWL2Result
@@ -25,7 +25,8 @@ from monai_adv.attacks.white_noise import WhiteNoise, WhiteNoiseResult
 
 __all__ = [
     "APGD", "CW", "CWL2", "FAB", "FGSM", "PGD", "SEA",
-    "Ascended", "Ascent", "Attack", "AttackResult", "AutoAttack", "BoundaryPoint", "CWL2Result", "CosPGD", "Ensemble",
-    "EnsembleResult", "FABResult", "Phase", "Relay", "SegPGD", "SegmentationEnsemble", "SharpDice", "Square", "Stage",
-    "TargetedAPGD", "TargetedFAB", "Transfer", "WhiteNoise", "WhiteNoiseResult", "bisect",
+    "Ascended", "Ascent", "Attack", "AttackResult", "AutoAttack", "BaseAttack", "BoundaryPoint", "CWL2Result",
+    "CosPGD", "Ensemble", "EnsembleResult", "FABResult", "Phase", "Problem", "Relay", "SegPGD",
+    "SegmentationEnsemble", "SharpDice", "Square", "Stage", "TargetedAPGD", "TargetedFAB", "Transfer", "WhiteNoise",
+    "WhiteNoiseResult", "bisect",
 ]  # fmt: skip

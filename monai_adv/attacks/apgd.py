@@ -11,12 +11,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from monai_adv.attacks.base import AttackResult, Loss, Strongest, Until, input_gradient, one_of, prepared, sync_interval
+from monai_adv.attacks.base import (
+    AttackResult,
+    BaseAttack,
+    Loss,
+    Problem,
+    Strongest,
+    Until,
+    input_gradient,
+    one_of,
+    sync_interval,
+)
 from monai_adv.attacks.losses import targeted_dlr
 from monai_adv.attacks.rivals import against_each_rival
 from monai_adv.errors import InputError
@@ -44,7 +54,7 @@ def checkpoints(steps: int) -> dict[int, int]:
 
 
 @dataclass(frozen=True)
-class APGD:
+class APGD(BaseAttack[AttackResult]):
     """Auto-PGD. It raises a loss, by default ``task.sample_loss``, and returns the image with the lowest margin.
 
     Args:
@@ -72,7 +82,8 @@ class APGD:
         tensor([[0.7000, 0.6000]])
     """
 
-    threat: Threat
+    takes: ClassVar[tuple[str, ...]] = ("start", "rivals")
+
     steps: int = 100
     loss: Loss | None = None
     relative_step: float = 2.0
@@ -96,65 +107,34 @@ class APGD:
         one_of("start", self.start, ("surface", "clean", "ball"))
         one_of("mode", self.mode, get_args(Mode))
 
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        start: Tensor | None = None,
-        rivals: Tensor | None = None,
-    ) -> AttackResult:
-        """Attack a batch.
+    @property
+    def random(self) -> bool:
+        """Whether the start is random."""
+        return self.start != "clean"
 
-        Args:
-            network: any module; compiled or wrapped in DDP is fine. It is left exactly as found.
-            images: ``(B, C, *spatial)``.
-            target: in the layout the task expects.
-            task: loss, correctness, margin, points.
-            radius: ``(B,)`` radius of each sample in the norm's unit; default: the threat's.
-            generator: on the images' device; required for a random start.
-            start: ``(B, C, *spatial)`` perturbations to start from, projected first; default: as the setting says.
-            rivals: ``(B,)`` or ``(B, N)`` classes that a targeted loss aims at.
-
-        Raises:
-            InputError: images that the threat cannot be applied to, a random start without a generator, another shape
-                of ``start`` or ``rivals``.
-        """
-        images, radius = prepared(
-            self.threat, images, radius, generator, random=start is None and self.start != "clean"
-        )
-        delta = self._start(images, radius, generator, start)
-        if rivals is not None and len(rivals) != len(images):
-            raise InputError.of("rivals", tuple(rivals.shape), f"one row for each of the {len(images)} images")
-        with frozen(network, self.mode) as model, torch.enable_grad():
-            return self._search(model, images, target, task, radius, delta, rivals)
+    def run(self, problem: Problem) -> AttackResult:
+        """Algorithm 1 for every sample."""
+        delta = problem.start
+        if delta is None:
+            delta = self._start(problem.images, problem.radius, problem.generator)
+        with frozen(problem.network, self.mode) as model, torch.enable_grad():
+            return self._search(replace(problem, network=model), delta)
 
     def most_passes(self) -> Passes:
         """``steps + 1`` forwards and ``steps`` backwards, times ``eot``."""
         return Passes(forward=self.eot * (self.steps + 1), backward_input=self.eot * self.steps)
 
-    def _search(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        radius: Tensor,
-        delta: Tensor,
-        rivals: Tensor | None,
-    ) -> AttackResult:
+    def _search(self, problem: Problem, delta: Tensor) -> AttackResult:
+        network, images, target, task = problem.network, problem.images, problem.target, problem.task
         passes = Passes()
         best = Strongest(images, task, self.until)
         dead = torch.zeros_like(best.wrong)
         judged = checkpoints(self.steps)
         everyone = torch.arange(len(images), device=images.device)
         count = len(images)  # the rows beyond are padding
-        search = _Search.begin(everyone, images, radius, delta, self.relative_step).take(padded(everyone, network))
-        labels, aims = _of(search.index, target, rivals)
+        search = _Search.begin(everyone, images, problem.radius, delta, self.relative_step)
+        search = search.take(padded(everyone, network))
+        labels, aims = _of(search.index, target, problem.rivals)
         for k in range(self.steps + 1):
             last = k == self.steps
             x = any_batch_size(search.images + search.delta, network).requires_grad_(not last)
@@ -182,7 +162,7 @@ class APGD:
             if leaving and len(rows) < count:
                 count = len(rows)
                 search = search.take(padded(rows, network))
-                labels, aims = _of(search.index, target, rivals)
+                labels, aims = _of(search.index, target, problem.rivals)
             still = search.move(self.threat, self.momentum if k > 0 else 1.0)
             dead[search.index] |= still & ~best.finished()[search.index]
         return AttackResult(best.images, best.wrong, best.margin, dead, best.broken, passes)
@@ -215,11 +195,7 @@ class APGD:
 
         return input_gradient([o for output in each for o in output], x, losses, self.mode)[1]
 
-    def _start(self, images: Tensor, radius: Tensor, generator: torch.Generator | None, start: Tensor | None) -> Tensor:
-        if start is not None:
-            if start.shape != images.shape:
-                raise InputError.of("start", tuple(start.shape), f"perturbations of shape {tuple(images.shape)}")
-            return self.threat.project(start.to(images), images, radius)
+    def _start(self, images: Tensor, radius: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.start == "clean" or generator is None:
             return torch.zeros_like(images)
         if self.start == "ball":
@@ -320,7 +296,7 @@ class _Search:
 
 
 @dataclass(frozen=True)
-class TargetedAPGD:
+class TargetedAPGD(BaseAttack[AttackResult]):
     """APGD towards one rival after the other: the most likely wrong classes of the clean image, best first.
 
     A sample that one target finished is not attacked with the next. With several points (voxels) every point has its
@@ -332,7 +308,6 @@ class TargetedAPGD:
         loss: needs ``points.rivals``; ``targeted_dlr`` from four classes up, ``targeted_margin`` from two.
     """
 
-    threat: Threat
     targets: int = 9
     loss: Loss = targeted_dlr
     steps: int = 100
@@ -345,24 +320,18 @@ class TargetedAPGD:
             raise InputError.of("targets", self.targets, "a whole number >= 1")
         self._towards_one()
 
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> AttackResult:
-        """Attack a batch, see :class:`APGD`.
+    @property
+    def random(self) -> bool:
+        """Each run starts at random."""
+        return True
+
+    def run(self, problem: Problem) -> AttackResult:
+        """APGD towards each rival.
 
         Raises:
             InputError: more targets than wrong classes.
         """
-        return against_each_rival(
-            self._towards_one(), self.targets, network, images, target, task, radius=radius, generator=generator
-        )
+        return against_each_rival(self._towards_one(), self.targets, problem)
 
     def most_passes(self) -> Passes:
         """A forward to rank the classes, then APGD for each target."""

@@ -117,6 +117,11 @@ class Ascent(ProjectedSteps):
         if not (math.isfinite(self.noise) and self.noise >= 0):
             raise InputError.of("noise", self.noise, "a finite number >= 0")
 
+    @property
+    def random(self) -> bool:
+        """Whether the start is random, or the way."""
+        return super().random or self.noise > 0
+
     def __call__(
         self,
         network: nn.Module,
@@ -142,8 +147,7 @@ class Ascent(ProjectedSteps):
         Raises:
             InputError: images or radius that the threat cannot be applied to, or a random start without a generator.
         """
-        random = self.start != "clean" or self.noise > 0
-        images, radius = prepared(self.threat, images, radius, generator, random=random)
+        images, radius = prepared(self.threat, images, radius, generator, random=self.random)
         delta = self._start(images, radius, start_radius, generator)
         with frozen(network, self.mode) as model, torch.enable_grad():
             return self._climb(model, images, target, task, radius, delta, generator)

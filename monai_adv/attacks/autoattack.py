@@ -18,7 +18,6 @@ from monai_adv.attacks.losses import cross_entropy, dlr, margin, targeted_dlr, t
 from monai_adv.attacks.square import Square
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode
-from monai_adv.threats import Threat
 
 Version = Literal["standard", "plus", "rand", "quick"]
 
@@ -57,7 +56,6 @@ class AutoAttack(EnsembleAttack):
         ()
     """
 
-    threat: Threat
     classes: int
     version: Version = "standard"
     until: Until = "wrong"

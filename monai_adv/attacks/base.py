@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen
 from monai_adv.statistics import Passes
-from monai_adv.tasks.base import Output, Points, Target, Task
+from monai_adv.tasks.base import Output, Points, Target, Task, take
 from monai_adv.threats import Threat, per_sample
 
 Until = Literal["wrong", "lowest"]
@@ -47,7 +48,10 @@ class AttackResult:
 
 
 class Attack(Protocol):
-    """An attack is a frozen dataclass of its settings; calling it attacks a batch."""
+    """What ensembles, metrics and evaluations ask of an attack. Those of this package derive from :class:`BaseAttack`.
+
+    An attack is a frozen dataclass of its settings; calling it attacks a batch.
+    """
 
     @property
     def threat(self) -> Threat:
@@ -103,6 +107,100 @@ def prepared(
     elif radius.shape != (len(images),):
         raise InputError.of("radius", tuple(radius.shape), f"one number for each of the {len(images)} images")
     return images.detach(), radius.to(images.dtype)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an attack was called with, checked: see :meth:`BaseAttack.__call__`.
+
+    Attributes:
+        network: as the caller gave it; a search goes through :func:`~monai_adv.network_state.frozen`.
+        images: ``(B, C, *spatial)`` without a graph.
+        target, task, generator: as the caller gave them. A search checks its first output with ``task.check``.
+        radius: ``(B,)`` of each sample, in the dtype of the images.
+        start: ``(B, C, *spatial)`` perturbations to start from, within radius and box; None: as the settings say.
+        rivals: ``(B,)`` or ``(B, N)`` classes that a targeted attack aims at; None: it is not told.
+    """
+
+    network: nn.Module
+    images: Tensor
+    target: Target
+    task: Task
+    radius: Tensor
+    generator: torch.Generator | None = None
+    start: Tensor | None = None
+    rivals: Tensor | None = None
+
+    def take(self, index: Tensor) -> Problem:
+        """The samples ``index``."""
+        start, rivals = (None if values is None else values[index] for values in (self.start, self.rivals))
+        images, target, radius = self.images[index], take(self.target, index), self.radius[index]
+        return replace(self, images=images, target=target, radius=radius, start=start, rivals=rivals)
+
+
+Result = TypeVar("Result", bound=AttackResult, covariant=True)
+
+
+@dataclass(frozen=True)
+class BaseAttack(ABC, Generic[Result]):
+    """Checks the call of an attack; subclasses say how they search, :meth:`run`, and what that costs.
+
+    Args:
+        threat: norm, radius, box, channels.
+    """
+
+    takes: ClassVar[tuple[str, ...]] = ()
+    """Which of the arguments ``start`` and ``rivals`` the attack knows."""
+
+    threat: Threat
+
+    @property
+    def random(self) -> bool:
+        """Whether the settings ask for random numbers."""
+        return False
+
+    def __call__(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        target: Target,
+        task: Task,
+        *,
+        radius: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        start: Tensor | None = None,
+        rivals: Tensor | None = None,
+    ) -> Result:
+        """Attack a batch, each sample for itself; the network is left exactly as found.
+
+        Args:
+            network, images, target, task, radius, generator: see :class:`Attack`.
+            start: ``(B, C, *spatial)`` perturbations to start from, projected first; default: as the settings say.
+            rivals: ``(B,)`` or ``(B, N)`` classes that a targeted attack aims at.
+
+        Raises:
+            InputError: images that the threat cannot be applied to, labels that no class has, random numbers without a
+                generator, another shape of ``radius``, ``start`` or ``rivals``, or an attack that knows none.
+        """
+        images, radius = prepared(self.threat, images, radius, generator, random=self.random and start is None)
+        for name, values in (("start", start), ("rivals", rivals)):
+            if values is not None and name not in self.takes:
+                raise InputError.of(name, tuple(values.shape), f"None for {type(self).__name__}")
+        if start is not None:
+            if start.shape != images.shape:
+                raise InputError.of("start", tuple(start.shape), f"perturbations of shape {tuple(images.shape)}")
+            start = self.threat.project(start.to(images), images, radius)
+        if rivals is not None and len(rivals) != len(images):
+            raise InputError.of("rivals", tuple(rivals.shape), f"one row for each of the {len(images)} images")
+        return self.run(Problem(network, images, target, task, radius, generator, start, rivals))
+
+    @abstractmethod
+    def run(self, problem: Problem) -> Result:
+        """The search."""
+
+    @abstractmethod
+    def most_passes(self) -> Passes:
+        """The passes that a sample needs which never finishes; for predicting what an evaluation costs."""
 
 
 def is_finished(wrong: Tensor, margin: Tensor, lowest_margin: float, until: Until) -> Tensor:

@@ -15,14 +15,23 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from monai_adv.attacks.base import AttackResult, Strongest, Until, gradient_or_zero, one_of, prepared, sync_interval
+from monai_adv.attacks.base import (
+    AttackResult,
+    BaseAttack,
+    Problem,
+    Strongest,
+    Until,
+    gradient_or_zero,
+    one_of,
+    sync_interval,
+)
 from monai_adv.attacks.losses import lead_of_others
 from monai_adv.attacks.pgd import PGD
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen, padded
 from monai_adv.statistics import Passes
 from monai_adv.tasks.base import Points, Target, Task, take
-from monai_adv.threats import Threat, check_free, per_sample
+from monai_adv.threats import check_free, per_sample
 
 ALMOST = 1 - 1e-6
 """tanh reaches the edges of the box only at infinity, so voxels there start this far out."""
@@ -44,7 +53,7 @@ def confident_margin(points: Points, progress: float, *, kappa: float) -> Tensor
 
 
 @dataclass(frozen=True)
-class CW:
+class CW(BaseAttack[AttackResult]):
     """Projected gradient ascent on the margin within a radius ("CW-inf" in L-inf); returns the strongest iterate.
 
     With two classes and one point per sample its iterates are those of PGD on the cross-entropy, whose gradient is a
@@ -65,7 +74,6 @@ class CW:
         ``CW(Threat("linf", 8 / 255, box=(0, 1)), steps=20, kappa=50)(network, images, target, task).wrong``
     """
 
-    threat: Threat
     steps: int = 100
     kappa: float = 0.0
     relative_step: float | None = None
@@ -78,22 +86,14 @@ class CW:
         one_of("start", self.start, ("clean", "ball"))
         self._pgd()
 
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> AttackResult:
-        """Attack a batch; see :class:`~monai_adv.attacks.base.Attack`.
+    @property
+    def random(self) -> bool:
+        """Whether the start is random."""
+        return self.start != "clean"
 
-        Raises:
-            InputError: images that the threat cannot be applied to, or a random start without a generator.
-        """
-        result = self._pgd()(network, images, target, task, radius=radius, generator=generator)
+    def run(self, problem: Problem) -> AttackResult:
+        """PGD on the margin."""
+        result = self._pgd().run(problem)
         # A sample that is wrong by kappa everywhere has no gradient because it is done.
         result.dead &= ~result.wrong
         return result
@@ -128,7 +128,7 @@ class CWL2Result(AttackResult):
 
 
 @dataclass(frozen=True)
-class CWL2:
+class CWL2(BaseAttack[CWL2Result]):
     """The nearest wrong image: Adam on ``||delta||^2 + c * f(x + delta)`` with a binary search for c, for each sample.
 
     ``f`` is the mean over the points of ``max(z_y - max_{i != y} z_i, 0)``. With a box the image is ``tanh`` of what is
@@ -155,7 +155,6 @@ class CWL2:
         2.0
     """
 
-    threat: Threat
     steps: int = 1000
     search_steps: int = 9
     learning_rate: float = 0.01
@@ -177,31 +176,15 @@ class CWL2:
         one_of("mode", self.mode, get_args(Mode))
 
     @torch.no_grad()
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> CWL2Result:
-        """Attack a batch; see :class:`~monai_adv.attacks.base.Attack`. No random numbers are drawn.
-
-        Returns:
-            ``images`` are the nearest wrong images, those beyond the radius moved back to it.
-
-        Raises:
-            InputError: images that the threat cannot be applied to.
-        """
-        images, radius = prepared(self.threat, images, radius, generator, random=False)
+    def run(self, problem: Problem) -> CWL2Result:
+        """``images`` are the nearest wrong images, those beyond the radius moved back to it."""
+        images, target, task, radius = problem.images, problem.target, problem.task, problem.radius
         found = _Nearest(images)
         dead = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         passes = Passes()
         c = torch.full_like(radius, self.initial_c)
         low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
-        with frozen(network, self.mode) as model:
+        with frozen(problem.network, self.mode) as model:
             everyone = torch.arange(len(images), device=images.device)
             active = padded(everyone, model)
             for _ in range(self.search_steps):

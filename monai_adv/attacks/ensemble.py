@@ -6,6 +6,7 @@ the clean image, unless it is there to polish the worst one (``from_worst``): th
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 from monai_adv.attacks.base import (
     Attack,
     AttackResult,
+    BaseAttack,
+    Problem,
     Strongest,
     Until,
     continued,
     is_finished,
     judged,
     one_of,
-    prepared,
 )
 from monai_adv.errors import InputError
 from monai_adv.statistics import Passes
@@ -112,7 +114,7 @@ class WorstCase:
 
 
 @dataclass(frozen=True)
-class Ensemble:
+class Ensemble(BaseAttack[EnsembleResult]):
     """Stages in order; only samples that are not finished go on, from the clean image or from the worst one so far.
 
     It looks at the clean images first: what is wrong there is not attacked.
@@ -127,6 +129,7 @@ class Ensemble:
             threat (they belong to the call, because survivors are fewer).
     """
 
+    threat: Threat = field(init=False, repr=False)
     stages: tuple[Stage, ...]
     until: Until = "wrong"
     classes: int | None = None
@@ -141,32 +144,20 @@ class Ensemble:
             raise InputError.of("eps", "a radius per sample", "one number", "give radii to the call: radius=...")
         if any(threat != threats[0] for threat in threats):
             raise InputError.of("stages", [t.describe() for t in threats], "stages with the same threat")
+        object.__setattr__(self, "threat", threats[0])
 
     @classmethod
     def restarts(cls, attack: Attack, count: int, until: Until = "wrong") -> Ensemble:
         """The same attack ``count`` times; its random start differs."""
         return cls(tuple(Stage(f"restart {i + 1}", attack) for i in range(count)), until)
 
-    @property
-    def threat(self) -> Threat:
-        return self.stages[0].attack.threat
-
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> EnsembleResult:
-        """Attack a batch, see :class:`~monai_adv.attacks.base.Attack`.
+    def run(self, problem: Problem) -> EnsembleResult:
+        """The stages.
 
         Raises:
-            InputError: images that the threat cannot be applied to, a network without the ``classes``.
+            InputError: a network without the ``classes``, or no generator for a stage that needs one.
         """
-        images, radius = prepared(self.threat, images, radius, generator, random=False)
+        network, images, target, task = problem.network, problem.images, problem.target, problem.task
         clean = self._look(network, images, target, task)
         worst = WorstCase(clean, task, self.until)
         summary = [StageSummary("clean", len(images), int(clean.wrong.sum()), clean.passes)]
@@ -181,8 +172,8 @@ class Ensemble:
                     take(target, index),
                     task,
                     worst=worst.result.images[index],
-                    radius=radius[index],
-                    generator=generator,
+                    radius=problem.radius[index],
+                    generator=problem.generator,
                 )
                 found, newly = result.passes, int(worst.add(index, result, i).sum())
             summary.append(StageSummary(stage.name, len(index), newly, found))
@@ -204,31 +195,18 @@ class Ensemble:
         return result
 
 
-class EnsembleAttack:
+@dataclass(frozen=True)
+class EnsembleAttack(BaseAttack[EnsembleResult]):
     """An attack that is an ensemble by another name: subclasses have settings and say which."""
 
     @property
+    @abstractmethod
     def ensemble(self) -> Ensemble:
         """The stages."""
-        raise NotImplementedError
 
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> EnsembleResult:
-        """Attack a batch; see :class:`~monai_adv.attacks.base.Attack`.
-
-        Raises:
-            InputError: images that the threat cannot be applied to, a network that the stages cannot attack, or no
-                generator for a stage that needs one.
-        """
-        return self.ensemble(network, images, target, task, radius=radius, generator=generator)
+    def run(self, problem: Problem) -> EnsembleResult:
+        """The stages of the ensemble."""
+        return self.ensemble.run(problem)
 
     def most_passes(self) -> Passes:
         """The clean forward, and those of all stages."""

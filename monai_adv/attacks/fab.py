@@ -14,19 +14,28 @@ wrong is always judged by the task.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import get_args
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from monai_adv.attacks.base import AttackResult, Strongest, Until, gradient_or_zero, one_of, prepared, sync_interval
+from monai_adv.attacks.base import (
+    AttackResult,
+    BaseAttack,
+    Problem,
+    Strongest,
+    Until,
+    gradient_or_zero,
+    one_of,
+    sync_interval,
+)
 from monai_adv.attacks.rivals import against_each_rival
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen, padded
 from monai_adv.statistics import Passes, wide_dtype
-from monai_adv.tasks.base import Output, Target, Task, take
-from monai_adv.threats import Norm, Threat, check_free, per_sample
+from monai_adv.tasks.base import Output, Target, take
+from monai_adv.threats import Norm, check_free, per_sample
 
 FINAL_SEARCH = 3
 """Steps of the final search (section 3.5)."""
@@ -47,7 +56,7 @@ class FABResult(AttackResult):
 
 
 @dataclass(frozen=True)
-class FAB:
+class FAB(BaseAttack[FABResult]):
     """Fast adaptive boundary attack.
 
     Args:
@@ -74,7 +83,8 @@ class FAB:
         tensor([1.4000])
     """
 
-    threat: Threat
+    takes: ClassVar[tuple[str, ...]] = ("rivals",)
+
     steps: int = 100
     alpha_max: float = 0.1
     eta: float = 1.05
@@ -102,37 +112,21 @@ class FAB:
         one_of("until", self.until, get_args(Until))
         one_of("mode", self.mode, get_args(Mode))
 
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        rivals: Tensor | None = None,
-    ) -> FABResult:
-        """Attack a batch.
+    @property
+    def random(self) -> bool:
+        """From the second restart on."""
+        return self.restarts > 1
 
-        Args:
-            network: any module; compiled or wrapped in DDP is fine. It is left exactly as found.
-            images: ``(B, C, *spatial)``.
-            target: in the layout the task expects.
-            task: correctness, margin, and points or loss.
-            radius: ``(B,)`` radius of each sample in the norm's unit; default: the threat's.
-            generator: on the images' device; required for the second restart on.
-            rivals: ``(B,)`` or ``(B, 1)`` classes whose boundaries are approached; default: the nearest boundary.
+    def run(self, problem: Problem) -> FABResult:
+        """The walks of all restarts; with ``problem.rivals`` towards their boundaries, otherwise the nearest one.
 
         Raises:
-            InputError: images that the threat cannot be applied to, restarts without a generator, rivals for a task
-                with several points per sample.
+            InputError: rivals for a task with several points per sample.
         """
-        images, radius = prepared(self.threat, images, radius, generator, random=self.restarts > 1)
-        with frozen(network, self.mode) as model, torch.enable_grad():
-            search = _Search(self, model, images, target, task, radius, rivals)
+        with frozen(problem.network, self.mode) as model, torch.enable_grad():
+            search = _Search(self, replace(problem, network=model))
             for restart in range(self.restarts):
-                search.walk(None if restart == 0 else generator)
+                search.walk(None if restart == 0 else problem.generator)
                 search.final_search()  # after each: a restart then never loses what another one found
         best = search.best
         return FABResult(best.images, best.wrong, best.margin, search.dead, best.broken, search.passes, search.distance)
@@ -151,18 +145,12 @@ class _Search:
         clean_margin: margin of the clean image.
     """
 
-    def __init__(
-        self,
-        attack: FAB,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        radius: Tensor,
-        rivals: Tensor | None,
-    ) -> None:
-        self.attack, self.network, self.images, self.target, self.task = attack, network, images, target, task
-        self.radius, self.rivals = radius, rivals
+    def __init__(self, attack: FAB, problem: Problem) -> None:
+        images, task, radius = problem.images, problem.task, problem.radius
+        self.attack, self.network, self.images, self.target, self.task = (
+            attack, problem.network, images, problem.target, task
+        )  # fmt: skip
+        self.radius, self.rivals = radius, problem.rivals
         self.best = Strongest(images, task, attack.until)
         self.distance = torch.full_like(radius, torch.inf)
         self.closest = torch.zeros_like(images)
@@ -362,7 +350,7 @@ def to_hyperplane(x: Tensor, normal: Tensor, gap: Tensor, norm: Norm, box: tuple
 
 
 @dataclass(frozen=True)
-class TargetedFAB:
+class TargetedFAB(BaseAttack[FABResult]):
     """FAB towards the boundary of one rival after the other, one backward pass per step whatever the number of classes.
 
     Args:
@@ -371,7 +359,6 @@ class TargetedFAB:
             minus 1.
     """
 
-    threat: Threat
     targets: int = 9
     steps: int = 100
     restarts: int = 1
@@ -383,37 +370,23 @@ class TargetedFAB:
             raise InputError.of("targets", self.targets, "a whole number >= 1")
         self._towards_one()
 
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> FABResult:
-        """Attack a batch, see :class:`FAB`.
+    @property
+    def random(self) -> bool:
+        """From the second restart on."""
+        return self.restarts > 1
+
+    def run(self, problem: Problem) -> FABResult:
+        """FAB towards each rival.
 
         Raises:
             InputError: more targets than wrong classes, or several points per sample.
         """
-        distance = torch.full_like(images.flatten(1)[:, 0], torch.inf)
+        distance = torch.full_like(problem.radius, torch.inf)
 
         def keep_distance(index: Tensor, result: FABResult) -> None:
             distance[index] = torch.minimum(distance[index], result.distance)
 
-        r = against_each_rival(
-            self._towards_one(),
-            self.targets,
-            network,
-            images,
-            target,
-            task,
-            radius=radius,
-            generator=generator,
-            found=keep_distance,
-        )
+        r = against_each_rival(self._towards_one(), self.targets, problem, keep_distance)
         return FABResult(r.images, r.wrong, r.margin, r.dead, r.broken, r.passes, distance)
 
     def most_passes(self) -> Passes:

@@ -12,18 +12,25 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
 
-from monai_adv.attacks.base import AttackResult, Loss, Strongest, input_gradient, one_of, prepared, sample_loss
+from monai_adv.attacks.base import (
+    AttackResult,
+    BaseAttack,
+    Loss,
+    Problem,
+    Strongest,
+    input_gradient,
+    one_of,
+    sample_loss,
+)
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen
 from monai_adv.statistics import Passes
-from monai_adv.tasks.base import Target, Task
-from monai_adv.threats import Threat, per_sample
+from monai_adv.threats import per_sample
 
 
 @dataclass(frozen=True)
-class FGSM:
+class FGSM(BaseAttack[AttackResult]):
     """One step: ``project(start + relative_step * radius * direction)``; direction is ``sign(g)`` or ``g / ||g||_2``.
 
     The image after the step is returned as it is, also where the clean one was already wrong. It is not a strong
@@ -44,7 +51,6 @@ class FGSM:
         tensor([[0.7500, 1.2500, 1.0000]])
     """
 
-    threat: Threat
     relative_step: float = 1.0
     start: Literal["clean", "ball"] = "clean"
     mode: Mode = "eval"
@@ -56,27 +62,19 @@ class FGSM:
         one_of("start", self.start, ("clean", "ball"))
         one_of("mode", self.mode, get_args(Mode))
 
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> AttackResult:
-        """Attack a batch; see :class:`~monai_adv.attacks.base.Attack`.
+    @property
+    def random(self) -> bool:
+        """Whether the start is random."""
+        return self.start != "clean"
 
-        Raises:
-            InputError: images that the threat cannot be applied to, or a random start without a generator.
-        """
-        images, radius = prepared(self.threat, images, radius, generator, random=self.start == "ball")
+    def run(self, problem: Problem) -> AttackResult:
+        """The step, and a forward to judge it."""
+        images, target, task, radius = problem.images, problem.target, problem.task, problem.radius
         delta = torch.zeros_like(images)
-        if self.start == "ball" and generator is not None:
-            delta = self.threat.random(images, radius, generator)
+        if self.start == "ball" and problem.generator is not None:
+            delta = self.threat.random(images, radius, problem.generator)
         best = Strongest(images, task, "wrong")
-        with frozen(network, self.mode) as model:
+        with frozen(problem.network, self.mode) as model:
             with torch.enable_grad():
                 x = any_batch_size(images + delta, model).requires_grad_()
                 output = model(x)

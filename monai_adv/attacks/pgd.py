@@ -8,29 +8,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import ClassVar, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_adv.attacks.base import (
     AttackResult,
+    BaseAttack,
+    Problem,
     Strongest,
     Until,
     input_gradient,
     one_of,
-    prepared,
     sync_interval,
 )
 from monai_adv.attacks.projected_steps import ProjectedSteps
 from monai_adv.errors import InputError
 from monai_adv.network_state import any_batch_size, frozen, padded
 from monai_adv.statistics import Passes
-from monai_adv.tasks.base import Target, Task, take
+from monai_adv.tasks.base import take
 
 
 @dataclass(frozen=True)
-class PGD(ProjectedSteps):
+class PGD(ProjectedSteps, BaseAttack[AttackResult]):
     """Projected gradient descent; fields as in :class:`ProjectedSteps`, and:
 
     The strongest iterate is returned: smallest task margin, then largest loss. A full run makes K + 1 forwards. What
@@ -48,6 +49,8 @@ class PGD(ProjectedSteps):
         ``PGD(Threat("l2", 15.0))(network, images, target, task).images`` lies within L2 distance 15 of ``images``.
     """
 
+    takes: ClassVar[tuple[str, ...]] = ("start",)
+
     until: Until = "lowest"
     momentum: float = 0.0
     decay: bool = False
@@ -58,33 +61,13 @@ class PGD(ProjectedSteps):
         if not 0 <= self.momentum < 1:
             raise InputError.of("momentum", self.momentum, "a number in [0, 1)")
 
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        start: Tensor | None = None,
-    ) -> AttackResult:
-        """Attack a batch; see :class:`~monai_adv.attacks.base.Attack`.
-
-        Args:
-            start: ``(B, C, *spatial)`` perturbations to start from, projected first; default: as the setting says.
-
-        Raises:
-            InputError: images or radius that the threat cannot be applied to, or a random start without a generator.
-        """
-        random = self.start != "clean" and start is None
-        images, radius = prepared(self.threat, images, radius, generator, random=random)
-        if start is None:
-            delta = self._start(images, radius, None, generator)
-        else:
-            delta = self.threat.project(start.to(images), images, radius)
-        with frozen(network, self.mode) as model, torch.enable_grad():
-            return self._search(model, images, target, task, radius, delta)
+    def run(self, problem: Problem) -> AttackResult:
+        """K + 1 iterates at most, from ``problem.start`` or as the setting says."""
+        delta = problem.start
+        if delta is None:
+            delta = self._start(problem.images, problem.radius, None, problem.generator)
+        with frozen(problem.network, self.mode) as model, torch.enable_grad():
+            return self._search(replace(problem, network=model), delta)
 
     def most_passes(self) -> Passes:
         """K + 1 forwards, K backwards."""
@@ -94,9 +77,8 @@ class PGD(ProjectedSteps):
         length = super()._length(radius, number)
         return length * ((1 + math.cos(math.pi * number / self.steps)) / 2) if self.decay else length
 
-    def _search(
-        self, network: nn.Module, images: Tensor, target: Target, task: Task, radius: Tensor, delta: Tensor
-    ) -> AttackResult:
+    def _search(self, problem: Problem, delta: Tensor) -> AttackResult:
+        network, images, target, task = problem.network, problem.images, problem.target, problem.task
         passes = Passes()
         best = Strongest(images, task, self.until)
         dead = torch.zeros_like(best.wrong)
@@ -130,7 +112,7 @@ class PGD(ProjectedSteps):
                 dead[active] |= unit.flatten(1).eq(0).all(1)
                 gradient = self.momentum * moving[active] + unit
                 moving = moving.index_copy(0, active, gradient)
-            moved, still = self._step(images[active], delta[active], radius[active], gradient, k)
+            moved, still = self._step(images[active], delta[active], problem.radius[active], gradient, k)
             dead[active] |= still
             delta = delta.index_copy(0, active, moved)
             if k % sync_interval(images.device) == 0:

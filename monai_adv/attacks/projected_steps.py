@@ -55,6 +55,11 @@ class ProjectedSteps:
         one_of("start", self.start, get_args(Start))
         one_of("mode", self.mode, get_args(Mode))
 
+    @property
+    def random(self) -> bool:
+        """Whether the start is random."""
+        return self.start != "clean"
+
     def _raised(self, task: Task, output: Output, target: Target, progress: float) -> Tensor:
         """``(b,)`` what the attack raises."""
         return sample_loss(task, self.loss, output, target, progress)

@@ -13,15 +13,20 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
 from monai_adv.attacks.apgd import APGD
-from monai_adv.attacks.base import AttackResult, Loss, Until, judged, prepared
+from monai_adv.attacks.base import (
+    AttackResult,
+    BaseAttack,
+    Loss,
+    Problem,
+    Until,
+    judged,
+)
 from monai_adv.attacks.ensemble import WorstCase
 from monai_adv.errors import InputError
 from monai_adv.statistics import Passes
-from monai_adv.tasks.base import Target, Task, take
-from monai_adv.threats import Threat
+from monai_adv.tasks.base import take
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Relay:
+class Relay(BaseAttack[AttackResult]):
     """APGD in phases; each starts from the projection of the strongest image of the phase before.
 
     Only images within the threat's own radius are returned: those of the phases at that radius, and the projections of
@@ -68,7 +73,6 @@ class Relay:
         Passes(forward=103, backward_input=100, backward_full=0)
     """
 
-    threat: Threat
     phases: tuple[Phase, ...]
     until: Until = "lowest"
     start: Literal["surface", "clean", "ball"] = "surface"
@@ -80,32 +84,24 @@ class Relay:
         for phase in self.phases:
             self._attack(phase)
 
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> AttackResult:
-        """Attack a batch; see :class:`~monai_adv.attacks.base.Attack`. ``dead`` and ``passes`` are of all phases.
+    @property
+    def random(self) -> bool:
+        """Whether the first start is random."""
+        return self.start != "clean"
 
-        Raises:
-            InputError: images that the threat cannot be applied to, or a random start without a generator.
-        """
-        images, radius = prepared(self.threat, images, radius, generator, random=self.start != "clean")
+    def run(self, problem: Problem) -> AttackResult:
+        """The phases; ``dead`` and ``passes`` are of all of them."""
+        network, images, task = problem.network, problem.images, problem.task
         worst = WorstCase.nothing_yet(images, task, self.until)
         delta = torch.zeros_like(images)
         for number, phase in enumerate(self.phases):
             index = worst.running()
             if len(index) == 0:
                 break
-            own, clean, labels = radius[index], images[index], take(target, index)
+            own, clean, labels = problem.radius[index], images[index], take(problem.target, index)
             start = delta[index] if number else None
             found = self._attack(phase)(
-                network, clean, labels, task, radius=phase.multiple * own, generator=generator, start=start
+                network, clean, labels, task, radius=phase.multiple * own, generator=problem.generator, start=start
             )
             delta[index] = found.images - clean
             if phase.multiple > 1:

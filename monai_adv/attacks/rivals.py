@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from monai_adv.attacks.base import AttackResult, Until, prepared
+from monai_adv.attacks.base import AttackResult, Problem, Until
 from monai_adv.attacks.ensemble import WorstCase
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen
-from monai_adv.tasks.base import Points, Target, Task, take
+from monai_adv.tasks.base import Points
 from monai_adv.threats import Threat
 
 Result = TypeVar("Result", bound=AttackResult)
@@ -31,29 +32,13 @@ class RivalAttack(Protocol[Result_co]):
     @property
     def mode(self) -> Mode: ...
 
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        rivals: Tensor | None = None,
-    ) -> Result_co: ...
+    def run(self, problem: Problem) -> Result_co: ...
 
 
 def against_each_rival(
     attack: RivalAttack[Result],
     targets: int,
-    network: nn.Module,
-    images: Tensor,
-    target: Target,
-    task: Task,
-    *,
-    radius: Tensor | None,
-    generator: torch.Generator | None,
+    problem: Problem,
     found: Callable[[Tensor, Result], None] | None = None,
 ) -> AttackResult:
     """Rank the wrong classes of the clean images, then attack towards each; what one target finished is left alone.
@@ -61,7 +46,7 @@ def against_each_rival(
     Args:
         attack: towards given classes.
         targets: how many of them.
-        network, images, target, task, radius, generator: as in the call of an attack.
+        problem: of all samples.
         found: told the samples and the result of each target.
 
     Raises:
@@ -69,8 +54,8 @@ def against_each_rival(
     """
     if isinstance(attack.threat.eps, Tensor):
         raise InputError.of("eps", "a radius per sample", "one number", "give radii to the call: radius=...")
-    images, radius = prepared(attack.threat, images, radius, generator, random=False)
-    with frozen(network, attack.mode) as model, torch.no_grad():
+    images, target, task = problem.images, problem.target, problem.task
+    with frozen(problem.network, attack.mode) as model, torch.no_grad():
         output = model(any_batch_size(images, model))
         task.check(output, target)
         rivals = ranked_rivals(task.points(output, target), targets)
@@ -80,15 +65,7 @@ def against_each_rival(
         index = worst.running()
         if len(index) == 0:
             break
-        result = attack(
-            network,
-            images[index],
-            take(target, index),
-            task,
-            radius=radius[index],
-            generator=generator,
-            rivals=rivals[index, k],
-        )
+        result = attack.run(replace(problem.take(index), rivals=rivals[index, k]))
         worst.add(index, result)
         if found is not None:
             found(index, result)

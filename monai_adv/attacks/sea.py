@@ -19,7 +19,6 @@ from monai_adv.attacks.base import Loss, Until
 from monai_adv.attacks.ensemble import Ensemble, EnsembleAttack, Stage
 from monai_adv.attacks.relay import Phase, Relay
 from monai_adv.tasks.base import Points
-from monai_adv.threats import Threat
 
 
 def masked_cross_entropy(points: Points, progress: float) -> Tensor:
@@ -110,7 +109,6 @@ class SEA(EnsembleAttack):
         ``SEA(Threat("linf", 0.1))(network, images, target, task, generator=generator).images``
     """
 
-    threat: Threat
     steps: int = 300
     losses: tuple[tuple[str, Loss | None], ...] = LOSSES
     until: Until = "lowest"

@@ -91,7 +91,6 @@ class SegmentationEnsemble(EnsembleAttack):
         tells what each stage attacked and what it cost.
     """
 
-    threat: Threat
     version: Version = "standard"
 
     def __post_init__(self) -> None:

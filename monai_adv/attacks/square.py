@@ -16,7 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_adv.attacks.base import AttackResult, Loss, Strongest, Until, one_of, prepared, sample_loss, sync_interval
+from monai_adv.attacks.base import (
+    AttackResult,
+    BaseAttack,
+    Loss,
+    Problem,
+    Strongest,
+    Until,
+    one_of,
+    sample_loss,
+    sync_interval,
+)
 from monai_adv.attacks.losses import margin
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen, padded
@@ -32,7 +42,7 @@ TILES = 5
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(BaseAttack[AttackResult]):
     """Random search: a window of the perturbation is redrawn, and kept where that raises the loss.
 
     Args:
@@ -58,7 +68,6 @@ class Square:
         tensor([0.5000])
     """
 
-    threat: Threat
     queries: int = 5000
     p_init: float = 0.8
     until: Until = "wrong"
@@ -73,23 +82,20 @@ class Square:
         one_of("until", self.until, get_args(Until))
         one_of("mode", self.mode, get_args(Mode))
 
+    @property
+    def random(self) -> bool:
+        """Always."""
+        return True
+
     @torch.no_grad()
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> AttackResult:
-        """Attack a batch; see :class:`~monai_adv.attacks.base.Attack`. ``dead`` stays false: there is no gradient.
+    def run(self, problem: Problem) -> AttackResult:
+        """The search; ``dead`` stays false: there is no gradient.
 
         Raises:
-            InputError: images that the threat cannot be applied to, images without a spatial axis, or no generator.
+            InputError: images without a spatial axis.
         """
-        images, radius = prepared(self.threat, images, radius, generator, random=True)
+        images, target, task, radius = problem.images, problem.target, problem.task, problem.radius
+        generator = problem.generator
         assert generator is not None
         if images.ndim < 3:
             raise InputError.of("images", tuple(images.shape), "(B, C, *spatial) with at least one spatial axis")
@@ -101,7 +107,7 @@ class Square:
         # Two places, an axis, and a sign per attacked channel.
         draws_per_query = 2 * (images.ndim - 2) + 1 + len(window.channels)
         losses = torch.full_like(best.margin, -torch.inf)
-        with frozen(network, self.mode) as model:
+        with frozen(problem.network, self.mode) as model:
             active = padded(torch.arange(len(images), device=images.device), model)
             for query in range(self.queries + 1):
                 if query == 0:

@@ -6,20 +6,19 @@ attacks this way is a sign of gradient masking (Athalye, Carlini, Wagner, ICML 2
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from monai_adv.attacks.base import Attack, AttackResult, judged
+from monai_adv.attacks.base import Attack, AttackResult, BaseAttack, Problem, judged
 from monai_adv.network_state import Mode
 from monai_adv.statistics import Passes
-from monai_adv.tasks.base import Target, Task
+from monai_adv.tasks.base import Task
 from monai_adv.threats import Threat
 
 
 @dataclass(frozen=True)
-class Transfer:
+class Transfer(BaseAttack[AttackResult]):
     """Attack a surrogate, and judge what comes out on the network.
 
     An attack that goes on after the surrogate is wrong (``until="lowest"``, a confident :class:`CW`)
@@ -42,35 +41,28 @@ class Transfer:
         True
     """
 
+    threat: Threat = field(init=False, repr=False)
     surrogate: nn.Module
     attack: Attack
     task: Task | None = None
     mode: Mode = "eval"
 
-    @property
-    def threat(self) -> Threat:
-        return self.attack.threat
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "threat", self.attack.threat)
 
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> AttackResult:
-        """Attack a batch; see :class:`~monai_adv.attacks.base.Attack`.
+    def run(self, problem: Problem) -> AttackResult:
+        """What the surrogate's images do.
 
         Returns:
             ``wrong``, ``margin`` and ``broken`` are of the network; ``dead`` is false, because a surrogate without a
             gradient says nothing about it; ``passes`` are those of the surrogate, and one forward.
         """
+        target, task = problem.target, problem.task
         found = self.attack(
-            self.surrogate, images, target, self.task or task, radius=radius, generator=generator
+            self.surrogate, problem.images, target, self.task or task,
+            radius=problem.radius, generator=problem.generator,
         )  # fmt: skip
-        result, _ = judged(network, found.images, target, task, mode=self.mode)
+        result, _ = judged(problem.network, found.images, target, task, mode=self.mode)
         return replace(result, passes=found.passes + result.passes)
 
     def most_passes(self) -> Passes:

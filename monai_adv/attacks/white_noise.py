@@ -10,14 +10,19 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from monai_adv.attacks.base import AttackResult, Strongest, one_of, prepared
+from monai_adv.attacks.base import (
+    AttackResult,
+    BaseAttack,
+    Problem,
+    Strongest,
+    one_of,
+)
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen
 from monai_adv.statistics import Passes
-from monai_adv.tasks.base import Target, Task
-from monai_adv.threats import Threat, per_sample
+from monai_adv.threats import per_sample
 
 
 @dataclass
@@ -34,7 +39,7 @@ class WhiteNoiseResult(AttackResult):
 
 
 @dataclass(frozen=True)
-class WhiteNoise:
+class WhiteNoise(BaseAttack[WhiteNoiseResult]):
     """Random noise of the threat's full size, uniform on the L2 sphere or in the L-inf box, and what it does.
 
     Args:
@@ -54,7 +59,6 @@ class WhiteNoise:
         [3.0, 3.0]
     """
 
-    threat: Threat
     draws: int = 1
     sided: Literal["both", "positive"] = "both"
     keep: Literal["worst", "first"] = "worst"
@@ -67,30 +71,22 @@ class WhiteNoise:
         one_of("keep", self.keep, ("worst", "first"))
         one_of("mode", self.mode, get_args(Mode))
 
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> WhiteNoiseResult:
-        """Show the network ``draws`` noisy versions of each sample: all of them, for the mean.
+    @property
+    def random(self) -> bool:
+        """Always."""
+        return True
 
-        Raises:
-            InputError: images that the threat cannot be applied to, or no generator.
-        """
-        images, radius = prepared(self.threat, images, radius, generator, random=True)
+    def run(self, problem: Problem) -> WhiteNoiseResult:
+        """Show the network ``draws`` noisy versions of each sample: all of them, for the mean."""
+        images, target, task, generator = problem.images, problem.target, problem.task, problem.generator
         assert generator is not None
         everyone = torch.arange(len(images), device=images.device)
         kept, passes = Strongest(images, task, "wrong"), Passes()
         broken = torch.zeros_like(kept.broken)
         margins, wrongs = [], []
-        with frozen(network, self.mode) as model, torch.no_grad():
+        with frozen(problem.network, self.mode) as model, torch.no_grad():
             for draw in range(self.draws):
-                noisy = images + self._noise(images, radius, generator)
+                noisy = images + self._noise(images, problem.radius, generator)
                 output = model(any_batch_size(noisy, model))
                 passes.forward += len(noisy)
                 if draw == 0:
