@@ -74,6 +74,7 @@ class APGD(BaseAttack[AttackResult]):
     Example:
         On a linear network the first step of twice the radius already ends at the optimum, eps along the weights:
 
+        >>> from torch import nn
         >>> from monai_adv.tasks import ClassificationTask
         >>> network = nn.Linear(2, 2, bias=False)
         >>> network.weight.data = torch.tensor([[3.0, 4.0], [0.0, 0.0]])

@@ -49,6 +49,7 @@ class AutoAttack(EnsembleAttack):
         InputError: fewer than two classes, an unknown version.
 
     Example:
+        >>> from monai_adv.threats import Threat
         >>> attack = AutoAttack(Threat("linf", 8 / 255, box=(0, 1)), classes=2)
         >>> [stage.name for stage in attack.ensemble.stages]
         ['apgd-ce', 'apgd-margin', 'fab', 'square']

@@ -146,6 +146,7 @@ class CWL2(BaseAttack[CWL2Result]):
     Example:
         The decision boundary of this network is 2 away from the image:
 
+        >>> from monai_adv.threats import Threat
         >>> from monai_adv.tasks import ClassificationTask
         >>> network = nn.Linear(2, 2, bias=False)
         >>> network.weight.data = torch.tensor([[0.6, 0.8], [0.0, 0.0]])

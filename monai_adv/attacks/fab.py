@@ -75,6 +75,8 @@ class FAB(BaseAttack[FABResult]):
     Example:
         On a linear classifier it finds the distance to the boundary, here ``7 / 5``:
 
+        >>> from torch import nn
+        >>> from monai_adv.threats import Threat
         >>> from monai_adv.tasks import ClassificationTask
         >>> network = nn.Linear(2, 2, bias=False)
         >>> network.weight.data = torch.tensor([[3.0, 4.0], [0.0, 0.0]])

@@ -44,6 +44,8 @@ class FGSM(BaseAttack[AttackResult]):
         loss: what is raised, of the task's points; ``None``: ``task.sample_loss``.
 
     Example:
+        >>> from torch import nn
+        >>> from monai_adv.threats import Threat
         >>> from monai_adv.tasks import ClassificationTask
         >>> network = nn.Linear(3, 2, bias=False)
         >>> network.weight.data = torch.tensor([[0.5, -2.0, 0.0], [0.0, 0.0, 0.0]])

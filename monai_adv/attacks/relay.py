@@ -67,6 +67,7 @@ class Relay(BaseAttack[AttackResult]):
     Example:
         The cross-entropy from twice the radius, then the task's own loss; a projection is one forward:
 
+        >>> from monai_adv.threats import Threat
         >>> from monai_adv.attacks.losses import cross_entropy
         >>> relay = Relay(Threat("l2", 5.0), (Phase(30, cross_entropy, 2.0), Phase(70)))
         >>> relay.most_passes()

@@ -33,6 +33,7 @@ class Transfer(BaseAttack[AttackResult]):
     Example:
         With the network itself as its surrogate it is the attack itself:
 
+        >>> import torch
         >>> from monai_adv.attacks import PGD
         >>> from monai_adv.tasks import ClassificationTask
         >>> network, attack = nn.Linear(4, 3), PGD(Threat("l2", 0.5))

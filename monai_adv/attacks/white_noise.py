@@ -52,6 +52,7 @@ class WhiteNoise(BaseAttack[WhiteNoiseResult]):
         mode: network mode during the attack, restored afterwards.
 
     Example:
+        >>> from monai_adv.threats import Threat
         >>> noise = WhiteNoise(Threat("l2", 3.0))
         >>> images = torch.zeros(2, 1, 8, 8)
         >>> noisy = noise.draw(images, torch.Generator().manual_seed(0))
