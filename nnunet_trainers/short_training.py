@@ -18,6 +18,8 @@ from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_trainers.checkpoint import read_any
 
+ENDED = "checkpoint_final.pth"
+
 
 def short_training(
     dataset: str,
@@ -59,7 +61,6 @@ def short_training(
         np.random.seed(seed)  # noqa: NPY002  (the stream that nnU-Net's loaders draw from)
         torch.manual_seed(seed)
     run = get_trainer_from_args(dataset, configuration, fold, trainer, plans, device=torch.device(device))
-    folder = Path(run.output_folder)
     schedule = {
         "num_epochs": epochs,
         "num_iterations_per_epoch": iterations,
@@ -69,10 +70,10 @@ def short_training(
     for name, value in schedule.items():
         if value is not None:
             setattr(run, name, value)
-    left = [f for f in ("checkpoint_final.pth", "checkpoint_latest.pth") if go_on and (folder / f).exists()]
-    if left:
-        run.load_checkpoint(str(folder / left[0]))
-        if left[0] == "checkpoint_final.pth":
+    left = _left(Path(run.output_folder)) if go_on else None
+    if left is not None:
+        run.load_checkpoint(str(left))
+        if left.name == ENDED:
             return run
     elif weights is not None:
         run.initialize()
@@ -110,6 +111,11 @@ def smaller_plans(
         architecture = {**old["architecture"], "arch_kwargs": network}
         configurations[configuration] = {**old, "batch_size": batch_size, "architecture": architecture}
     return {**plans, "plans_name": name, "configurations": configurations}
+
+
+def _left(folder: Path) -> Path | None:
+    """The checkpoint that an earlier call left, of its end or on the way."""
+    return next((folder / name for name in (ENDED, "checkpoint_latest.pth") if (folder / name).exists()), None)
 
 
 def _call_after_each_epoch(run: Any, call: Callable[[Any], None]) -> None:

@@ -332,6 +332,36 @@ def test_short_training_sets_the_schedule_and_reports_each_epoch(monkeypatch: py
     assert type(run) is Trainer
 
 
+@pytest.mark.parametrize(("files", "loaded", "trained"), [
+    ([], [], 3), (["latest"], ["checkpoint_latest.pth"], 2), (["latest", "final"], ["checkpoint_final.pth"], 0),
+])  # fmt: skip
+def test_short_training_goes_on_and_does_not_repeat_what_has_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str], loaded: list[str], trained: int
+) -> None:
+    from nnunet_trainers import short_training as module
+
+    class Trainer:
+        num_epochs, current_epoch, was_initialized, output_folder = 3, 0, True, str(tmp_path)
+
+        def load_checkpoint(self, file: str) -> None:
+            read.append(Path(file).name)
+            self.current_epoch = 1
+
+        def run_training(self) -> None:
+            ran.append(self.num_epochs - self.current_epoch)
+
+    read: list[str] = []
+    ran: list[int] = []
+    before: list[int] = []
+    for name in files:
+        (tmp_path / f"checkpoint_{name}.pth").touch()
+    monkeypatch.setattr(module, "get_trainer_from_args", lambda *args, **kwargs: Trainer())
+    module.short_training("990", "2d", 0, go_on=True, before=lambda r: before.append(r.current_epoch))
+    assert read == loaded
+    assert sum(ran) == trained
+    assert before == ([] if trained == 0 else [3 - trained])
+
+
 def test_without_nnunet_the_command_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
