@@ -29,6 +29,7 @@ FAMILIES = {
     "cheap": "Cheap",
     "dual": "Clean and attacked images together",
     "gradient": "Without attacked images",
+    "smoothing": "For a smoothed, certified model",
 }
 
 

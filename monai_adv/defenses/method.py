@@ -11,7 +11,7 @@ from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 
 TaskName = Literal["classification", "segmentation"]
-Family = Literal["adversarial", "early_stop", "margins", "ensembling", "cheap", "dual", "gradient"]
+Family = Literal["adversarial", "early_stop", "margins", "ensembling", "cheap", "dual", "gradient", "smoothing"]
 """What methods are sorted by, and the pages of docs/methods that describe them."""
 T = TypeVar("T")
 

@@ -1,0 +1,103 @@
+"""Counting what a network says about noisy copies of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from monai_adv.certificates.settings import Certification
+from monai_adv.certificates.smoothed import chunks, decided, first, two_classes
+from monai_adv.errors import InputError
+from monai_adv.network_state import any_batch_size, device_of, frozen
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What the draws said.
+
+    Attributes:
+        chosen: ``(B, *spatial)`` int64, the answer that came most often among the first n0 draws, on the CPU.
+        count: of the same shape, how often it came among n others.
+        classes: how many answers there are.
+    """
+
+    chosen: Tensor
+    count: Tensor
+    classes: int
+
+
+@torch.no_grad()
+def count_votes(
+    network: nn.Module,
+    images: Tensor,
+    settings: Certification,
+    generator: torch.Generator,
+    *,
+    regions: bool = False,
+) -> Votes:
+    """Let a network look at noisy copies of each image: n0 to choose an answer, n to count it.
+
+    Args:
+        network: images ``(B, C, *spatial)`` to logits; put into eval mode for it, and left as it was.
+        images: on any device.
+        settings: see :class:`Certification`.
+        generator: on the network's device. Choice and count never share a draw.
+        regions: the channels are overlapping regions; the answers are 0 or 1 for each, ``(B, K, *spatial)``.
+
+    Raises:
+        InputError: images that swallow the noise, or a network that answers by chance: its draws would not be those
+            that the proof is about.
+    """
+    settings.noise.check(images)
+    images = images.to(device_of(network)).as_subclass(Tensor)
+    with frozen(network) as model:
+        output = _answered_twice(model, images[:1], generator)
+        classes = 2 if regions or output.shape[1] == 1 else output.shape[1]
+        chosen = _tally(model, images, settings, settings.n0, generator, regions, classes).argmax(1)
+        count = torch.zeros_like(chosen, dtype=torch.int32)
+        for answer in _answers(model, images, settings, settings.n, generator, regions):
+            count += (answer == chosen).sum(0)
+    return Votes(chosen.cpu(), count.cpu(), classes)
+
+
+def _tally(
+    model: nn.Module,
+    images: Tensor,
+    settings: Certification,
+    draws: int,
+    generator: torch.Generator,
+    regions: bool,
+    classes: int,
+) -> Tensor:
+    """``(B, classes, *spatial)`` how often each answer came; what is not finite is none."""
+    tally: Tensor | None = None
+    for answer in _answers(model, images, settings, draws, generator, regions):
+        found = torch.stack([(answer == k).sum(0, dtype=torch.int32) for k in range(classes)], 1)
+        tally = found if tally is None else tally + found
+    assert tally is not None
+    return tally
+
+
+def _answers(
+    model: nn.Module, images: Tensor, settings: Certification, draws: int, generator: torch.Generator, regions: bool
+) -> Iterator[Tensor]:
+    """``(draws in this pass, B, ...)`` answers, pass by pass."""
+    for count in chunks(draws, max(1, settings.inputs_per_pass // len(images))):
+        copies = images[None] + settings.noise.draws(images, count, generator)
+        output = first(model(any_batch_size(copies.flatten(0, 1), model)))
+        answer = decided(output, regions)
+        yield answer.view(count, len(images), *answer.shape[1:])
+
+
+def _answered_twice(model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+    once, again = (first(model(any_batch_size(images, model))) for _ in range(2))
+    # Kernels of a GPU may add up in another order.
+    if not torch.allclose(once, again, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise InputError.of(
+            "network", "another answer to the same image", "a network that answers alike each time",
+            "its own randomness is not the noise that a certificate is about; switch it off",
+        )  # fmt: skip
+    return two_classes(once) if once.shape[1] == 1 else once
