@@ -10,6 +10,7 @@ import inspect
 import io
 import math
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +25,12 @@ from torch import Tensor, autocast, nn
 
 from monai_adv.attacks import PGD
 from monai_adv.defenses.base import Batch, Defense
-from monai_adv.defenses.method import Method
+from monai_adv.defenses.method import CLEAN_PASSES, Method
 from monai_adv.defenses.nothing_attacked import NothingAttacked
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import bare, is_compiled
+from monai_adv.price import Clock, cheaper_way, forecast, price_line
 from monai_adv.sample_state import SampleIds
 from monai_adv.settings import (
     ENV_FILE,
@@ -49,15 +51,15 @@ from nnunet_trainers.batch_checks import refuse_bad_samples
 from nnunet_trainers.checkpoint import SECTION, plain, read_any, read_checkpoint, write_checkpoint
 from nnunet_trainers.console import end_with_the_sentence
 from nnunet_trainers.mixing import Mixing
+from nnunet_trainers.plain_model import NNUNET_ITERATIONS, check_worth_attacking, epochs_within, starting_model
 from nnunet_trainers.ranks import frozen_ranks_named, wait_at_most
 from nnunet_trainers.robustness_log import RobustnessLog
-from nnunet_trainers.run_settings import RunSettings
+from nnunet_trainers.run_settings import FINE_TUNING, RunSettings
 from nnunet_trainers.slice_loader import slices_in_batches
-from nnunet_trainers.start_checks import check_device, check_mixture, check_weights, check_writable
+from nnunet_trainers.start_checks import check_device, check_mixture, check_writable
 
 SAVE_EVERY = 10  # attacks make epochs long; nnU-Net would risk 50 of them
 NNUNET_SAVES_EVERY = 50
-CLEAN_PASSES = 3.0  # forwards per sample of a clean step: one forward, one full backward (two forwards' worth)
 
 
 class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
@@ -82,9 +84,12 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
     ) -> None:
         end_with_the_sentence()
         self.method.check_task("segmentation")
-        given = expand_preset(self._sections(), read_settings(), self.method.presets)
+        given = expand_preset(self._sections(), read_settings(), self._presets())
         sections = combine(self._sections(), given)  # refuse bad settings before any folder is made
-        check_weights(cast(RunSettings, sections["run"]).initial_weights)
+        # Only what is given now: a checkpoint remembers a file that may be gone.
+        self.start = starting_model(cast(RunSettings, sections["run"]).initial_weights, plans, configuration, fold)
+        self.sections = sections
+        self._epochs_within_budget(NNUNET_ITERATIONS)
         check_device(device)
         check_writable()
         check_mixture(type(self))
@@ -94,7 +99,6 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         self.defense: Defense | None = None
         self.robustness = RobustnessLog()
         self.sample_ids: SampleIds | None = None
-        self.sections = sections
         self._given = given
         self._saved_defense: dict[str, Any] | None = None
         self._bound = False
@@ -112,10 +116,23 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         """The settings of the run."""
         return cast(RunSettings, self.sections["run"])
 
+    @classmethod
+    def _presets(cls) -> dict[str, Mapping[str, Any]]:
+        own = cls.method.presets
+        return {**own, "finetune": {**FINE_TUNING, **own.get("finetune", {})}}
+
+    def _epochs_within_budget(self, iterations: int) -> int | None:
+        """Epochs that the setting ``budget`` pays for; None without one, or where a checkpoint knows them."""
+        if self.run.budget is None or self.start is None:
+            return None
+        check_worth_attacking(self.start, cast(SegmentationSettings, self.sections["task"]).threshold)
+        forwards = self.method.most(cast(DefenseSettings, self.sections["defense"]))
+        return epochs_within(self.run.budget, self.start, self.run.iterations or iterations, forwards)
+
     def settings_count(self) -> None:
         """Set what a setting names; the rest stays as nnU-Net, its variants and subclasses have set it."""
         values = {
-            "num_epochs": self.run.epochs,
+            "num_epochs": self.run.epochs or self._epochs_within_budget(self.num_iterations_per_epoch),
             "num_iterations_per_epoch": self.run.iterations,
             "num_val_iterations_per_epoch": self.run.validation_iterations,
             "initial_lr": self.run.initial_lr,
@@ -235,8 +252,8 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
             if self.defense.needs_ids:
                 raise self._without("the cases to train with", "call get_tr_and_val_datasets() in get_dataloaders()")
             self._bind()
-        if self.run.initial_weights is not None and self.current_epoch == 0:
-            self._load_initial_weights(self.run.initial_weights)
+        if self.start is not None and self.current_epoch == 0:
+            self._load_initial_weights(self.start.file)
         patch = torch.empty(1, self.num_input_channels, *self.configuration_manager.patch_size)
         self.print_to_log_file(
             f"{self.__class__.__name__} settings (* differs from the default; set with a file named by {ENV_FILE} "
@@ -244,6 +261,8 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
             f"Threat: {self.threat().describe(patch)}, in standard deviations of the normalised image.",
             add_timestamp=False,
         )
+        self._say_price()
+        self._clock = Clock(self.num_iterations_per_epoch)
         if self.sample_ids is not None:
             self.print_to_log_file(
                 f"Samples: {len(self.sample_ids)} in {len(self.sample_ids.groups)} cases.", add_timestamp=False
@@ -253,13 +272,26 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
                 "Compiling graphs for training, attack and search: the first epoch takes minutes longer."
             )
 
-    def _load_initial_weights(self, filename: str) -> None:
+    def _say_price(self) -> None:
+        settings = cast(DefenseSettings, self.sections["defense"])
+        self.print_to_log_file(price_line(self.method, settings), add_timestamp=False)
+        if self.run.budget is not None:
+            self.print_to_log_file(
+                f"Budget {self.run.budget:g}: {self.num_epochs} epochs of {self.num_iterations_per_epoch} steps.",
+                add_timestamp=False,
+            )
+        todo = "From a plain model `preset: finetune` gets there for the price of one plain training."
+        dear = None if self.start else cheaper_way(self.method, settings, self.num_epochs, todo)
+        if dear is not None:
+            self.print_to_log_file(dear, add_timestamp=False)
+
+    def _load_initial_weights(self, filename: Path) -> None:
         weights = read_any(filename)["network_weights"]
         try:
             bare(self.network).load_state_dict(weights)
         except RuntimeError as error:
             raise InputError.of(
-                "initial_weights", filename, "a checkpoint of the same plans and configuration",
+                "initial_weights", str(filename), "a checkpoint of the same plans and configuration",
                 f"PyTorch says: {' '.join(str(error).split())[:200]}",
             ) from None  # fmt: skip
         self.print_to_log_file(f"Fine-tuning from {filename}")
@@ -309,7 +341,11 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
             del part, scaled  # the next part's attack needs the memory
         if not updated:
             self._update_weights()
-        return {"loss": loss.cpu().numpy()}
+        result = {"loss": loss.cpu().numpy()}
+        told = self._clock.step(self.num_epochs - self.current_epoch)
+        if told is not None:
+            self.print_to_log_file(told)
+        return result
 
     def _ids(self, batch: dict[str, Any]) -> Tensor | None:
         """Which samples a batch holds, where the method remembers samples.
@@ -428,6 +464,9 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         shown = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("epoch", "passes_clean"))
         self.print_to_log_file(f"Robustness: {shown}")
         super().on_epoch_end()
+        if self.current_epoch < self.num_epochs:
+            seconds = self._seconds_of_last_epoch()
+            self.print_to_log_file(forecast(seconds, self.num_epochs - self.current_epoch))
         if self.robustness.last_is_best():
             self.print_to_log_file(f"New best pseudo Dice under attack (moving average): {row['robust_dice_ema']:.4f}")
             self.current_epoch -= 1  # save_checkpoint counts on from the current epoch, as in on_train_end
@@ -435,6 +474,19 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
             self.current_epoch += 1
         if self.local_rank == 0:
             self.robustness.write(self.output_folder)
+
+    def _seconds_of_last_epoch(self) -> float:
+        start, end = (float(self.logger.get_value(f"epoch_{name}_timestamps", step=-1)) for name in ("start", "end"))
+        return end - start
+
+    def on_train_end(self) -> None:
+        if self.is_ddp:
+            dist.barrier()  # the first rank may still be writing its best
+        best = Path(self.output_folder) / "checkpoint_best_robust.pth"
+        if self.run.final_weights == "best_robust" and best.exists():
+            bare(self.network).load_state_dict(read_any(best)["network_weights"])
+            self.print_to_log_file(f"The final weights are those of {best.name} (`final_weights`).")
+        super().on_train_end()
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -452,6 +504,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
         checkpoint[SECTION] = {
             "settings": as_dict(self.sections),
+            "epochs": self.num_epochs,
             "defense": self.defense.state_dict(),
             "robustness": self.robustness.rows,
         }
@@ -472,9 +525,17 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         changed = differences(before, flat(as_dict(sections)))
         if changed:
             self.print_to_log_file("Settings that differ from the checkpoint:\n  " + "\n  ".join(changed))
+        budget = cast(RunSettings, sections["run"]).budget
+        if budget is not None and budget != before.get("budget"):
+            raise InputError.of(
+                "budget", budget, f"that of the checkpoint ({before.get('budget')})",
+                "its epochs and learning rates follow from it: go on with it, or start anew without --c",
+            )  # fmt: skip
         if not self.was_initialized:
             self.sections = sections
             self.settings_count()
+            if budget is not None:
+                self.num_epochs = saved["epochs"]
         super().load_checkpoint(filename_or_checkpoint)
         self.robustness = RobustnessLog(list(saved["robustness"]))
         self._saved_defense = saved["defense"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from monai_adv.errors import InputError
 from monai_adv.settings import Settings, not_negative, positive, setting
 
 
@@ -31,7 +32,17 @@ class RunSettings(Settings):
         "host", "nnU-Net's own loss, or Dice + cross-entropy of each sample alone (per_sample: official IMA code)"
     )
     initial_weights: str | None = setting(
-        None, "checkpoint to fine-tune, output layers included (-pretrained_weights leaves those out)", "a file or none"
+        None,
+        "checkpoint to fine-tune, output layers included (-pretrained_weights leaves those out); plain: the model in "
+        "nnUNet_results that no defence trained, of the same data set, plans, configuration and fold",
+        "a file, plain or none",
+    )
+    budget: float | None = setting(
+        None, "epochs follow from this: network passes as a multiple of those that the plain training took, at most",
+        "a number > 0 or none", positive,
+    )  # fmt: skip
+    final_weights: Literal["last", "best_robust"] = setting(
+        "last", "what checkpoint_final.pth holds: the last weights, or those of checkpoint_best_robust.pth"
     )
     robust_validation_batches: int = setting(
         5, "validation batches per epoch that are also attacked; 0 switches the robust pseudo Dice off",
@@ -44,3 +55,21 @@ class RunSettings(Settings):
     rank_timeout: float = setting(
         30.0, "minutes that GPUs wait for each other before the training ends", "a number > 0", positive
     )
+
+    def check(self) -> None:
+        if self.budget is not None and self.epochs is not None:
+            raise InputError.of("budget and epochs", (self.budget, self.epochs), "one of the two")
+        if self.budget is not None and self.initial_weights is None:
+            raise InputError.of(
+                "budget", self.budget, "given beside initial_weights",
+                "it is a share of what that model's training cost; give initial_weights: plain, or epochs",
+            )  # fmt: skip
+
+
+FINE_TUNING: dict[str, Any] = {
+    "initial_weights": "plain",
+    "budget": 1.0,
+    "initial_lr": 0.01,
+    "final_weights": "best_robust",
+}
+"""The run's part of ``preset: finetune``; a method's own part stands in its file."""

@@ -9,14 +9,7 @@ import torch
 from nnunetv2.paths import nnUNet_results
 
 from monai_adv.errors import InputError
-from nnunet_trainers.checkpoint import read_any
 from nnunet_trainers.mixing import own_methods
-
-
-def check_weights(file: str | None) -> None:
-    """Only what is given now: a checkpoint remembers the file that it once started from, which may be gone."""
-    if file is not None:
-        read_any(file)
 
 
 def check_device(device: torch.device) -> None:

@@ -24,7 +24,9 @@ from monai_adv.defenses.standard import Standard
 class Mine(Standard):
     pass
 
-METHOD = Method("{name}", Mine, family="cheap", idea="what I like", paper="", state="nothing", cost="3")
+METHOD = Method(
+    "{name}", Mine, family="cheap", idea="what I like", paper="", state="nothing", cost="3", most=lambda s: 3
+)
 """
 SHOW = "from monai_adv.defenses import METHODS; print([m.name for m in METHODS.values() if m.family == 'cheap'])"
 

@@ -216,6 +216,7 @@ METHOD = Method(
     paper="Hao et al., MICCAI 2024",
     state="nothing",
     cost="2K + 6",
+    most=lambda s: 2 * s.steps + 6,
     presets=PRESETS,
     not_for={"segmentation": "its term relates the features of an image to the one label of that image"},
 )

@@ -118,5 +118,6 @@ METHOD = Method(
     paper="Sitawarin et al., arXiv 2003.09347, 2020",
     state="nothing",
     cost="up to 2K + 3",
+    most=lambda s: 2 * s.steps + 3,
     presets=PRESETS,
 )

@@ -170,5 +170,6 @@ METHOD = Method(
     paper="Cai et al., IJCAI 2018",
     state="the lesson, and the best weights under it",
     cost="up to K + 3",
+    most=lambda s: s.steps + 3,
     presets=PRESETS,
 )

@@ -217,6 +217,7 @@ METHOD = Method(
     idea="attacked images with soft labels, within a radius of each sample's own",
     paper="Cheng et al., IJCAI 2022",
     state="a radius per sample",
-    cost="2K + 3",
+    cost="up to 2K + 4",
+    most=lambda s: 2 * s.steps + 4,
     presets=PRESETS,
 )

@@ -171,5 +171,6 @@ METHOD = Method(
     paper="Wang et al., ICML 2019",
     state="nothing",
     cost="up to 2K + 3",
+    most=lambda s: 2 * s.steps + 3,
     presets=PRESETS,
 )

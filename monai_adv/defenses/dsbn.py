@@ -114,5 +114,6 @@ METHOD = Method(
     paper="Han et al., Nature Communications 2021",
     state="nothing",
     cost="2K + 6",
+    most=lambda s: 2 * s.steps + 6,
     presets=PRESETS,
 )

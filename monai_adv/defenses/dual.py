@@ -126,5 +126,6 @@ METHOD = Method(
     paper="Joel et al., JCO Clinical Cancer Informatics 2022",
     state="nothing",
     cost="2K + 6",
+    most=lambda s: 2 * s.steps + 6,
     presets=PRESETS,
 )

@@ -125,5 +125,6 @@ METHOD = Method(
     paper="Zhang et al., ICML 2020",
     state="nothing",
     cost="up to 2K + 3",
+    most=lambda s: 2 * s.steps + 3,
     presets=PRESETS,
 )

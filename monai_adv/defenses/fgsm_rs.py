@@ -149,5 +149,6 @@ METHOD = Method(
     paper="Wong et al., ICLR 2020",
     state="nothing",
     cost="5, and up to 0.44 for watching",
+    most=lambda s: 5 + ((2 * s.watch_steps + 2) / s.watch_every if s.watch_every else 0),
     presets=PRESETS,
 )

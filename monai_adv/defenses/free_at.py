@@ -131,5 +131,6 @@ METHOD = Method(
     paper="Shafahi et al., NeurIPS 2019",
     state="a perturbation",
     cost="3m, for m weight updates",
+    most=lambda s: 3 * s.replays,
     presets=PRESETS,
 )

@@ -129,5 +129,6 @@ METHOD = Method(
     paper="Zhang et al., ICLR 2021",
     state="nothing",
     cost="2K + 3",
+    most=lambda s: 2 * s.steps + 3,
     presets=PRESETS,
 )

@@ -81,5 +81,6 @@ METHOD = Method(
     paper="Cohen et al., ICML 2019",
     state="nothing",
     cost="3",
+    most=lambda s: 3,
     presets=PRESETS,
 )

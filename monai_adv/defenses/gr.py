@@ -143,5 +143,6 @@ METHOD = Method(
     paper="Ross & Doshi-Velez, AAAI 2018",
     state="nothing",
     cost="6",
+    most=lambda s: 6 if s.gradient == "exact" else 7,
     presets=PRESETS,
 )

@@ -200,5 +200,6 @@ METHOD = Method(
     paper="Balaji et al., arXiv 1910.08051, 2019",
     state="a radius per sample",
     cost="up to 6K + 6",
+    most=lambda s: 6 * s.steps + 6,
     presets=PRESETS,
 )

@@ -344,5 +344,6 @@ METHOD = Method(
     paper="Ma & Liang, CMPB 2023",
     state="a margin per sample",
     cost="up to 2K + 7 + searches",
+    most=lambda s: 2 * s.steps + 7 + s.searches,
     presets=PRESETS,
 )

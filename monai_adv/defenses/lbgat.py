@@ -175,5 +175,6 @@ METHOD = Method(
     paper="Cui et al., ICCV 2021",
     state="a teacher network",
     cost="2K + 10, the teacher as large as the network",
+    most=lambda s: 2 * s.steps + 10,
     presets=PRESETS,
 )

@@ -134,5 +134,6 @@ METHOD = Method(
     paper="Qin et al., NeurIPS 2019",
     state="nothing",
     cost="2K + 11",
+    most=lambda s: 2 * s.steps + 11,
     presets=PRESETS,
 )

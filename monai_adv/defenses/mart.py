@@ -119,5 +119,6 @@ METHOD = Method(
     paper="Wang et al., ICLR 2020",
     state="nothing",
     cost="2K + 6",
+    most=lambda s: 2 * s.steps + 6,
     presets=PRESETS,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
@@ -13,6 +13,8 @@ from monai_adv.errors import InputError
 TaskName = Literal["classification", "segmentation"]
 Family = Literal["adversarial", "early_stop", "margins", "ensembling", "cheap", "dual", "gradient", "smoothing"]
 """What methods are sorted by, and the pages of docs/methods that describe them."""
+CLEAN_PASSES = 3.0
+"""Forwards per sample of a plain step: one forward, one backward to the weights, which costs two."""
 T = TypeVar("T")
 
 
@@ -28,6 +30,7 @@ class Method:
         paper: authors, place, year.
         state: what it keeps from step to step.
         cost: network passes per sample and step in forwards (a clean step costs 3), with K steps of the attack.
+        most: the same as a number, for given settings; methods that stop early or search need less.
         presets: named settings.
         not_for: tasks that it has no meaning for, and why.
 
@@ -42,6 +45,7 @@ class Method:
     paper: str
     state: str
     cost: str
+    most: Callable[[Any], float]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     not_for: Mapping[TaskName, str] = field(default_factory=dict)
 
@@ -55,6 +59,10 @@ class Method:
     def settings(self) -> type[DefenseSettings]:
         """The class of its settings."""
         return self.defense.settings_class
+
+    def times_plain(self, settings: DefenseSettings) -> float:
+        """How many times as much a step costs as one of plain training, at most."""
+        return self.most(settings) / CLEAN_PASSES
 
     @property
     def key(self) -> str:

@@ -144,5 +144,6 @@ METHOD = Method(
     paper="Sun et al., MICCAI 2022",
     state="nothing",
     cost="2K + 3 + 3 per instance (4)",
+    most=lambda s: 2 * max(s.after) + 3 + 3 * len(s.after),
     presets=PRESETS,
 )

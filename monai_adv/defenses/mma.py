@@ -215,5 +215,6 @@ METHOD = Method(
     paper="Ding et al., ICLR 2020",
     state="a margin per sample",
     cost="up to 2K + 6 + searches",
+    most=lambda s: 2 * s.steps + 6 + s.searches,
     presets=PRESETS,
 )

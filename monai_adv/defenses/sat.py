@@ -73,5 +73,6 @@ METHOD = Method(
     paper="Madry et al., ICLR 2018",
     state="nothing",
     cost="2K + 3",
+    most=lambda s: 2 * s.steps + 3,
     presets=PRESETS,
 )

@@ -107,5 +107,6 @@ METHOD = Method(
     paper="Salman et al., NeurIPS 2019",
     state="nothing",
     cost="m (2K + 3), for m draws",
+    most=lambda s: s.draws * (2 * s.steps + 3),
     presets=PRESETS,
 )

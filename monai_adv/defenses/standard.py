@@ -36,4 +36,5 @@ METHOD = Method(
     paper="",
     state="nothing",
     cost="3",
+    most=lambda s: 3,
 )

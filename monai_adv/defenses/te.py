@@ -227,5 +227,6 @@ METHOD = Method(
     paper="Dong et al., ICLR 2022",
     state="a table of soft labels per sample",
     cost="2K + 4",
+    most=lambda s: 2 * s.steps + 4,
     presets=PRESETS,
 )

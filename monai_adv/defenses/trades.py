@@ -104,5 +104,6 @@ METHOD = Method(
     paper="Zhang et al., ICML 2019",
     state="nothing",
     cost="2K + 7",
+    most=lambda s: 2 * s.steps + 7,
     presets=PRESETS,
 )

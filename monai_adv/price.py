@@ -1,0 +1,83 @@
+"""What a training costs, in words: before it starts, while it runs, and what would be cheaper."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from monai_adv.defenses.method import CLEAN_PASSES, Method
+from monai_adv.defenses.settings import DefenseSettings
+
+DEAR = 3000
+"""Plain epochs that a training may cost before a sentence names the cheaper way: three of nnU-Net's own."""
+LOOK_AFTER = 3
+"""Steps that are timed before the first forecast; the very first one is left out, which allocates and compiles."""
+
+
+def price_line(method: Method, settings: DefenseSettings) -> str:
+    """What a step costs, for the start of a log.
+
+    Example:
+        >>> from monai_adv.defenses import method
+        >>> sat = method("SAT")
+        >>> price_line(sat, sat.settings(steps=3))
+        'Price: up to 9 network passes per sample and step (in forwards), about 3 times a plain epoch.'
+    """
+    forwards = method.most(settings)
+    times = f"about {forwards / CLEAN_PASSES:.2g} times" if forwards > CLEAN_PASSES else "as much as"
+    return f"Price: up to {forwards:.3g} network passes per sample and step (in forwards), {times} a plain epoch."
+
+
+def cheaper_way(method: Method, settings: DefenseSettings, epochs: int, todo: str) -> str | None:
+    """A sentence for a training that nobody waits for, or None.
+
+    Args:
+        method, settings: what is trained with.
+        epochs: how many.
+        todo: the cheaper way in this host.
+    """
+    plain = epochs * method.most(settings) / CLEAN_PASSES
+    if plain < DEAR:
+        return None
+    return f"WARNING: {epochs} epochs of {method.name} cost as much as about {plain:.0f} plain ones. {todo}"
+
+
+@dataclass
+class Clock:
+    """Seconds of an epoch and hours of the rest, from the steps that were made.
+
+    Args:
+        steps: of an epoch.
+        now: a clock.
+
+    Example:
+        >>> ticks = iter([0.0, 9.0, 10.0, 11.0, 12.0])
+        >>> clock = Clock(steps=100, now=lambda: next(ticks))
+        >>> [clock.step(epochs_left=36) for _ in range(5)][-1]
+        'About 100 s per epoch, 1.0 hours for the 36 that are left.'
+    """
+
+    steps: int
+    now: Callable[[], float] = time.perf_counter
+    _seen: list[float] = field(default_factory=list)
+
+    def step(self, epochs_left: int) -> str | None:
+        """Call at the end of each step; the forecast, once.
+
+        Args:
+            epochs_left: with the running one.
+        """
+        if len(self._seen) > LOOK_AFTER + 1:
+            return None
+        self._seen.append(self.now())
+        if len(self._seen) < LOOK_AFTER + 2:
+            return None
+        return forecast(self.steps * (self._seen[-1] - self._seen[1]) / LOOK_AFTER, epochs_left)
+
+
+def forecast(seconds: float, epochs_left: int) -> str:
+    """Seconds of an epoch, and how long the rest takes."""
+    rest = seconds * epochs_left
+    left = f"{rest / 3600:.1f} hours" if rest >= 3600 else f"{rest / 60:.0f} minutes"
+    return f"About {seconds:.3g} s per epoch, {left} for the {epochs_left} that are left."

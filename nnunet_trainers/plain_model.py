@@ -1,0 +1,157 @@
+"""The plain model that a fine-tuning starts from, what its training cost, and how long ours may be for that."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_results
+
+from monai_adv.defenses.method import CLEAN_PASSES
+from monai_adv.errors import InputError
+from nnunet_trainers.checkpoint import SECTION, read_any
+
+PLAIN = "plain"
+"""In place of a file: the plain model that lies in nnUNet_results."""
+FINAL = "checkpoint_final.pth"
+NNUNET_ITERATIONS = 250
+
+
+@dataclass(frozen=True)
+class PlainModel:
+    """A trained model without a defence.
+
+    Attributes:
+        file: its checkpoint.
+        epochs: that it was trained for.
+        iterations: steps of an epoch.
+        dice: nnU-Net's pseudo Dice of its last epoch, mean over the classes; NaN if the checkpoint does not say.
+    """
+
+    file: Path
+    epochs: int
+    iterations: int
+    dice: float
+
+    @property
+    def passes(self) -> float:
+        """Network passes per sample of a batch over the whole training, in forwards."""
+        return self.epochs * self.iterations * CLEAN_PASSES
+
+
+def find_plain(results: Path, dataset: str, plans: str, configuration: str, fold: int | str) -> Path:
+    """The final checkpoint of the one plain model of a data set, plans, configuration and fold.
+
+    A model is plain if no defence has trained it; nnU-Net's variants and trainers of your own are.
+
+    Args:
+        results: the folder nnUNet_results.
+        dataset, plans, configuration: names, as folders have them.
+        fold: number, or "all".
+
+    Raises:
+        InputError: there is none, or several to choose from.
+    """
+    pattern = f"*__{plans}__{configuration}/fold_{fold}/{FINAL}"
+    found = [file for file in sorted((results / dataset).glob(pattern)) if SECTION not in read_any(file)]
+    wanted = f"{dataset}, {plans}, {configuration}, fold {fold}"
+    if not found:
+        others = sorted(p.parts[-3] + "/" + p.parts[-2] for p in (results / dataset).glob(f"*/fold_*/{FINAL}"))
+        here = f"there are {', '.join(others[:5])}" if others else "nothing is trained there yet"
+        raise InputError.of(
+            "initial_weights", PLAIN, f"a finished plain training of {wanted}",
+            f"{here}; train it first (nnUNetv2_train without -tr), or name a checkpoint",
+        )  # fmt: skip
+    if len(found) > 1:
+        raise InputError.of(
+            "initial_weights", PLAIN, f"one plain model of {wanted}",
+            "there are several; name one of " + ", ".join(map(str, found)),
+        )  # fmt: skip
+    return found[0]
+
+
+def read_plain(file: Path) -> PlainModel:
+    """What is known about a checkpoint's training.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    checkpoint = read_any(file)
+    return PlainModel(file, int(checkpoint["current_epoch"]), _iterations(file), _last_dice(checkpoint))
+
+
+def starting_model(
+    weights: str | None, plans: Mapping[str, Any], configuration: str, fold: int | str
+) -> PlainModel | None:
+    """The model that the setting ``initial_weights`` names, if any.
+
+    Raises:
+        InputError: it cannot be read; or :data:`PLAIN`, and there is none, or several.
+    """
+    if weights is None:
+        return None
+    if weights != PLAIN:
+        return read_plain(Path(weights))
+    results = Path(nnUNet_results.require())
+    return read_plain(find_plain(results, plans["dataset_name"], plans["plans_name"], configuration, fold))
+
+
+def epochs_within(budget: float, plain: PlainModel, iterations: int, forwards: float) -> int:
+    """How many epochs cost no more than a share of the plain training.
+
+    Args:
+        budget: 1: as many network passes as the plain training took.
+        plain: the model that is fine-tuned.
+        iterations: steps of an epoch of ours, with batches of the same size.
+        forwards: passes per sample and step of ours, at most.
+
+    Raises:
+        InputError: it does not suffice for one epoch; says what does.
+
+    Example:
+        1000 epochs at 3 forwards a step pay for 142 at 21:
+
+        >>> epochs_within(1.0, PlainModel(Path("final.pth"), 1000, 250, 0.9), 250, 21)
+        142
+    """
+    epochs = math.floor(budget * plain.passes / (iterations * forwards))
+    if epochs < 1:
+        least = math.ceil(1000 * iterations * forwards / plain.passes) / 1000
+        raise InputError.of(
+            "budget", budget, f"at least {least:g}: one epoch, {iterations} steps at {forwards:.3g} forwards a sample",
+            f"the plain training had {plain.epochs} epochs of {plain.iterations} steps at {CLEAN_PASSES:g}; "
+            "give a larger budget, fewer attack `steps`, or fewer `iterations`",
+        )  # fmt: skip
+    return epochs
+
+
+def check_worth_attacking(plain: PlainModel, threshold: float) -> None:
+    """Refuse a start that segments next to nothing: methods that attack right samples only would attack none.
+
+    Raises:
+        InputError: says so.
+    """
+    if plain.dice <= threshold:
+        raise InputError.of(
+            "initial_weights", f"{plain.file} with a pseudo Dice of {plain.dice:.2f}",
+            f"a model above the `threshold` {threshold:g}",
+            "no sample would be right, so that none would be attacked; train it longer, or lower `threshold`",
+        )  # fmt: skip
+
+
+def _iterations(file: Path) -> int:
+    """nnU-Net notes the length of its epochs beside the checkpoint, not in it."""
+    try:
+        return int(json.loads((file.parent / "debug.json").read_text())["num_iterations_per_epoch"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return NNUNET_ITERATIONS
+
+
+def _last_dice(checkpoint: Mapping[str, Any]) -> float:
+    logged = checkpoint.get("logging")
+    values = logged.get("mean_fg_dice") if isinstance(logged, Mapping) else None
+    return float(values[-1]) if isinstance(values, list) and values else math.nan

@@ -1,0 +1,107 @@
+"""What a training is said to cost is what it costs, or more; a budget becomes epochs by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from monai_adv import InputError
+from monai_adv.defenses import METHODS, method
+from monai_adv.price import Clock, cheaper_way, price_line
+from nnunet_trainers.plain_model import PlainModel, check_worth_attacking, epochs_within, find_plain, read_plain
+from tests.defense_toys import BATCH, optimizer_of, step, toy
+
+PLAIN = PlainModel(Path("fold_0/checkpoint_final.pth"), epochs=100, iterations=50, dice=0.8)
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_no_method_costs_more_than_it_says(key: str) -> None:
+    """One epoch of two steps; methods that never stop early cost exactly that."""
+    problem = toy("2 classes", key)
+    defense, optimizer = problem.defense(key), optimizer_of(problem.network)
+    defense.attach(problem.network, optimizer)
+    defense.on_epoch_start(3, 4)
+    for _ in range(2):
+        step(defense, problem.network, optimizer, problem.batch(torch.arange(BATCH)))
+    found, most = defense.on_epoch_end()["passes_per_sample"], METHODS[key].most(defense.settings)
+    assert found <= most + 1e-9
+    if not METHODS[key].cost.startswith("up to") and key not in ("fgsmrs", "fgsmsdi", "gairat", "iaat", "mart"):
+        assert found == pytest.approx(most)
+
+
+def test_the_price_in_words() -> None:
+    ima = method("IMA")
+    settings = ima.settings(steps=5, searches=4)
+    assert "up to 21 network passes per sample and step (in forwards), about 7 times" in price_line(ima, settings)
+    assert cheaper_way(ima, settings, 100, "Fine-tune.") is None
+    assert cheaper_way(ima, settings, 1000, "Fine-tune.") == (
+        "WARNING: 1000 epochs of IMA cost as much as about 7000 plain ones. Fine-tune."
+    )
+
+
+def test_the_clock_leaves_out_the_first_step_and_speaks_once() -> None:
+    ticks = iter([0.0, 60.0, 62.0, 64.0, 66.0])
+    clock = Clock(steps=250, now=lambda: next(ticks))
+    said = [clock.step(epochs_left=100) for _ in range(6)]
+    assert said == [None] * 4 + ["About 500 s per epoch, 13.9 hours for the 100 that are left."] + [None]
+
+
+def test_a_budget_becomes_epochs_by_hand() -> None:
+    """100 x 50 steps at 3 forwards are 15,000; one epoch of 25 steps at 9 forwards is 225."""
+    assert epochs_within(1.0, PLAIN, 25, 9) == 66
+    assert epochs_within(0.25, PLAIN, 25, 9) == 16
+    assert epochs_within(0.015, PLAIN, 25, 9) == 1
+    with pytest.raises(InputError, match=r"budget: received 0.0149, allowed is at least 0.015, one epoch of 25 steps"):
+        epochs_within(0.0149, PLAIN, 25, 9)
+
+
+def _trained(folder: Path, *, defended: bool = False, epochs: int = 100, dice: float = 0.8) -> Path:
+    folder.mkdir(parents=True)
+    content: dict[str, Any] = {
+        "trainer_name": folder.parent.name.split("__")[0],
+        "network_weights": {"w": torch.zeros(1)},
+        "current_epoch": epochs,
+        "logging": {"mean_fg_dice": [0.1, dice]},
+    }
+    torch.save({**content, **({"monai_adv": {}} if defended else {})}, folder / "checkpoint_final.pth")
+    return folder / "checkpoint_final.pth"
+
+
+def test_the_plain_model_is_found_among_decoys(tmp_path: Path) -> None:
+    """Other plans, folds, configurations, data sets, unfinished and defended trainings are not it."""
+    data = tmp_path / "Dataset004_Hippocampus"
+    wanted = _trained(data / "nnUNetTrainer_250epochs__nnUNetPlans__2d" / "fold_0")
+    _trained(data / "nnUNetTrainer__nnUNetPlans__2d" / "fold_1")
+    _trained(data / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0")
+    _trained(data / "nnUNetTrainer__nnUNetResEncUNetMPlans__2d" / "fold_0")
+    _trained(data / "IMATrainer__nnUNetPlans__2d" / "fold_0", defended=True)
+    _trained(tmp_path / "Dataset005_Prostate" / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0")
+    (data / "nnUNetTrainer_5epochs__nnUNetPlans__2d" / "fold_0").mkdir(parents=True)
+    (data / "nnUNetTrainer_5epochs__nnUNetPlans__2d" / "fold_0" / "checkpoint_latest.pth").write_bytes(b"")
+    assert find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 0) == wanted
+    _trained(data / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0")
+    with pytest.raises(InputError, match="there are several; name one of .*nnUNetTrainer_250epochs__.*nnUNetTrainer__"):
+        find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 0)
+    with pytest.raises(InputError, match="a finished plain training of .*, fold 4; there are .*train it first"):
+        find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 4)
+
+
+def test_what_the_plain_training_was(tmp_path: Path) -> None:
+    """The epochs stand in the checkpoint, their length in debug.json beside it; nnU-Net's 250 without."""
+    file = _trained(tmp_path / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0", epochs=60)
+    assert read_plain(file) == PlainModel(file, 60, 250, 0.8)
+    (file.parent / "debug.json").write_text(json.dumps({"num_iterations_per_epoch": "40"}))
+    plain = read_plain(file)
+    assert (plain.iterations, plain.passes) == (40, 60 * 40 * 3)
+
+
+def test_a_start_that_segments_nothing() -> None:
+    with pytest.raises(InputError, match="with a pseudo Dice of 0.30., allowed is a model above the `threshold` 0.6"):
+        check_worth_attacking(PlainModel(Path("x.pth"), 1, 1, 0.3), 0.6)
+    check_worth_attacking(PLAIN, 0.6)
+    check_worth_attacking(PlainModel(Path("x.pth"), 1, 1, math.nan), 0.6)
