@@ -27,7 +27,7 @@ class PlainModel:
 
     Attributes:
         file: its checkpoint.
-        epochs: that it was trained for.
+        epochs: that it was trained for; 0 if the checkpoint does not say.
         iterations: steps of an epoch.
         dice: nnU-Net's pseudo Dice of its last epoch, mean over the classes; NaN if the checkpoint does not say.
     """
@@ -81,7 +81,7 @@ def read_plain(file: Path) -> PlainModel:
         InputError: it cannot be read.
     """
     checkpoint = read_any(file)
-    return PlainModel(file, int(checkpoint["current_epoch"]), _iterations(file), _last_dice(checkpoint))
+    return PlainModel(file, int(checkpoint.get("current_epoch", 0)), _iterations(file), _last_dice(checkpoint))
 
 
 def starting_model(
@@ -118,6 +118,8 @@ def epochs_within(budget: float, plain: PlainModel, iterations: int, forwards: f
         >>> epochs_within(1.0, PlainModel(Path("final.pth"), 1000, 250, 0.9), 250, 21)
         142
     """
+    if plain.epochs == 0:
+        raise InputError.of("budget", budget, "none with a checkpoint that does not say how long it was trained")
     epochs = math.floor(budget * plain.passes / (iterations * forwards))
     if epochs < 1:
         least = math.ceil(1000 * iterations * forwards / plain.passes) / 1000

@@ -56,7 +56,7 @@ def test_a_budget_becomes_epochs_by_hand() -> None:
     assert epochs_within(1.0, PLAIN, 25, 9) == 66
     assert epochs_within(0.25, PLAIN, 25, 9) == 16
     assert epochs_within(0.015, PLAIN, 25, 9) == 1
-    with pytest.raises(InputError, match=r"budget: received 0.0149, allowed is at least 0.015, one epoch of 25 steps"):
+    with pytest.raises(InputError, match=r"budget: received 0.0149, allowed is at least 0.015: one epoch, 25 steps"):
         epochs_within(0.0149, PLAIN, 25, 9)
 
 

@@ -22,7 +22,7 @@ from monai_adv.threats import per_sample
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Cohen et al., CIFAR-10 in [0, 1]: 0.12, 0.25, 0.5 and 1, each certified with the same.
-    "cohen_cifar": {"sigma": 0.25, "clean_share": 0.0},
+    "cohen_cifar": {"sigma": 0.25, "clean_share": 0.0, "box": (0.0, 1.0)},
 }
 
 

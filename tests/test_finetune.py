@@ -1,0 +1,93 @@
+"""``preset: finetune`` in nnU-Net: from the plain model in nnUNet_results to a robust one, by name alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from monai_adv import InputError
+from nnunet_trainers import IMATrainer, SATTrainer
+from nnunet_trainers.checkpoint import load_data
+from tests.nnunet_host import datasets, host, same, weights  # noqa: F401  (fixtures)
+
+FINETUNE: dict[str, Any] = {"preset": "finetune", "epochs": None, "steps": 1, "threshold": 1e-6}
+
+
+@pytest.fixture
+def plain(host: Any) -> Any:
+    """A plain training of 20 epochs of 2 steps: 120 forwards a sample."""
+    trainer = host(nnUNetTrainer)
+    trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 20, 2, 1
+    trainer.run_training()
+    return trainer
+
+
+def _log(trainer: Any) -> str:
+    return next(Path(trainer.output_folder).glob("training_log*")).read_text()
+
+
+def test_from_the_plain_model_within_its_budget_to_the_best_robust_weights(host: Any, plain: Any) -> None:
+    """SAT with one step: 5 forwards a sample; 2 steps an epoch: 0.19 of 120 forwards pay for two (10 each)."""
+    trainer = host(SATTrainer, **FINETUNE, budget=0.19)
+    assert trainer.num_epochs == 2
+    seen: list[Any] = []
+    trainer.on_epoch_start = lambda own=trainer.on_epoch_start: (seen.append(weights(trainer)), own())
+    trainer.run_training()
+    assert same(seen[0], weights(plain))  # output layers included
+    folder, log = Path(trainer.output_folder), _log(trainer)
+    assert f"Fine-tuning from {plain.output_folder}" in log
+    assert "Price: up to 5 network passes per sample and step (in forwards), about 1.7 times a plain epoch." in log
+    assert "Budget 0.19: 2 epochs of 2 steps." in log
+    best, final = (load_data(folder / f"checkpoint_{name}.pth") for name in ("best_robust", "final"))
+    assert all(torch.equal(v, final["network_weights"][k]) for k, v in best["network_weights"].items())
+
+
+def test_a_budget_is_no_setting_that_changes_on_the_way(host: Any, plain: Any) -> None:
+    trainer = host(SATTrainer, **FINETUNE, budget=0.19)
+    trainer.run_training()
+    file = os.path.join(trainer.output_folder, "checkpoint_final.pth")
+    again = host(SATTrainer, epochs=None)
+    again.load_checkpoint(file)
+    assert again.num_epochs == 2
+    with pytest.raises(InputError, match=r"budget: received 0.5, allowed is that of the checkpoint \(0.19\)"):
+        host(SATTrainer, **FINETUNE, budget=0.5).load_checkpoint(file)
+
+
+def test_a_budget_below_one_epoch_makes_no_folder(host: Any, plain: Any) -> None:
+    results = Path(plain.output_folder_base).parent
+    with pytest.raises(InputError, match=r"budget: received 0.05, allowed is at least 0.084: one epoch, 2 steps at 5 "):
+        host(SATTrainer, **FINETUNE, budget=0.05)
+    assert [p.name for p in results.iterdir()] == [Path(plain.output_folder_base).name]
+
+
+def test_a_plain_model_that_segments_nothing(host: Any, plain: Any) -> None:
+    with pytest.raises(InputError, match=r"initial_weights: received .*allowed is a model above the `threshold` 0.999"):
+        host(IMATrainer, **{**FINETUNE, "threshold": 0.999})
+
+
+def test_without_a_plain_model(host: Any) -> None:
+    with pytest.raises(InputError, match="initial_weights: received 'plain', allowed is a finished plain training of "):
+        host(SATTrainer, **FINETUNE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budget": 1.0, "epochs": 3, "initial_weights": "x"}, "budget and epochs: received .*one of the two"),
+        ({"budget": 1.0, "epochs": None}, "budget: received 1.0, allowed is given beside initial_weights"),
+        ({"budget": 0.0, "epochs": None}, "budget: received 0"),
+    ],
+)
+def test_settings_that_contradict_each_other(host: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        host(SATTrainer, **settings)
+
+
+def test_the_length_of_plain_epochs_is_read(plain: Any) -> None:
+    assert json.loads((Path(plain.output_folder) / "debug.json").read_text())["num_iterations_per_epoch"] == "2"
