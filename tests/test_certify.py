@@ -1,0 +1,155 @@
+"""Certificates of whatever the evaluation opens: cases, volumes, a folder to go on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from monai_adv import InputError
+from monai_adv.certificates import Certification, certify_classes, certify_labels
+from monai_adv.evaluation.certify.run import certify_models
+from monai_adv.evaluation.models.classifier import Classifier
+from monai_adv.evaluation.models.segmenter import Segmenter
+from monai_adv.evaluation.run.measure import LiveSource
+from nnunet_trainers.evaluation.arguments import source_at
+from tests.linear_classifier import problem
+from tests.test_certificates import Sign
+from tests.tiny_nnunet import write_case, write_model
+
+SETTINGS = Certification(sigma=0.5, n0=20, n=200, alpha=0.01)
+
+
+def _classifier(name: str = "linear") -> LiveSource:
+    network, images, labels = problem(2, (1, 3, 3), count=6)
+    labels[0] = 1 - labels[0]
+    return LiveSource(Classifier(name, network, images, labels, ["a", "b"]))
+
+
+def _segmenter(count: int = 2) -> LiveSource:
+    torch.manual_seed(0)
+    labels = [torch.zeros(6, 6, dtype=torch.long) for _ in range(count)]
+    for one in labels:
+        one[2:5, 2:5] = 1
+    images = [(4 * one - 2.0)[None] + 0.5 * torch.randn(1, 6, 6) for one in labels]
+    return LiveSource(Segmenter("sign", Sign(), images, labels, ["lesion"]))
+
+
+def test_a_classifier_image_by_image() -> None:
+    found = certify_models([_classifier()], SETTINGS)
+    assert len(found.cases) == 6
+    assert found.cases[0].score == 0.0  # wrong
+    network, images, labels = problem(2, (1, 3, 3), count=6)
+    distance = network.distances(images, labels, "l2").amin(1)
+    assert all(c.radius <= d + 1e-9 for c, d in zip(found.cases, distance.tolist(), strict=True))
+    right = [c for c in found.cases if c.score]
+    assert found.at(0.0) == len(right) / 6
+    assert found.at(max(c.radius for c in right)) == pytest.approx(1 / 6)
+    assert found.at(1e9) == 0
+
+
+def test_a_frame_has_the_columns_of_the_evaluations() -> None:
+    from monai_adv.evaluation.certify.results import COLUMNS
+    from monai_adv.evaluation.outcome import COLUMNS as THOSE
+
+    assert COLUMNS == THOSE
+    frame = certify_models([_segmenter()], SETTINGS).frame()
+    assert tuple(frame.columns) == COLUMNS
+    rows = frame[frame.case == "0"].set_index("measure").value
+    radius = 0.5 * stats.norm.ppf(0.75)
+    assert rows["radius rms"] == pytest.approx(radius / 6)
+    assert frame.eps.tolist() == pytest.approx([radius] * len(frame))
+    assert 0 < rows["score"] <= rows["clean"] <= 1
+    assert rows["score"] == rows["dice lesion"]
+
+
+def test_the_slices_of_a_2d_nnunet_are_one_volume(tmp_path: Path) -> None:
+    """Voxels kept, added and there are counted over the slices before the Dice is taken."""
+    folder = write_model(tmp_path / "model")
+    write_case(tmp_path)
+    source = _nnunet(folder, tmp_path)
+    [found] = certify_models([source], Certification(sigma=0.1, n0=5, n=40, alpha=0.2)).cases
+    case = source.open().load(found.case)
+    assert len(case.images) > 1
+    assert found.radius == pytest.approx(0.1 * stats.norm.ppf(0.75))
+    assert found.voxels == case.images[0].numel()
+    assert 0 <= found.score <= found.clean <= 1 or found.score != found.score
+
+
+def _nnunet(folder: Path, data: Path) -> Any:
+    return source_at(
+        folder, str(data / "imagesTr"), str(data / "labelsTr"), device="cpu", box=None, name="tiny", options={}
+    )
+
+
+def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    class Counting(Sign):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(len(x))
+            return super().forward(x)
+
+    def source(count: int) -> LiveSource:
+        made = _segmenter()
+        made.model.network = Counting().eval()
+        return made
+
+    folder = tmp_path / "certificates"
+    first = certify_models([source(2)], SETTINGS, folder)
+    made = len(calls)
+    assert made > 0
+    again = certify_models([source(2)], SETTINGS, folder)
+    assert len(calls) == made
+    assert again.cases == first.cases
+    with pytest.raises(InputError, match="folder: received .*this one differs in n"):
+        certify_models([source(2)], Certification(sigma=0.5, n0=20, n=300, alpha=0.01), folder)
+    file = next((folder / "sign").glob("*.json"))
+    content = json.loads(file.read_text())
+    content["cases"][0]["score"] = 0.123
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="its checksum does not fit.* delete it"):
+        certify_models([source(2)], SETTINGS, folder)
+
+
+def test_cases_have_noise_of_their_own_and_the_same_each_time() -> None:
+    one, two = (certify_models([_classifier()], SETTINGS).cases for _ in range(2))
+    assert [c.radius for c in one] == [c.radius for c in two]
+    network, images, _ = problem(2, (1, 3, 3), count=6)
+    assert certify_classes(network, images, SETTINGS).radius.tolist() != [c.radius for c in one]
+
+
+def test_it_says_first_what_is_certified() -> None:
+    text = repr(certify_models([_segmenter()], SETTINGS))
+    assert text.startswith("Certified is the smoothed model: the majority vote over copies of the input with noise")
+    assert "under every change up to L2 0.337 (RMS 0.0562 per voxel)" in text
+    text = repr(certify_models([_classifier()], SETTINGS))
+    assert "half of the right images are certified up to L2" in text
+
+
+def test_sigmoids_over_label_maps_are_regions_without_the_background() -> None:
+    """One class, its own logit above 0; the background channel says nothing."""
+    labels = torch.zeros(5, dtype=torch.long)
+    labels[2:] = 1
+
+    class Noisy(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([torch.full_like(x, 9.0), x], 1)
+
+    source = LiveSource(Segmenter("s", Noisy(), [(4 * labels - 2.0)[None]], [labels], ["lesion"]))
+    from monai_adv.tasks import SegmentationTask
+
+    source.model.task = SegmentationTask.for_evaluation(sigmoid=True)
+    [case] = certify_models([source], SETTINGS).cases
+    assert case.score == case.clean == 1.0
+    assert not certify_labels(Noisy(), torch.zeros(1, 1, 2), SETTINGS).labels.any()
+
+
+def test_models_of_two_kinds() -> None:
+    with pytest.raises(InputError, match="models: received .*one kind in one call"):
+        certify_models([_classifier(), _segmenter()], SETTINGS)
