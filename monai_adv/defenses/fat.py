@@ -124,7 +124,7 @@ METHOD = Method(
     idea="attacked images that are only just wrong",
     paper="Zhang et al., ICML 2020",
     state="nothing",
-    cost="up to 2K + 3",
-    most=lambda s: 2 * s.steps + 3,
+    cost="up to 2K + 3 (6 with a clean share)",
+    most=lambda s: 2 * s.steps + (6 if s.clean_weight else 3),
     presets=PRESETS,
 )

@@ -72,7 +72,7 @@ METHOD = Method(
     idea="attacked images",
     paper="Madry et al., ICLR 2018",
     state="nothing",
-    cost="2K + 3",
-    most=lambda s: 2 * s.steps + 3,
+    cost="2K + 3 (6 with a clean share)",
+    most=lambda s: 2 * s.steps + (6 if s.clean_weight else 3),
     presets=PRESETS,
 )
