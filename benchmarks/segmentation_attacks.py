@@ -46,6 +46,9 @@ from monai_adv.threats import Threat, per_sample
 ROOM = 10.0
 """How far beyond image and radius the peers' [0, 1] reaches, in network units."""
 
+Run = Callable[[Problem, Callable[[Tensor], None]], Tensor]
+"""Attack a problem, tell the worst images after each stage, return the last ones."""
+
 RADII: dict[str, list[Threat]] = {
     "nnunet_clean": [Threat("l2", 0.05, unit="rms"), Threat("linf", 0.04)],
     "nnunet_ima": [Threat("l2", 0.1, unit="rms"), Threat("linf", 0.1)],
@@ -74,7 +77,13 @@ class OnUnitRange(nn.Module):
         return logits
 
 
-def peer(attack: Callable[..., Tensor], options: dict[str, Any], problem: Problem, threat: Threat) -> Tensor:
+def peer(
+    attack: Callable[..., Tensor],
+    options: dict[str, Any],
+    problem: Problem,
+    tell: Callable[[Tensor], None],
+    threat: Threat,
+) -> Tensor:
     """An attack of adv-lib, its images brought to the radius."""
     images, radius = problem.images, threat.radius(problem.images) * (1 - 1e-5)
     lowest, highest = (float(v) for v in images.aminmax())
@@ -99,11 +108,11 @@ def peer(attack: Callable[..., Tensor], options: dict[str, Any], problem: Proble
     return result
 
 
-def attacks(threat: Threat, steps: int, starts: int) -> dict[str, Callable[[Problem], Tensor]]:
+def attacks(threat: Threat, steps: int, starts: int) -> dict[str, Run]:
     """Name -> function of the problem that returns its images; ours is first."""
 
-    def run(some: Any) -> Callable[[Problem], Tensor]:
-        return lambda problem: attacked(problem, some, threat)
+    def run(some: Any) -> Run:
+        return lambda problem, tell: attacked(problem, some, threat, tell=tell)
 
     table = {
         "ours, standard": run([stage.attack for stage in stages(threat, "standard")]),
@@ -164,12 +173,18 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def todo(arguments: argparse.Namespace) -> Iterator[tuple[str, Threat, Problem]]:
-    """Target, radius, cases."""
-    for target in arguments.targets:
-        for problem in problems(target, arguments.data, arguments.weights, arguments.cases):
-            for threat in RADII[target]:
-                if threat.norm in arguments.norms:
-                    yield target, threat, problem
+    """Target, radius, cases: the first case of every target, then the second, so that a stopped run has seen all."""
+    each = {
+        t: iter(problems(t, arguments.data, arguments.weights, arguments.cases, arguments.part))
+        for t in arguments.targets
+    }
+    while each:
+        for target in list(each):
+            if (problem := next(each[target], None)) is None:
+                del each[target]
+                continue
+            for norm in arguments.norms:
+                yield from ((target, threat, problem) for threat in RADII[target] if threat.norm == norm)
 
 
 def main() -> None:
@@ -178,8 +193,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, default=Path(), help="folder of the BUSI networks")
     parser.add_argument("--targets", nargs="+", default=[*HIPPOCAMPUS, "busi_plain", "busi_robust"], choices=RADII)
-    parser.add_argument("--norms", nargs="+", default=["l2", "linf"], choices=["l2", "linf"])
+    parser.add_argument("--norms", nargs="+", default=["linf", "l2"], choices=["l2", "linf"])
     parser.add_argument("--cases", type=int, default=8)
+    parser.add_argument("--part", action="store_true", help="of each patient a block or some slices: for slow machines")
     parser.add_argument("--steps", type=int, default=400, help="of plain PGD")
     parser.add_argument("--starts", type=int, default=5, help="of plain PGD")
     parser.add_argument("--only", nargs="*", help="attacks whose name contains one of these words")
@@ -194,13 +210,17 @@ def main() -> None:
             if clean.keys() <= done or (arguments.only and not any(word in name for word in arguments.only)):
                 continue
             begin = time.perf_counter()
+            after: list[dict[str, float]] = []
             try:
-                dice = problem.scores(attack(problem))
+                dice = problem.scores(attack(problem, lambda worst: after.append(problem.scores(worst))))  # noqa: B023
             except (IndexError, RuntimeError) as error:
                 print(f"{target} {threat.describe()} {problem.name} {name}: {error!r}", flush=True)
                 continue
             seconds = time.perf_counter() - begin
-            rows += [{**key, "case": c, "clean": clean[c], "dice": v, "seconds": seconds} for c, v in dice.items()]
+            rows += [
+                {**key, "case": c, "clean": clean[c], "dice": v, "after": [a[c] for a in after], "seconds": seconds}
+                for c, v in dice.items()
+            ]
             arguments.output.write_text(json.dumps(rows, indent=1))
             mean = sum(dice.values()) / len(dice)
             print(

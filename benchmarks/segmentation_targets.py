@@ -7,7 +7,7 @@ images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,12 +20,14 @@ from monai_adv.attacks.base import Attack, continued
 from monai_adv.evaluation.models.bundle.source import BundleSource
 from monai_adv.evaluation.models.protocol import Case
 from monai_adv.tasks import SegmentationTask, Task, take
-from monai_adv.threats import Threat
+from monai_adv.threats import Threat, per_sample
 from nnunet_trainers.evaluation.source import NNUNetSource
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "robust_organ_segmentation"
 HIPPOCAMPUS = ("nnunet_clean", "nnunet_ima", "model_clean", "model")
 BATCH = 64
+BLOCK = (24, 32, 32)
+SLICES = 12
 
 
 class Problem(Protocol):
@@ -66,25 +68,40 @@ class Patient:
 class Images:
     """Independent images with a score each."""
 
-    def __init__(self, network: nn.Module, images: Tensor, target: Tensor) -> None:
-        self.name, self.network, self.images, self.target = "images", network, images, target
+    def __init__(self, network: nn.Module, images: Tensor, target: Tensor, name: str = "image") -> None:
+        self.name, self.network, self.images, self.target = name, network, images, target
         self.judge = SegmentationTask.for_evaluation()
 
     def task(self, worst: Tensor | None) -> Task:
         return self.judge
 
     def scores(self, images: Tensor) -> dict[str, float]:
-        return {f"image {i}": float(v) for i, v in enumerate(self._dice(images))}
+        return {f"{self.name} {i}": float(v) for i, v in enumerate(self._dice(images))}
 
     def combine(self, images: Tensor, others: Tensor) -> Tensor:
-        return torch.where((self._dice(others) < self._dice(images)).view(-1, 1, 1, 1), others, images)
+        return torch.where(per_sample(self._dice(others) < self._dice(images), images), others, images)
 
     @torch.no_grad()
     def _dice(self, images: Tensor) -> Tensor:
         return self.judge.dice(self.network(images), self.target).nanmean(1)
 
 
-def problems(target: str, data: Path, weights: Path, cases: int) -> Iterable[Problem]:
+def part_of(patient: Patient) -> Images:
+    """What a slow machine can measure: of a volume a block around the organ, of slices some, each for itself."""
+    images, target = patient.images, patient.target
+    organ = target[:, 0] > 0
+    if images.ndim == 4:
+        chosen = organ.flatten(1).sum(1).topk(SLICES).indices.sort().values
+        return Images(patient.network, images[chosen], target[chosen], f"{patient.name}, slice")
+    middle = organ[0].nonzero().float().mean(0).round().int().tolist()
+    block: Any = [slice(None), slice(None)]
+    for place, size, length in zip(middle, BLOCK, images.shape[2:], strict=True):
+        first = max(min(place - size // 2, length - size), 0)
+        block.append(slice(first, first + size))
+    return Images(patient.network, images[tuple(block)], target[tuple(block)], f"{patient.name}, block")
+
+
+def problems(target: str, data: Path, weights: Path, cases: int, part: bool = False) -> Iterable[Problem]:
     """The first so many cases of a target; of BUSI images with a clean Dice above 0.5, so that something can be lost.
 
     Args:
@@ -92,10 +109,12 @@ def problems(target: str, data: Path, weights: Path, cases: int) -> Iterable[Pro
         data: folder of ``Dataset004_Hippocampus`` and ``busi_224``.
         weights: folder of ``busi_plain.pt`` and ``busi_robust.pt``.
         cases: how many.
+        part: only a part of each patient, see :func:`part_of`.
     """
     if target.startswith("busi"):
         network = busi.network()
         network.load_state_dict(torch.load(weights / f"{target}.pt"))
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
         images, labels = busi.load(data / "busi_224", held_out=True, count=60)
         group = Images(network.eval(), images, labels)
         good = torch.tensor([v > 0.5 for v in group.scores(images).values()]).nonzero()[:cases, 0]
@@ -111,13 +130,22 @@ def problems(target: str, data: Path, weights: Path, cases: int) -> Iterable[Pro
     else:
         model = BundleSource(str(BUNDLE), None, (f"dataset_dir={folder}",), f"models/{target}.pt").open()
     for name in model.cases[:cases]:
-        yield Patient(model.load(name))
+        patient = Patient(model.load(name))
+        yield part_of(patient) if part else patient
 
 
 def attacked(
-    problem: Problem, attacks: Iterable[Attack], threat: Threat, worst: Tensor | None = None, seed: int = 0
+    problem: Problem,
+    attacks: Iterable[Attack],
+    threat: Threat,
+    worst: Tensor | None = None,
+    seed: int = 0,
+    tell: Callable[[Tensor], None] = lambda worst: None,
 ) -> Tensor:
-    """The worst images after some attacks, each of which knows what those before it have found, as in an evaluation."""
+    """The worst images after some attacks, each of which knows what those before it have found, as in an evaluation.
+
+    ``tell`` gets them after each attack.
+    """
     radius = threat.radius(problem.images) * (1 - 1e-5)
     generator = torch.Generator().manual_seed(seed)
     known = worst is not None
@@ -133,4 +161,5 @@ def attacked(
         if not largest <= 1 + 1e-5:
             raise RuntimeError(f"{attack} left the radius: {largest}")
         worst, known = problem.combine(worst, found), True
+        tell(worst)
     return worst

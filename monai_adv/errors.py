@@ -52,6 +52,10 @@ class PlaceError(InputError):
     """A folder that was written to cannot be written any more: no fault of a case, so nothing can go on."""
 
 
+class AttackError(InputError):
+    """A plan or an attack of the user's own cannot be used: no fault of a case, so nothing can go on."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"did you mean 'eps'?"`` for a near miss, otherwise the list of what is known."""
     names = sorted(known)

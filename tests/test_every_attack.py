@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from monai_adv.attacks.cw import CW, CWL2
 from monai_adv.attacks.ensemble import Ensemble, Stage
 from monai_adv.attacks.fab import FAB, TargetedFAB
 from monai_adv.attacks.fgsm import FGSM
+from monai_adv.attacks.foreign import Foreign
 from monai_adv.attacks.losses import targeted_margin
 from monai_adv.attacks.pgd import PGD
 from monai_adv.attacks.sea import SEA
@@ -27,6 +28,7 @@ from monai_adv.attacks.sharp_dice import SharpDice
 from monai_adv.attacks.square import Square
 from monai_adv.attacks.transfer import Transfer
 from monai_adv.attacks.white_noise import WhiteNoise
+from monai_adv.statistics import Passes
 from monai_adv.tasks import ClassificationTask, SegmentationTask, Task
 from monai_adv.threats import per_sample
 from tests.conftest import LinearNetwork, LinearTask
@@ -49,6 +51,15 @@ class Entry:
     segments: bool = True
 
 
+def one_step(norm: str, model: nn.Module, inputs: Tensor, labels: Tensor, eps: float) -> Tensor:
+    """The exact attack on a linear network, as another library might have it."""
+    x = inputs.clone().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(model(x), labels, reduction="none").reshape(len(x), -1).mean(1).sum()
+    (g,) = torch.autograd.grad(loss, x)
+    direction = g.sign() if norm == "linf" else g / per_sample(g.flatten(1).norm(dim=1).clamp(min=1e-30), g)
+    return (inputs + eps * direction).detach()
+
+
 # A new attack is one line here.
 ATTACKS = {
     "PGD": Entry(lambda t, n: PGD(t)),
@@ -66,6 +77,11 @@ ATTACKS = {
     "SEA": Entry(lambda t, n: SEA(t, steps=20, until="wrong")),
     "sharp Dice": Entry(lambda t, n: SharpDice(t, steps=12, decay=False)),
     "white noise": Entry(lambda t, n: WhiteNoise(t, draws=3), exact=False),
+    # It knows nothing of channels that may not change, so what it finds is projected.
+    "foreign": Entry(
+        lambda t, n: Foreign(t, partial(one_step, t.norm), most=Passes(1, 1), oversteps="project", until="wrong"),
+        exact=False,
+    ),
     "transfer": Entry(lambda t, n: Transfer(copy.deepcopy(n), PGD(t, 8, 0.5))),
 }
 EACH = [(name, norm) for name, entry in ATTACKS.items() for norm in entry.norms]

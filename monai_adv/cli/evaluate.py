@@ -91,7 +91,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "the range to which the plan clips CT or scales colour images)",
     )  # fmt: skip
     how = parser.add_argument_group("how it is measured")
-    how.add_argument("--attacks", choices=("quick", "standard", "full"), default="standard", help="default: standard")
+    how.add_argument(
+        "--attacks", default="standard", metavar="quick|standard|full|MODULE:PLAN",
+        help="default: standard; or a plan of your own, a function (threat, classes) that returns stages, as "
+        "package.module:function or file.py:function",
+    )  # fmt: skip
     how.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
     how.add_argument("--batch-size", type=int, default=64, metavar="N", help="inputs attacked at once (default: 64)")
     how.add_argument(
@@ -187,7 +191,7 @@ def _certificates(args: argparse.Namespace) -> dict[str, str]:
 def _settings(args: argparse.Namespace) -> EvaluationSettings:
     from monai_adv.evaluation.records import Level
     from monai_adv.evaluation.run.measure import threads_for
-    from monai_adv.evaluation.settings import EvaluationSettings
+    from monai_adv.evaluation.settings import EvaluationSettings, attacks_of
 
     norms = args.norm or ["l2"]
     if len(norms) != len(args.eps):
@@ -199,7 +203,7 @@ def _settings(args: argparse.Namespace) -> EvaluationSettings:
         raise InputError.of("norm", norms, "each norm once", "give all its radii after one --eps")
     levels = tuple(Level(norm, eps, args.unit) for norm, radii in zip(norms, args.eps, strict=True) for eps in radii)
     return EvaluationSettings(
-        levels, args.attacks, args.seed, args.batch_size, _cases(args.cases), args.box,
+        levels, attacks_of(args.attacks), args.seed, args.batch_size, _cases(args.cases), args.box,
         args.device.split(":")[0], threads_for(Path(args.output), args.threads),
     )  # fmt: skip
 

@@ -19,9 +19,10 @@ from monai_adv.evaluation.models.memory import collect, model_of
 from monai_adv.evaluation.models.plain import Box, usable_device
 from monai_adv.evaluation.models.protocol import Source
 from monai_adv.evaluation.outcome import Results
+from monai_adv.evaluation.plans import Plan, PlanFunction
 from monai_adv.evaluation.records import Level, LevelUnit
 from monai_adv.evaluation.run.measure import LiveSource, measure, threads_for
-from monai_adv.evaluation.settings import EvaluationSettings, Version
+from monai_adv.evaluation.settings import EvaluationSettings, Version, attacks_of
 from monai_adv.network_state import device_of
 from monai_adv.threats import Norm
 
@@ -35,7 +36,7 @@ def evaluate(
     eps: float | Sequence[float],
     unit: LevelUnit = "norm",
     box: Box | None = None,
-    attacks: Version = "standard",
+    attacks: Version | str | Plan | PlanFunction = "standard",
     folder: str | Path | None = None,
     classes: Sequence[str] | None = None,
     regions: bool | None = None,
@@ -67,7 +68,9 @@ def evaluate(
         unit: of the radii: "norm" in units of network inputs, "rms" per voxel (L2), "raw" in units of the image files.
         box: lowest and highest intensity of an attacked image, in network units; None: as the model's host says, or no
             box.
-        attacks: "quick", "standard" or "full".
+        attacks: "quick", "standard" or "full"; or a plan of your own, a function of the threat and the number of
+            classes that returns stages, or its name, "package.module:function" or "path/to/file.py:function". White
+            noise is measured first in any case.
         folder: of the store, new, or one to go on with; the report lies there as well.
         classes: names of a network's classes, of a segmentation without the background.
         regions: a network's output channels are overlapping regions (a sigmoid each); default: where there is one.
@@ -110,7 +113,14 @@ def evaluate(
     networks = [m for m in named.values() if isinstance(m, nn.Module)]
     where = _device(device, networks, len(named))
     settings = EvaluationSettings(
-        levels, attacks, seed, batch_size, _cases(cases), limits, where.split(":")[0], threads_for(place, threads)
+        levels,
+        attacks_of(attacks),
+        seed,
+        batch_size,
+        _cases(cases),
+        limits,
+        where.split(":")[0],
+        threads_for(place, threads),
     )
     with _as_they_were(networks):
         data = collect(images, labels) if networks and not _is_path(images) else None

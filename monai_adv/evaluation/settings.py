@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby
 from typing import Any, Literal, get_args
 
-from monai_adv.errors import InputError
+from monai_adv.errors import InputError, did_you_mean
+from monai_adv.evaluation.named import ALLOWED
+from monai_adv.evaluation.plans import Plan
 from monai_adv.evaluation.records import Level, LevelUnit
 from monai_adv.threats import Norm
 
@@ -26,7 +28,8 @@ class EvaluationSettings:
 
     Args:
         levels: radii, ascending and without repetition within each norm, all > 0: the clean score is always measured.
-        attacks: ``"quick"``, ``"standard"`` or ``"full"``; see :mod:`monai_adv.evaluation.search.plan`.
+        attacks: ``"quick"``, ``"standard"`` or ``"full"``; see :mod:`monai_adv.evaluation.search.plan`. Or a plan of
+            one's own.
         seed: of all random draws.
         batch_size: inputs that an attack gets at once. Random draws depend on it.
         cases: ``None``: all; a number: the first ones, which for a classifier are images; or names.
@@ -44,7 +47,7 @@ class EvaluationSettings:
     """
 
     levels: tuple[Level, ...]
-    attacks: Version = "standard"
+    attacks: Version | Plan = "standard"
     seed: int = 0
     batch_size: int = 64
     cases: int | tuple[str, ...] | None = None
@@ -72,7 +75,7 @@ class EvaluationSettings:
                 raise InputError.of("eps", radii, f"radii of {norm} in ascending order, each once")
         if len({level.key for level in self.levels}) < len(self.levels):
             raise InputError.of("eps", [level.eps for level in self.levels], "radii that differ in six digits")
-        if self.attacks not in VERSIONS:
+        if not isinstance(self.attacks, Plan) and self.attacks not in VERSIONS:
             raise InputError.of("attacks", self.attacks, "one of " + ", ".join(VERSIONS))
         if not 0 <= self.seed < 2**63:
             raise InputError.of("seed", self.seed, "a whole number >= 0")
@@ -108,6 +111,33 @@ class EvaluationSettings:
         norms = dict.fromkeys(level.norm for level in self.levels)
         return tuple(tuple(level for level in self.levels if level.norm == norm) for norm in norms)
 
+    @property
+    def version(self) -> Version:
+        """As which the checks treat the attacks: a plan of one's own has to hold what ``standard`` holds."""
+        return "standard" if isinstance(self.attacks, Plan) else self.attacks
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, without the levels."""
-        return {name: value for name, value in asdict(self).items() if name != "levels"}
+        """Plain values, without the levels; a plan by its name, and its code as ``attacks_code``."""
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "levels"}
+        if isinstance(self.attacks, Plan):
+            found |= {"attacks": self.attacks.name, "attacks_code": self.attacks.code}
+        return found
+
+
+def attacks_of(given: Any) -> Version | Plan:
+    """What a user gives as ``attacks``: a version, a plan, its function, or its name.
+
+    Raises:
+        InputError: something else, or a plan that is not found.
+    """
+    if given in VERSIONS:
+        found: Version = given
+        return found
+    if isinstance(given, Plan):
+        return given
+    if isinstance(given, str):
+        if ":" not in given:
+            todo = f"{did_you_mean(given, VERSIONS)}" if given else ""
+            raise InputError.of("attacks", given, f"quick, standard, full, or a plan as {ALLOWED}", todo)
+        return Plan.named(given)
+    return Plan.of(given)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import importlib
-import importlib.util
-import inspect
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_adv.errors import InputError, did_you_mean
+from monai_adv.errors import InputError
+from monai_adv.evaluation.named import absolute, find
 
 if TYPE_CHECKING:
     from monai_adv.evaluation.models.protocol import Model
@@ -46,7 +41,7 @@ class FactorySource:
 
         usable_device(self.device)
         try:
-            function = self._find()
+            function = find("factory", self.function)
             model: Any = function()
         except InputError:
             raise
@@ -71,20 +66,6 @@ class FactorySource:
         found: Model = model
         return found
 
-    def _find(self) -> Any:
-        place, colon, name = self.function.rpartition(":")
-        allowed = "package.module:function or path/to/file.py:function"
-        if not colon or not place or not name:
-            raise InputError.of("factory", self.function, allowed)
-        try:
-            module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        except (ImportError, FileNotFoundError) as error:
-            raise InputError.of("factory", self.function, allowed, str(error)) from error
-        if not callable(function := getattr(module, name, None)):
-            known = [n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith("_")]
-            raise InputError.of("factory", self.function, f"a function in {place}", did_you_mean(name, known))
-        return function
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The option of this host."""
@@ -98,22 +79,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def sources(args: argparse.Namespace) -> list[FactorySource]:
     """One source per ``--factory``."""
-    return [FactorySource(_absolute(f), args.device, args.box) for f in args.factory]
-
-
-def _absolute(function: str) -> str:
-    """A worker may have another current folder."""
-    place, _, name = function.rpartition(":")
-    return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else function
-
-
-def _from_file(path: Path) -> Any:
-    # A name that depends on the path: two files of one name are two modules.
-    name = f"monai_adv_factory_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    return [FactorySource(absolute(f), args.device, args.box) for f in args.factory]

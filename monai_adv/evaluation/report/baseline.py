@@ -50,9 +50,10 @@ class Baseline:
             self._cases = {m["name"]: sorted(m["cases"]) for m in content["evaluation"]["models"]}
             before = content["evaluation"]["settings"]
             levels = [level["key"] for level in content["evaluation"]["levels"]]
-            for word in ("attacks", "cases", "box"):
-                found = getattr(settings, word)
-                if before[word] != (list(found) if isinstance(found, tuple) else found):
+            asked = settings.as_dict()
+            for word in ("attacks", "attacks_code", "cases", "box"):
+                found = asked.get(word)
+                if before.get(word) != (list(found) if isinstance(found, tuple) else found):
                     raise InputError.of("--baseline", f"{word} {before[word]}", f"{word} {found}, as here", HINT)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):

@@ -19,7 +19,7 @@ from monai_adv.evaluation.report.curves import Curve, chains, per_attack_curve, 
 from monai_adv.evaluation.report.pictures import draw, largest_change
 from monai_adv.evaluation.report.results import Figures, ModelResults, as_csv, as_json, as_table, gather
 from monai_adv.evaluation.report.sentences import opening, robustness, telling_level
-from monai_adv.evaluation.settings import Version
+from monai_adv.evaluation.settings import VERSIONS
 from monai_adv.evaluation.store import read_pictures
 from monai_adv.files import write_whole
 from monai_adv.foreign_text import printable
@@ -273,7 +273,9 @@ def _deviations(results: Figures) -> list[tuple[list[str], tuple[str, ...]]]:
     return [(names, sentences) for sentences, names in found.items()]
 
 
-def _deviations_of(model: ModelResults, attacks: Version) -> tuple[str, ...]:
+def _deviations_of(model: ModelResults, attacks: str) -> tuple[str, ...]:
+    if attacks not in VERSIONS:
+        return (f"The attacks are the plan {attacks}, which was given: the worst case is over those and random noise.",)
     if model.kind == "segmentation":
         return (
             "AutoAttack is defined for classification. For segmentation the worst case per patient over the attacks "

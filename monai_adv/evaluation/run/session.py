@@ -248,7 +248,7 @@ class Session:
         plan = plan_of(self.settings, model["kind"], len(model["classes"]))
         attacks = cost.bound(plan, sizes.values(), timing, len(model["corruptions"]))
         attacks = attacks.times(1 / self._sampled)
-        probed = most_passes(model["kind"], self.settings.levels, self.settings.attacks, self.settings.box is not None)
+        probed = most_passes(model["kind"], self.settings.levels, self.settings.version, self.settings.box is not None)
         return attacks, cost.priced(probed, [sizes[case] for case in self._probed(i)], timing)
 
     def _run_cases(self) -> None:

@@ -136,7 +136,7 @@ class Job:
 
         try:
             with reproducible(self.settings):
-                steps = flags.STEPS[self.settings.attacks]
+                steps = flags.STEPS[self.settings.version]
                 found = flags.probe(model, self.settings.levels, self.settings.seed, cases, steps, once)
         except Exception as error:  # of the model's own code, for some image
             return in_a_sentence(error)

@@ -20,13 +20,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from monai_adv.attacks import budget
 from monai_adv.attacks.base import Until, continued, is_finished
 from monai_adv.attacks.corruptions import CORRUPTIONS, Corruption
-from monai_adv.errors import InputError, PlaceError, in_a_sentence
+from monai_adv.errors import AttackError, InputError, PlaceError, in_a_sentence
 from monai_adv.evaluation.checks.probes import consistency
 from monai_adv.evaluation.models.protocol import Case, Model
+from monai_adv.evaluation.plans import Plan
 from monai_adv.evaluation.records import Level, Record
-from monai_adv.evaluation.search.plan import Stage, corruption_key, corruptions, stages
+from monai_adv.evaluation.search.plan import NOISE, Stage, corruption_key, corruptions, stages
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Saved, State, Store
 from monai_adv.metrics.score import Score
@@ -34,8 +36,6 @@ from monai_adv.network_state import device_of, frozen
 from monai_adv.tasks import take, to_device
 from monai_adv.threats import Threat, per_sample
 
-TOLERANCE = 1e-5
-"""Largest share by which a perturbation may exceed its radius, and an image its box."""
 INCONSISTENT = 1e-4
 """From what share of the outputs' standard deviation on a model answers differently from call to call."""
 
@@ -66,11 +66,12 @@ def run_case(
     Raises:
         PlaceError: the store cannot be written.
         FaultyAttack: an error of ours, which no case is to blame for.
+        AttackError: one of a plan of the user's own.
     """
     todo = _Run(model, name, settings, store, tell)
     try:
         todo.all_levels()
-    except (PlaceError, FaultyAttack):
+    except (PlaceError, FaultyAttack, AttackError):
         raise
     except Exception as error:  # of the model's own code, for this one image
         lines = "" if isinstance(error, InputError) else traceback.format_exc()
@@ -227,6 +228,9 @@ class _Run:
         threat = self.case.threat(level)
         before = done or lower
         plan = self._plan(threat)
+        if (found := [stage.name for stage in plan]) != names:
+            allowed = f"the same for every threat of a level, here {', '.join(names)}"
+            raise AttackError.of("attacks", f"stages {', '.join(found)}", allowed)
         for number, stage in enumerate(plan[count:], count):
             # A score that inputs share is attacked best if it is known how low it can get.
             known = any(earlier.family == "white-box" for earlier in plan[:number])
@@ -282,8 +286,11 @@ class _Run:
                     self.settings.seed, *names, int(chosen[0]) // self.settings.batch_size, device=device
                 ),
             )  # fmt: skip
-            images = result.images.detach().to("cpu", clean.dtype)
-            largest = max(largest, self._checked_size(threat, clean, images, stage))
+            self._refuse(stage, budget.shape_faults(result, clean))
+            images = result.images.detach().cpu()
+            share, faults = budget.used(threat, clean, images)
+            self._refuse(stage, faults)
+            largest = max(largest, share)
             attacked[chosen] = images
             low = is_finished(result.wrong, result.margin, task.lowest_margin, self.until)
             finished[chosen] |= low.cpu()
@@ -318,30 +325,17 @@ class _Run:
             if len(batch):
                 yield batch
 
-    def _checked_size(self, threat: Threat, clean: Tensor, images: Tensor, stage: Stage) -> float:
-        """Largest perturbation as a share of its radius.
+    def _refuse(self, stage: Stage, faults: Sequence[str]) -> None:
+        """Go no further with an attack that breaks its contract.
 
         Raises:
-            FaultyAttack: the attack broke its threat.
+            FaultyAttack: one of ours.
+            AttackError: one of a plan of the user's own.
         """
-        delta = images.double() - clean.double()
-        share = float((threat.size(delta) / threat.radius(clean.double())).max())
-        faults = []
-        if not math.isfinite(share) or share > 1 + TOLERANCE:
-            faults.append(f"the perturbation is {share:.8g} times the radius")
-        if threat.box is not None:
-            margin = TOLERANCE * (threat.box[1] - threat.box[0])
-            channels = slice(None) if threat.channels is None else list(threat.channels)
-            attacked, before = images[:, channels], clean[:, channels]
-            if float((threat.clip(attacked, before) - attacked).abs().max()) > margin:
-                faults.append(f"the image leaves the box {threat.box}")
-        if threat.channels is not None:
-            others = [c for c in range(clean.shape[1]) if c not in threat.channels]
-            if bool(delta[:, others].any()):
-                faults.append("a channel that is not an intensity was changed")
+        if faults and isinstance(plan := self.settings.attacks, Plan) and stage.name != NOISE:
+            raise AttackError(f"attacks: {stage.name!r} of the plan {plan.name}, on {self.name}: {'; '.join(faults)}.")
         if faults:
             raise FaultyAttack(f"{stage.name} on {self.name}: {'; '.join(faults)}. Please report this.")
-        return share
 
     def _lowest(
         self, stage: Stage, images: Tensor, worst: tuple[Score, ...], own: Sequence[Score], before: Sequence[Score]

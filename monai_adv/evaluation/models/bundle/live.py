@@ -18,7 +18,7 @@ from monai_adv.evaluation.models.bundle.opened import OpenBundle, as_model, chan
 from monai_adv.evaluation.models.plain import Box
 from monai_adv.evaluation.records import Level, LevelUnit
 from monai_adv.evaluation.run.measure import LiveSource, measure, threads_for
-from monai_adv.evaluation.settings import EvaluationSettings, Version
+from monai_adv.evaluation.settings import EvaluationSettings, Version, attacks_of
 from monai_adv.network_state import device_of, unwrap_ddp
 from monai_adv.threats import Norm
 
@@ -33,7 +33,7 @@ def evaluate(
     norm: Norm = "l2",
     unit: LevelUnit = "norm",
     box: Box | None = None,
-    attacks: Version = "standard",
+    attacks: Version | str = "standard",
     name: str | None = None,
     cases: int | None = None,
     batch_size: int = 64,
@@ -73,7 +73,7 @@ def evaluate(
     )  # fmt: skip
     folder = Path(output).resolve()
     settings = EvaluationSettings(
-        tuple(Level(norm, float(radius), unit) for radius in eps), attacks, seed, batch_size, cases, limits,
+        tuple(Level(norm, float(radius), unit) for radius in eps), attacks_of(attacks), seed, batch_size, cases, limits,
         device_of(bare).type, threads_for(folder, None),
     )  # fmt: skip
     measure([LiveSource(as_model(bundle))], settings, folder)
