@@ -215,7 +215,7 @@ def test_an_attack_that_leaves_its_ball_is_an_error(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(runner_module, "stages", lambda k, v, threat, c: [Stage("cheat", _Nothing(threat, 1.001))])
     model = classifier()
     model.box = None
-    with pytest.raises(RuntimeError, match="cheat on images 0 to 7: the perturbation is 1.00"):
+    with pytest.raises(RuntimeError, match="cheat on images 0 to 7: the perturbation has the size"):
         run_all(tmp_path, model, LINF)
     model.box = (0.0, 1.0)
     monkeypatch.setattr(runner_module, "stages", lambda k, v, threat, c: [Stage("cheat", _Nothing(threat, 0.9))])

@@ -67,9 +67,9 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
         - ``started``: date and time, ISO 8601.
         - ``machine``: in words: processor or GPU, cores.
         - ``versions``: of Python and the packages, ``{"monai-adv": ..., "torch": ..., ...}``.
-        - ``settings``: ``attacks`` (quick, standard, full, or the name of a plan, which then has ``attacks_code``, a hash
-          of its code), ``seed``, ``batch_size``, ``cases`` (None, a number or
-          names), ``box`` (None or [low, high]), ``device`` (type), ``threads``.
+        - ``settings``: ``attacks`` (quick, standard, full, or the name of a plan, which then has ``attacks_code``, a
+          hash of its code), ``seed``, ``batch_size``, ``cases`` (None, a number or names), ``box`` (None or [low,
+          high]), ``device`` (type), ``threads``.
         - ``levels``: ``[{"key", "norm", "eps", "unit"}, ...]``, ascending within a norm.
         - ``models``: one dict per model, in the order of the command line: ``name``, ``kind``, ``classes``,
           ``fingerprint`` (of what is in memory), ``files`` (of the contents of all files), ``computes`` (see
