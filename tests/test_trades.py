@@ -67,6 +67,21 @@ def test_the_gradient_flows_through_both_outputs() -> None:
     torch.testing.assert_close(network.weight.grad, expected)
 
 
+def test_a_fixed_target_is_not_drawn_towards_the_attacked_output() -> None:
+    """The same loss; its gradient is that of beta KL(s || p(w x')) with a constant s, and of the clean loss."""
+    images, labels = torch.tensor([[2.0]], dtype=torch.float64), torch.tensor([1])
+    settings: dict[str, Any] = {"norm": "linf", "eps": 0.5, "steps": 20}
+    both, one = (TRADES(TASK, TRADESSettings(fixed_target=fixed, **settings)) for fixed in (False, True))
+    noisy = kl_attack(TRADES(TASK, one.settings), Line(), Batch(images, labels)).item()
+    network = Line()
+    loss = one(network, images, labels)
+    assert loss.item() == both(Line(), images, labels).item()
+    loss.backward()
+    clean, moved = torch.sigmoid(torch.tensor([2.0, noisy], dtype=torch.float64)).tolist()
+    # d/dw of -log sigmoid(2 w), and of KL(s || sigmoid(w x')), which is (sigmoid(w x') - s) x'
+    assert network.weight.grad.item() == pytest.approx(-2 * (1 - clean) + 6 * (moved - clean) * noisy, rel=1e-9)
+
+
 def test_labels_play_no_part_in_the_attack() -> None:
     network, images, labels = problem(3, (2, 4))
     one, two = (kl_attack(TRADES(TASK, TRADESSettings(**LINF)), network, Batch(images, y))

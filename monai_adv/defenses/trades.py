@@ -6,6 +6,10 @@ Algorithm 1: ``L(f(x), y) + beta * max KL(p(x) || p(x'))``. Labels play no part 
 Segmentation: the divergence is summed over the classes and averaged over voxels and resolutions, so that beta means
 the same per voxel as per image. (The IMA authors' segmentation code averages over classes and divides by the batch size
 once more, which makes the term vanish.)
+
+From a trained segmentation network, flat outputs are the quickest way to a small divergence. ``fixed_target`` closes it
+(not in the paper): the clean output is a constant of the divergence, as in virtual adversarial training (Miyato et al.,
+IEEE TPAMI 2019, equation 5).
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from monai_adv.attacks.reference import WithReference
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
-from monai_adv.network_state import any_batch_size, frozen, unwrap_ddp
+from monai_adv.network_state import any_batch_size, detached, frozen, unwrap_ddp
 from monai_adv.settings import not_negative, setting
 from monai_adv.tasks.base import Output, Target
 from monai_adv.tasks.divergence import kl_divergence
@@ -45,6 +49,9 @@ class TRADESSettings(AttackSettings):
     start: Literal["gaussian", "ball", "surface"] = setting(
         "gaussian", "first point of the attack; at the clean image itself the divergence has no gradient"
     )
+    fixed_target: bool = setting(
+        False, "the output on clean images is what the other is drawn to, and is not drawn itself (paper: false)"
+    )
 
 
 class TRADES(Defense):
@@ -65,7 +72,10 @@ class TRADES(Defense):
     settings: TRADESSettings
 
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
-        """One part: ``L(f(x), y) + beta * mean KL(p(x) || p(x'))``; the gradient flows through both outputs."""
+        """One part: ``L(f(x), y) + beta * mean KL(p(x) || p(x'))``.
+
+        The gradient flows through both outputs, or with ``fixed_target`` through p(x') alone.
+        """
         self.begin(batch)
         beta = self.settings.beta
         if beta == 0 or self.settings.eps == 0:  # the divergence is 0 then
@@ -74,7 +84,8 @@ class TRADES(Defense):
         noisy = kl_attack(self, network, batch)
         output = network(batch.images)
         noisy_output = unwrap_ddp(network)(noisy)
-        apart = kl_divergence(self.task, output, noisy_output, batch.target).mean()
+        reference = detached(output) if self.settings.fixed_target else output
+        apart = kl_divergence(self.task, reference, noisy_output, batch.target).mean()
         loss = self.task.training_loss(output, batch.target) + beta * apart
         self.statistics.add("divergence", apart.detach()[None])
         yield self.part(batch, loss, output, noisy_output)
