@@ -3,7 +3,7 @@
     export nnUNet_raw=... nnUNet_preprocessed=...        # Dataset004_Hippocampus, planned and preprocessed
     python benchmarks/hippocampus.py prepare             # CPU-sized plans
     python benchmarks/price.py queue price.yaml --folder runs       # resumable: kill it, start it again
-    python benchmarks/price.py table price.yaml --folder runs --output docs/results/price.json
+    python benchmarks/price.py table price.yaml --folder runs --output price.json --picture price.png
 
 The plan is read again before every job, so that jobs can be added while the queue runs::
 
@@ -70,7 +70,8 @@ def main() -> None:
     parser.add_argument("plan", type=Path)
     parser.add_argument("--folder", type=Path, required=True, help="of checkpoints and figures, outside the repository")
     parser.add_argument("--name", help="job: which one")
-    parser.add_argument("--output", type=Path, help="table: JSON file, with a picture beside it")
+    parser.add_argument("--output", type=Path, help="table: JSON file")
+    parser.add_argument("--picture", type=Path, help="table: PNG file")
     arguments = parser.parse_args()
     {"queue": queue, "job": job, "table": table}[arguments.command](arguments)
 
@@ -279,6 +280,9 @@ def table(arguments: argparse.Namespace) -> None:
             found[this["name"]] = json.loads((folder / "figures.json").read_text())
         elif (folder / "failed").exists():
             found[this["name"]] = {"job": this, "failed": (folder / "failed").read_text().strip()}
+    for figures in found.values():
+        if "weights" in figures["job"]:
+            figures["job"]["weights"] = Path(figures["job"]["weights"]).name
     arguments.output.write_text(json.dumps(found, indent=1) + "\n")
     finals = {f["job"]["of"]: f for f in found.values() if "of" in f["job"] and "failed" not in f}
     lines = []
@@ -296,7 +300,7 @@ def table(arguments: argparse.Namespace) -> None:
     names = ("run", "budget", "steps", "passes per sample", "clean", "PGD-20", "`standard`")
     print(f"| {' | '.join(names)} |\n|---{'|---:' * (len(names) - 1)}|")
     print("\n".join(lines))
-    draw(found, arguments.output.with_suffix(".png"))
+    draw(found, arguments.picture)
 
 
 def draw(found: dict[str, Any], file: Path) -> None:
