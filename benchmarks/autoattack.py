@@ -118,7 +118,7 @@ class Problem:
 
     @property
     def threat(self) -> Threat:
-        return Threat(self.recipe.norm, self.recipe.eps, box=BOX)
+        return Threat(self.recipe.norm, self.recipe.eps, box=BOX, unit="norm")
 
     def fooled(self, attacked: Tensor, index: Tensor) -> tuple[Tensor, float]:
         """Which attacked images count, and the largest perturbation among them, in radii."""

@@ -215,7 +215,7 @@ def train(model: nn.Module, data: tuple[Tensor, Tensor], recipe: Recipe, robust:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.reset_parameters()
     images, labels = data
-    threat = Threat(recipe.norm, recipe.eps, box=(0.0, 1.0))
+    threat = Threat(recipe.norm, recipe.eps, box=(0.0, 1.0), unit="norm")
     attack = PGD(threat, steps=recipe.attack_steps, relative_step=2.5 / recipe.attack_steps, start="ball")
     weights = len(labels) / recipe.classes / labels.bincount(minlength=recipe.classes) if recipe.balanced else None
     batches = len(images) // recipe.batch

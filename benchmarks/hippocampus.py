@@ -7,7 +7,8 @@
     MONAI_ADV_SETTINGS=ima.yaml nnUNetv2_train 4 2d 0 -tr IMATrainer -p nnUNetPlansCPU -device cpu
     MONAI_ADV_SETTINGS=l2_5.yaml python benchmarks/hippocampus.py train TRADESTrainer 2d --epochs 12 --iterations 25 \
         --seed 0 --weights .../nnUNetTrainer__nnUNetPlansCPU__2d/fold_0/checkpoint_final.pth
-    monai-adv evaluate -d 4 -c 2d -f 0 -tr nnUNetTrainer IMATrainer -p nnUNetPlansCPU --norm l2 --eps 5 15 25 -o report
+    monai-adv evaluate -d 4 -c 2d -f 0 -tr nnUNetTrainer IMATrainer -p nnUNetPlansCPU --norm l2 --unit norm \
+        --eps 5 15 25 -o report
 
 The last line attacks the final checkpoints on the whole volumes of the fold's validation cases, see docs/measuring.md.
 docs/results/hippocampus.md says with which settings its models were trained.

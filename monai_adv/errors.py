@@ -19,8 +19,8 @@ class InputError(ValueError):
     control characters are written out.
 
     Example:
-        >>> str(InputError.of("eps", -1.0, "a finite number > 0", "give the radius in the unit of unit"))
-        'eps: received -1.0, allowed is a finite number > 0; give the radius in the unit of unit.'
+        >>> str(InputError.of("eps", -1.0, "a finite number > 0", "give 0.1"))
+        'eps: received -1.0, allowed is a finite number > 0; give 0.1.'
     """
 
     def __init__(self, message: str) -> None:

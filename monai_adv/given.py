@@ -30,11 +30,11 @@ def number(name: str, given: Any, allowed: str = A_NUMBER, todo: str = "") -> fl
         >>> number("eps", "8/255") == 8 / 255
         True
     """
-    if isinstance(given, int | float) and not isinstance(given, bool):
-        return float(given)
     try:
-        parts = [float(part) for part in given.split("/")]
-    except (AttributeError, ValueError):
+        if isinstance(given, bool):
+            raise TypeError
+        parts = [float(part) for part in given.split("/")] if isinstance(given, str) else [float(given)]
+    except (TypeError, ValueError, RuntimeError):  # torch's, of a tensor with several numbers
         raise InputError.of(name, given, allowed, todo) from None
     if len(parts) == 1:
         return parts[0]

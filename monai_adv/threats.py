@@ -14,18 +14,61 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from monai_adv import given
 from monai_adv.errors import InputError
+from monai_adv.given import Box
 
 Norm = Literal["l2", "linf"]
 Unit = Literal["norm", "rms"]
+RadiusUnit = Literal["norm", "rms", "raw"]
+"""As in :class:`Threat`, or ``raw``: the default unit in the intensities of the image files (HU for CT)."""
+MOST_RMS = 1.0
+"""An RMS change of one standard deviation of a z-scored image, or of the whole width of [0, 1]: nothing is left."""
 Beyond = Literal["refuse", "keep", "keep_ends"]
 ROUNDING = 1e-6
 """Share of a box's width by which an image may lie beyond it all the same: boxes are written with seven digits."""
 
 
-def unit_of(norm: Norm, unit: Unit | None) -> Unit:
-    """The unit of a radius for which none was given: RMS change per voxel for L2, the largest change for L-inf."""
-    return unit or ("rms" if norm == "l2" else "norm")
+def unit_of(norm: Norm, unit: RadiusUnit | None, eps: float = 0.0) -> RadiusUnit:
+    """The unit of a radius: if none was given, RMS change per voxel for L2 and the largest change for L-inf.
+
+    Raises:
+        InputError: none was given, and ``eps`` as an RMS change leaves nothing of an image: it may be meant as a norm.
+
+    Example:
+        >>> unit_of("l2", None, 0.1), unit_of("linf", None, 0.1), unit_of("l2", "norm", 15.0)
+        ('rms', 'norm', 'norm')
+    """
+    if unit is not None:
+        return unit
+    if norm == "l2" and eps > MOST_RMS:
+        raise InputError.of(
+            "eps", eps, f"at most {MOST_RMS:g} where no unit is given: an L2 radius is RMS change per voxel then",
+            "say unit norm if it is the L2 norm itself, or unit rms",
+        )  # fmt: skip
+    return "rms" if norm == "l2" else "norm"
+
+
+def in_network_units(norm: Norm, eps: float, unit: RadiusUnit | None, raw_unit: float | None) -> tuple[float, Unit]:
+    """A radius and its unit as a :class:`Threat` takes them.
+
+    Args:
+        norm: of the radius.
+        eps: the radius.
+        unit: of the radius.
+        raw_unit: intensity in the files of one network unit; asked for with ``raw`` only.
+
+    Example:
+        21 HU, where a network unit is 210 HU, is 0.1: the largest change for L-inf, RMS per voxel for L2.
+
+        >>> in_network_units("linf", 21, "raw", 210), in_network_units("l2", 21, "raw", 210)
+        ((0.1, 'norm'), (0.1, 'rms'))
+    """
+    unit = unit_of(norm, unit, eps)
+    if unit != "raw":
+        return eps, unit
+    assert raw_unit is not None
+    return eps / raw_unit, "rms" if norm == "l2" else "norm"
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -39,34 +82,35 @@ class Threat:
 
     Args:
         norm: ``"l2"`` (over all attacked channels and voxels of one sample together) or ``"linf"`` (per voxel).
-        eps: radius, a number >= 0 or a ``(B,)`` tensor, in the units of the tensor that the network sees (for nnU-Net:
-            standard deviations of the z-scored image). 0 allows no change at all.
+        eps: radius, a number >= 0, in the units of the tensor that the network sees (for nnU-Net: standard deviations
+            of the z-scored image). 0 allows no change at all. A call of an attack takes a radius for every sample.
         box: lowest and highest intensity that an attacked image may have, or ``None``. There is no default box:
             z-scored scans have none, and clamping them to [0, 1] destroys them.
         beyond: what becomes of voxels of the clean image that lie beyond the box. ``"refuse"``: the box is taken to be
             wrong. ``"keep"``: they stay as they are. ``"keep_ends"``: so do those at its ends, for images that were
             clipped to the box: what a file has there lies beyond it, and a small change of the file would not show.
         boxed: the channels that the box is for, as with CT beside PET; ``None`` means all that are attacked.
-        unit: ``"norm"``: ``eps`` is the norm itself. ``"rms"`` (L2 only): ``eps`` is the root mean square change per
-            voxel, because an L2 radius means less and less per voxel as images grow.
+        unit: ``"rms"`` (L2 only, and its default): ``eps`` is the root mean square change per voxel, because an L2
+            radius means less and less per voxel as images grow. ``"norm"``: ``eps`` is the norm itself.
         channels: the channels that are intensities and may be changed; ``None`` means all. The one-hot channels that
             an nnU-Net cascade appends are not intensities.
 
     Raises:
-        InputError: for an unknown norm or unit, a negative or non-finite radius, an empty box.
+        InputError: for an unknown norm or unit, a negative or non-finite radius, an empty box, or an L2 radius above 1
+            without a unit.
 
     Example:
         The same RMS budget is a larger L2 radius on a larger image:
 
-        >>> threat = Threat("l2", 0.1, unit="rms")
+        >>> threat = Threat("l2", 0.1)
         >>> [round(float(threat.radius(torch.zeros(1, 1, n, n))), 6) for n in (10, 20)]
         [1.0, 2.0]
     """
 
     norm: Norm
-    eps: float | Tensor
-    box: tuple[float, float] | None = None
-    unit: Unit = "norm"
+    eps: float
+    box: Box | None = None
+    unit: Unit | None = None
     channels: tuple[int, ...] | None = None
     beyond: Beyond = "refuse"
     boxed: tuple[int, ...] | None = None
@@ -74,17 +118,19 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in ("l2", "linf"):
             raise InputError.of("norm", self.norm, "'l2' or 'linf'")
-        if self.unit not in ("norm", "rms"):
+        if self.unit not in ("norm", "rms", None):
             raise InputError.of("unit", self.unit, "'norm' or 'rms'")
         if self.unit == "rms" and self.norm == "linf":
             raise InputError.of("unit", "rms", "'norm' when norm is 'linf'", "an L-inf radius is per voxel already")
         if isinstance(self.eps, Tensor):
-            if self.eps.ndim != 1 or not bool((self.eps.isfinite() & (self.eps >= 0)).all()):
-                raise InputError.of("eps", self.eps, "a (B,) tensor of finite numbers >= 0")
-        elif not (math.isfinite(self.eps) and self.eps >= 0):
+            todo = "give radii of their own to the call of the attack: radius=..."
+            raise InputError.of("eps", f"a tensor {tuple(self.eps.shape)}", "one number", todo)
+        object.__setattr__(self, "eps", given.number("eps", self.eps, "a finite number >= 0"))
+        if not (math.isfinite(self.eps) and self.eps >= 0):
             raise InputError.of("eps", self.eps, "a finite number >= 0")
-        if self.box is not None and not self.box[0] < self.box[1]:
-            raise InputError.of("box", self.box, "(lowest, highest) with lowest < highest, or None")
+        object.__setattr__(self, "unit", unit_of(self.norm, self.unit, self.eps))
+        if self.box is not None:
+            object.__setattr__(self, "box", given.box("box", self.box))
         if self.boxed is not None and self.channels is not None:
             raise InputError.of("boxed and channels", (self.boxed, self.channels), "one of the two")
 
@@ -92,15 +138,12 @@ class Threat:
         """Refuse images that this threat cannot be applied to. Costs one host sync: call it once, not in a loop.
 
         Raises:
-            InputError: no channel axis, integer images, unknown channels, a box that does not contain the images, or a
-                per-sample radius for another batch size.
+            InputError: no channel axis, integer images, unknown channels, or a box that does not contain the images.
         """
         if images.ndim < 2 or not images.is_floating_point():
             raise InputError.of("images", f"{images.dtype} {tuple(images.shape)}", "a float tensor (B, C, *spatial)")
         if self.channels is not None and not all(0 <= c < images.shape[1] for c in self.channels):
             raise InputError.of("channels", self.channels, f"indices below {images.shape[1]}")
-        if isinstance(self.eps, Tensor) and len(self.eps) != len(images):
-            raise InputError.of("eps", f"{len(self.eps)} radii", f"one per image, here {len(images)}")
         if self.box is not None:
             bounded = self.channels if self.boxed is None else self.boxed
             attacked = images if bounded is None else images[:, list(bounded)]
@@ -194,8 +237,7 @@ class Threat:
     def describe(self, images: Tensor | None = None) -> str:
         """The threat in words with its unit, for logs and reports; with ``images`` also in the other unit."""
         name = "L2" if self.norm == "l2" else "L-inf"
-        eps = self.eps if not isinstance(self.eps, Tensor) else float(self.eps.mean())
-        text = f"{name} radius {eps:g}" if self.unit == "norm" else f"L2, {eps:g} RMS per voxel"
+        text = f"{name} radius {self.eps:g}" if self.unit == "norm" else f"L2, {self.eps:g} RMS per voxel"
         if images is not None and self.norm == "l2":
             radius = float(self.radius(images).mean())
             rms = radius / math.sqrt(self._attacked_entries(images))

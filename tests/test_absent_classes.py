@@ -85,7 +85,7 @@ def test_standard_finds_the_one_false_voxel_that_halves_the_score(
     network = Planted(regions)
     task = SegmentationTask.for_evaluation(regions=regions, ignore_label=9 if ignored else None)
     labels = layout(target, regions, ignore)
-    result = SegmentationEnsemble(Threat(norm, 0.6))(network, images, labels, task, generator=seed())
+    result = SegmentationEnsemble(Threat(norm, 0.6, unit="norm"))(network, images, labels, task, generator=seed())
     assert score(network, result.images, target, ignore) == pytest.approx(LOWEST)
     assert float(result.margin) == pytest.approx(LOWEST - 0.6)
 
@@ -104,7 +104,7 @@ def test_an_image_of_nothing_is_lost_by_one_voxel() -> None:
     images[0, 0, 1, 2] = -0.5
     task, target = SegmentationTask.for_evaluation(), torch.zeros(1, 1, 4, 4).long()
     assert float(task.margin(Planted(False)(images), target)) == pytest.approx(0.4)
-    result = SharpDice(Threat("l2", 0.55), steps=30)(Planted(False), images, target, task)
+    result = SharpDice(Threat("l2", 0.55, unit="norm"), steps=30)(Planted(False), images, target, task)
     assert float(result.margin) == pytest.approx(task.lowest_margin)
     assert bool(result.wrong)
 

@@ -44,7 +44,7 @@ def test_linear_network_has_the_closed_form(shape: tuple[int, ...], start: Any, 
     network = LinearNetwork(shape)
     images = torch.randn(5, *shape, generator=seeded(1), dtype=torch.float64)
     target = network(images)[:, 0].sign().detach()
-    attack = APGD(Threat(norm, 0.3), steps=40, until="lowest", start=start)
+    attack = APGD(Threat(norm, 0.3, unit="norm"), steps=40, until="lowest", start=start)
     result = attack(network, images, target, LinearTask(), generator=seeded())
     w = network.weight.detach()
     unit = w / w.norm() if norm == "l2" else w.sign()
@@ -66,7 +66,7 @@ def test_box_cuts_the_linear_optimum_voxel_by_voxel() -> None:
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("loss", [losses.cross_entropy, losses.margin, losses.dlr, None])
 def test_nothing_is_lost_below_the_distance_and_two_classes_are_lost_beyond_it(norm: Any, loss: Any) -> None:
-    attack = APGD(Threat(norm, 1.0), loss=loss)
+    attack = APGD(Threat(norm, 1.0, unit="norm"), loss=loss)
     for classes, factor, lost in ((3, 0.99, False), (2, 0.99, False), (2, 1.01, True)):
         if classes == 2 and loss is losses.dlr:
             continue  # not defined
@@ -151,7 +151,7 @@ def test_move_by_hand() -> None:
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_surface_start_has_the_full_size_and_a_spread_of_entries(norm: Any) -> None:
-    threat = Threat(norm, 0.7, channels=(1,))
+    threat = Threat(norm, 0.7, channels=(1,), unit="norm")
     delta = APGD(threat)._start(torch.zeros(4, 2, 9, 7), torch.full((4,), 0.7), seeded())
     torch.testing.assert_close(threat.size(delta), torch.full((4,), 0.7))
     assert delta[:, 0].eq(0).all()
@@ -173,7 +173,7 @@ def test_budget_and_box_hold(
 ) -> None:
     network = LinearClassifier(3, shape, seed, torch.float32)
     images = torch.rand(4, *shape, generator=seeded(seed))
-    threat = Threat(norm, eps, box=(0, 1) if box else None)
+    threat = Threat(norm, eps, box=(0, 1) if box else None, unit="norm")
     attack = APGD(threat, steps=7, until=until, start=start, loss=losses.dlr)
     result = attack(network, images, torch.tensor([0, 1, 2, 0]), TASK, generator=seeded(seed))
     assert (threat.size(result.images - images) <= eps * (1 + 1e-5) + 1e-6).all()
@@ -186,7 +186,7 @@ def test_budget_and_box_hold(
 def test_radius_per_sample_and_radius_zero() -> None:
     network, images, labels = problem(3, (7,), 5)
     radius = torch.tensor([0.0, 0.1, 0.2, 0.3, 5.0], dtype=torch.float64)
-    attack = APGD(Threat("l2", 1.0), steps=20, until="lowest")
+    attack = APGD(Threat("l2", 1.0, unit="norm"), steps=20, until="lowest")
     result = attack(network, images, labels, TASK, radius=radius, generator=seeded())
     torch.testing.assert_close((result.images - images).norm(dim=1), radius, atol=1e-6, rtol=0)
     assert torch.equal(result.images[0], images[0])
@@ -196,7 +196,7 @@ def test_a_given_start_is_projected_and_makes_the_attack_deterministic() -> None
     network, images, labels = curved_problem(6)
     seen = []
     network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    attack = APGD(Threat("l2", 0.5), steps=5, until="lowest")
+    attack = APGD(Threat("l2", 0.5, unit="norm"), steps=5, until="lowest")
     start = torch.ones_like(images)
     first = attack(network, images, labels, TASK, start=start)
     torch.testing.assert_close(seen[0] - images, start * 0.5 / 12**0.5)
@@ -236,7 +236,7 @@ def test_passes_by_hand() -> None:
     network, images, labels = problem(2, (4,), 3)
     distance = network.distances(images, labels, "l2").amin(1)
     radius = distance * torch.tensor([0.5, 2.0, 0.5], dtype=torch.float64)
-    attack = APGD(Threat("l2", 1.0), steps=10, start="clean", loss=losses.margin)
+    attack = APGD(Threat("l2", 1.0, unit="norm"), steps=10, start="clean", loss=losses.margin)
     result = attack(network, images, labels, TASK, radius=radius)
     assert result.wrong.tolist() == [False, True, False]
     # Clean look at 3, a step of twice the radius: sample 1 is wrong at iterate 1 and leaves with its second gradient.
@@ -252,14 +252,16 @@ def test_stronger_than_one_step_and_the_image_is_the_strongest_seen() -> None:
     network, images, labels = curved_problem()
     margins: list[Tensor] = []
     network.register_forward_hook(lambda m, i, o: margins.append(TASK.margin(o, labels)))
-    result = APGD(Threat("l2", 0.6), steps=25, until="lowest")(network, images, labels, TASK, generator=seeded())
+    result = APGD(Threat("l2", 0.6, unit="norm"), steps=25, until="lowest")(
+        network, images, labels, TASK, generator=seeded()
+    )
     torch.testing.assert_close(result.margin, torch.stack(margins).amin(0))
     assert (result.margin <= margins[1]).all()
 
 
 def test_same_seed_same_result_and_another_seed_another_start() -> None:
     network, images, labels = curved_problem(6)
-    attack = APGD(Threat("l2", 0.3), steps=1, until="lowest")
+    attack = APGD(Threat("l2", 0.3, unit="norm"), steps=1, until="lowest")
     one, again, other = (attack(network, images, labels, TASK, generator=seeded(s)).images for s in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
@@ -271,7 +273,7 @@ def test_network_is_left_as_found() -> None:
     network[1].weight.requires_grad_(False)
     before = copy.deepcopy(network.state_dict())
     stream = torch.get_rng_state()
-    APGD(Threat("l2", 0.5), steps=3, until="lowest", mode="train")(
+    APGD(Threat("l2", 0.5, unit="norm"), steps=3, until="lowest", mode="train")(
         network, torch.randn(4, 12, generator=seeded()), torch.tensor([0, 1, 2, 0]), TASK, generator=seeded()
     )
     assert all(torch.equal(v, network.state_dict()[k]) for k, v in before.items())
@@ -289,11 +291,11 @@ def test_dead_gradients_and_broken_outputs_are_counted() -> None:
             return torch.where(torch.tensor([[True], [False]]), steps.detach() + 0 * x.sum(), logits)
 
     images = torch.zeros(2, 2)
-    result = APGD(Threat("l2", 0.1), steps=5, loss=losses.margin)(
+    result = APGD(Threat("l2", 0.1, unit="norm"), steps=5, loss=losses.margin)(
         Planted(), images, torch.tensor([0, 0]), TASK, generator=seeded()
     )
     assert result.dead.tolist() == [True, False]
-    broken = APGD(Threat("l2", 0.1), steps=5)(
+    broken = APGD(Threat("l2", 0.1, unit="norm"), steps=5)(
         nn.Sequential(nn.Linear(2, 2), nn.Softmax(1), nn.Threshold(2.0, torch.nan)), images, torch.tensor([0, 0]), TASK,
         generator=seeded(),
     )  # fmt: skip
@@ -326,7 +328,7 @@ def test_eot_averages_gradients_and_outputs() -> None:
 
 def test_eot_of_a_fixed_network_changes_nothing() -> None:
     network, images, labels = curved_problem(6)
-    attack = APGD(Threat("l2", 0.3), steps=12)
+    attack = APGD(Threat("l2", 0.3, unit="norm"), steps=12)
     once = attack(network, images, labels, TASK, generator=seeded())
     thrice = dataclasses.replace(attack, eot=3)(network, images, labels, TASK, generator=seeded())
     torch.testing.assert_close(once.images, thrice.images, rtol=0, atol=1e-9)
@@ -350,13 +352,13 @@ def test_segmentation_with_deep_supervision_and_points_losses() -> None:
     targets = [labels, labels[:, :, ::2, ::2]]
     for loss in (None, losses.cross_entropy, losses.margin):
         for eot in (1, 2):
-            attack = APGD(Threat("l2", 4.0), steps=20, loss=loss, until="lowest", eot=eot)
+            attack = APGD(Threat("l2", 4.0, unit="norm"), steps=20, loss=loss, until="lowest", eot=eot)
             result = attack(network, images, targets, task, generator=seeded())
             dice = result.margin + 0.6
             torch.testing.assert_close(dice, task.dice(network(result.images), targets).nanmean(1).to(dice))
             assert (dice < 0.8).all()  # 1 on the clean images
-            assert (Threat("l2", 4.0).size(result.images - images) <= 4 * (1 + 1e-9)).all()
-    per_voxel = TargetedAPGD(Threat("l2", 4.0), 2, losses.targeted_margin, steps=10, until="lowest")
+            assert (Threat("l2", 4.0, unit="norm").size(result.images - images) <= 4 * (1 + 1e-9)).all()
+    per_voxel = TargetedAPGD(Threat("l2", 4.0, unit="norm"), 2, losses.targeted_margin, steps=10, until="lowest")
     assert (per_voxel(network, images, targets, task, generator=seeded()).margin < 0.2).all()
 
 
@@ -381,7 +383,7 @@ def test_targets_are_the_most_likely_wrong_classes_one_after_the_other() -> None
     network.weight.data[3] *= 10  # steep: near although its logit is the smallest
     images = torch.tensor([[3.0, 2.0, 1.0, -1.0]], dtype=torch.float64)
     labels = torch.tensor([0])
-    threat = Threat("l2", 0.5)  # distance to class 3: 13 / |(-1, 10)| = 1.29; to class 1: 0.71
+    threat = Threat("l2", 0.5, unit="norm")  # distance to class 3: 13 / |(-1, 10)| = 1.29; to class 1: 0.71
     distance = network.distances(images, labels, "l2")[0]
     radius = torch.tensor([1.5], dtype=torch.float64)
     assert distance[3] < 1.5 < distance[2] * 1.5
@@ -406,7 +408,7 @@ def test_targeted_attack_of_a_linear_classifier_finds_its_distance() -> None:
     network, images, labels = problem(5, (3, 4), 10)
     for norm in ("l2", "linf"):
         nearest = network.distances(images, labels, norm).amin(1)
-        attack = TargetedAPGD(Threat(norm, 1.0), targets=4, steps=50)  # type: ignore[arg-type]
+        attack = TargetedAPGD(Threat(norm, 1.0, unit="norm"), targets=4, steps=50)  # type: ignore[arg-type]
         for factor, lost in ((0.99, False), (1.03, True)):
             result = attack(network, images, labels, TASK, radius=factor * nearest, generator=seeded())
             assert result.wrong.eq(lost).all()
@@ -428,13 +430,13 @@ def test_targeted_attack_of_a_linear_classifier_finds_its_distance() -> None:
 )
 def test_settings_are_checked(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError) as error:
-        APGD(Threat("l2", 1.0), **settings)
+        APGD(Threat("l2", 1.0, unit="norm"), **settings)
     assert says in str(error.value)
 
 
 def test_calls_are_checked() -> None:
     network, images, labels = problem(3, (4,), 2)
-    threat = Threat("l2", 1.0)
+    threat = Threat("l2", 1.0, unit="norm")
     cases: list[tuple[str, Any]] = [
         ("generator", lambda: APGD(threat)(network, images, labels, TASK)),
         ("start", lambda: APGD(threat)(network, images, labels, TASK, start=images[:1])),

@@ -134,7 +134,7 @@ def test_wrong_beats_right_at_equal_and_at_larger_margin() -> None:
 
 
 def test_restarts_are_an_ensemble_of_the_same_attack() -> None:
-    attack = APGD(Threat("l2", 0.3), steps=2, loss=losses.margin)
+    attack = APGD(Threat("l2", 0.3, unit="norm"), steps=2, loss=losses.margin)
     ensemble = Ensemble.restarts(attack, 3)
     assert [s.name for s in ensemble.stages] == ["restart 1", "restart 2", "restart 3"]
     network, images, labels = problem(3, (4, 4), 10)
@@ -234,13 +234,13 @@ def test_linear_classifiers_are_lost_exactly_within_their_distance(norm: Any, cl
     labels[-1] = (labels[-1] + 1) % classes  # wrong from the start
     nearest = network.distances(images, labels, norm).amin(1)
     factors = torch.tensor([0.98, 1.02, 0.98, 1.02, 1.5, 1.0], dtype=torch.float64)
-    attack = shortened(AutoAttack(Threat(norm, 1.0), classes, version), steps=50, queries=60)
+    attack = shortened(AutoAttack(Threat(norm, 1.0, unit="norm"), classes, version), steps=50, queries=60)
     radius = (factors * nearest).abs()
     result = attack(network, images, labels, TASK, radius=radius, generator=seeded())
     assert result.wrong.tolist() == [False, True, False, True, True, True]
     assert result.stage[-1].item() == 0
     assert torch.equal(result.images[-1], images[-1])
-    size = Threat(norm, 1.0).size(result.images - images)
+    size = Threat(norm, 1.0, unit="norm").size(result.images - images)
     assert (size <= radius * (1 + 1e-9)).all()
     assert torch.equal(~TASK.correct(network(result.images), labels), result.wrong)
     assert sum((s.passes for s in result.summary), Passes()) == result.passes
@@ -263,7 +263,7 @@ def test_few_classes_run_through_every_stage_also_where_everyone_is_robust(versi
     """A radius of 0: nobody falls, so every stage is reached (the reference crashes here)."""
     network, images, labels = problem(classes, (1, 2, 2), 2)
     queries = 5
-    attack = shortened(AutoAttack(Threat("l2", 0.0), classes, version), steps=4, queries=queries)
+    attack = shortened(AutoAttack(Threat("l2", 0.0, unit="norm"), classes, version), steps=4, queries=queries)
     result = attack(network, images, labels, TASK, generator=seeded())
     assert not result.wrong.any()
     assert torch.equal(result.images, images)
@@ -285,7 +285,7 @@ def test_budget_box_and_claims_hold(classes: int, norm: Any, eps: float, seed: i
     network = LinearClassifier(classes, (1, 3, 3), seed, torch.float32)
     images = torch.rand(5, 1, 3, 3, generator=seeded(seed))
     labels = torch.arange(5) % classes
-    threat = Threat(norm, eps, box=(0, 1))
+    threat = Threat(norm, eps, box=(0, 1), unit="norm")
     attack = shortened(AutoAttack(threat, classes), steps=8, queries=20)
     result = attack(network, images, labels, TASK, generator=seeded(seed))
     assert (threat.size(result.images - images) <= eps * (1 + 1e-5) + 1e-6).all()
@@ -310,7 +310,7 @@ def test_a_single_logit_is_attacked_as_two_classes() -> None:
     radius = (
         z.abs() / network.inner.weight.norm().detach() * torch.tensor([0.98, 1.02, 0.98, 1.02], dtype=torch.float64)
     )
-    result = AutoAttack(Threat("l2", 1.0), 2, "quick")(
+    result = AutoAttack(Threat("l2", 1.0, unit="norm"), 2, "quick")(
         network, images, (z > 0).long(), TASK, radius=radius, generator=seeded()
     )
     assert result.wrong.tolist() == [False, True, False, True]
@@ -325,7 +325,7 @@ def test_same_seed_same_result_and_network_left_as_found() -> None:
     before, stream = copy.deepcopy(network.state_dict()), torch.get_rng_state()
     images = torch.rand(8, 1, 3, 3, generator=seeded())
     labels = torch.arange(8) % 3
-    attack = shortened(AutoAttack(Threat("l2", 0.2), 3), steps=10, queries=20)
+    attack = shortened(AutoAttack(Threat("l2", 0.2, unit="norm"), 3), steps=10, queries=20)
     first, again = (attack(network, images, labels, TASK, generator=seeded(7)) for _ in range(2))
     assert torch.equal(first.images, again.images)
     assert first.summary == again.summary
@@ -342,11 +342,11 @@ def test_autoattack_is_checked() -> None:
         (lambda: AutoAttack(THREAT, 2, "fast"), "version: received 'fast'"),  # type: ignore[arg-type]
         (lambda: AutoAttack(THREAT, 2, until="never"), "until: received 'never'"),  # type: ignore[arg-type]
         (
-            lambda: AutoAttack(Threat("l2", 1.0), 2)(network, images, labels, TASK, generator=seeded()),
+            lambda: AutoAttack(Threat("l2", 1.0, unit="norm"), 2)(network, images, labels, TASK, generator=seeded()),
             "network: received '3 classes at 1 points', allowed is 2 classes at one point per sample",
         ),
         (
-            lambda: AutoAttack(Threat("l2", 1.0), 2)(
+            lambda: AutoAttack(Threat("l2", 1.0, unit="norm"), 2)(
                 nn.Conv1d(1, 2, 1),
                 torch.ones(1, 1, 6),
                 torch.ones(1, 1, 6).long(),

@@ -67,7 +67,7 @@ def test_evaluation_says_what_the_attack_on_the_saved_weights_says(trained: Bund
     task = ClassificationTask()
     with torch.no_grad():
         assert found["clean_accuracy"] == pytest.approx(float(task.correct(network(images), labels).float().mean()))
-    attack = PGD(Threat("l2", 64 / 224, box=(0.0, 1.0)), steps=20)
+    attack = PGD(Threat("l2", 64 / 224, box=(0.0, 1.0), unit="norm"), steps=20)
     wrong = attack(network, images, labels, task).wrong
     assert found["pgd20_l2_1_accuracy"] == pytest.approx(1 - float(wrong.float().mean()))
     assert found["clean_accuracy"] >= found["pgd20_l2_1_accuracy"] >= found["pgd20_l2_3_accuracy"]
@@ -89,7 +89,7 @@ def test_radii_are_the_papers_per_pixel(tmp_path: Path, size: int) -> None:
 def test_autoattack_is_the_papers_table(trained: BundleRun) -> None:
     workflow = trained.workflow("train", "phantom", "evaluate", "autoattack", every=4)
     attack = workflow.parser.get_parsed_content("validate#evaluator#additional_metrics#autoattack_l2_3#attack")
-    threat = Threat("l2", 3 * 64 / 224, box=(0.0, 1.0))
+    threat = Threat("l2", 3 * 64 / 224, box=(0.0, 1.0), unit="norm")
     assert attack == AutoAttack(threat, classes=2)
     everyone = trained.workflow("train", "phantom", "evaluate").parser.get_parsed_content("validate#dataset").data
     assert workflow.parser.get_parsed_content("validate#dataset").data == everyone[::4]

@@ -164,7 +164,7 @@ def test_a_segmenting_bundle(tmp_path: Path, dims: int) -> None:
         expected = SlidingWindowInferer([8] * dims, 2, 0.5, mode="gaussian")(case.images, network)
         torch.testing.assert_close(case.network(case.images), expected)
 
-    threat = case.threat(Level("l2", 2.0))
+    threat = case.threat(Level("l2", 2.0, "norm"))
     attacked = PGD(threat, 5)(case.network, case.images, case.target, case.task).images
     clean, worst = case.scores(case.images)[0], case.scores(attacked)[0]
     assert worst.score < clean.score

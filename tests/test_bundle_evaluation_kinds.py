@@ -239,8 +239,8 @@ def test_channels(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"channels \[1\] of the images hold only 0 and 1"):
         everything = opened()
     first = opened(channels=(0,))
-    assert first.load("0").threat(Level("l2", 1.0)).channels == (0,)
-    assert everything.load("0").threat(Level("l2", 1.0)).channels is None
+    assert first.load("0").threat(Level("l2", 1.0, "norm")).channels == (0,)
+    assert everything.load("0").threat(Level("l2", 1.0, "norm")).channels is None
     assert "preprocessed images (channels 0 of 2)" in first.space
     assert "preprocessed images (all 2 channels)" in everything.space
     assert first.fingerprint != everything.fingerprint

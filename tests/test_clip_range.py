@@ -70,7 +70,7 @@ def test_a_file_can_hold_what_is_found(ct: NNUNetCase, norm: Norm, tmp_path: Pat
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("name", ["PGD", "FGSM", "APGD", "surface", "SegPGD", "Square", "noise"])
 def test_no_attack_changes_what_is_beyond(ct: NNUNetCase, name: str, norm: Norm) -> None:
-    threat = ct.threat(Level(norm, 3.0))
+    threat = ct.threat(Level(norm, 3.0, "norm"))
     attacks = {
         "PGD": PGD(threat, 3, start="ball"),
         "FGSM": FGSM(threat, start="ball"),
@@ -93,12 +93,14 @@ def test_no_attack_changes_what_is_beyond(ct: NNUNetCase, name: str, norm: Norm)
 
 def test_the_direction_is_that_of_the_free_voxels() -> None:
     """By hand: of the gradient (3, 4, 12) the last voxel is at the end of the box, and 3-4-5 remains."""
-    threat = Threat("l2", 1.0, box=(0.0, 1.0), beyond="keep_ends")
+    threat = Threat("l2", 1.0, box=(0.0, 1.0), beyond="keep_ends", unit="norm")
     images, gradient = torch.tensor([[[0.5, 0.5, 1.0]]]), torch.tensor([[[3.0, 4.0, 12.0]]])
     assert threat.direction(gradient, images).flatten().tolist() == pytest.approx([0.6, 0.8, 0.0])
     far = torch.full_like(images, 9.0)
     assert threat.project(far, images, torch.tensor([9.0])).flatten().tolist() == pytest.approx([0.5, 0.5, 0.0])
-    keep = Threat("l2", 1.0, box=(0.0, 1.0), beyond="keep")  # at its end a voxel may go back inside; beyond it stays
+    keep = Threat(
+        "l2", 1.0, box=(0.0, 1.0), beyond="keep", unit="norm"
+    )  # at its end a voxel may go back inside; beyond it stays
     images = torch.tensor([[[1.0, 1.2]]])
     assert keep.project(-images, images, torch.tensor([9.0])).flatten().tolist() == pytest.approx([-1.0, 0.0])
 
@@ -118,7 +120,7 @@ def test_the_plans_own_range_as_a_box(ct: NNUNetCase) -> None:
 
 def test_attacks_that_go_by_the_distance_to_the_box_say_so() -> None:
     with pytest.raises(InputError, match="it takes every voxel to be free"):
-        CWL2(Threat("l2", 1.0, box=(0.0, 1.0), beyond="keep"))
+        CWL2(Threat("l2", 1.0, box=(0.0, 1.0), beyond="keep", unit="norm"))
 
 
 def test_ct_beside_another_channel(tmp_path: Path) -> None:

@@ -110,6 +110,6 @@ def test_l2_step_follows_the_weighted_gradient() -> None:
     target = torch.ones(1, 1, 1, 3, dtype=torch.long)
     p = images.sigmoid()
     gradient = -p / (p.square() + (1 - p).square()).sqrt() * (1 - p)
-    attack = CosPGD(Threat("l2", 0.3), steps=1, relative_step=1.0)
+    attack = CosPGD(Threat("l2", 0.3, unit="norm"), steps=1, relative_step=1.0)
     moved = attack(Voxelwise(), images, target, judge()).images - images
     torch.testing.assert_close(moved, 0.3 * gradient / gradient.norm())

@@ -52,7 +52,7 @@ def test_with_two_classes_its_iterates_are_those_of_pgd(norm: str, start: str) -
     network = nonlinear(2)
     images = torch.randn(8, 1, 5, 6, generator=seeded(3), dtype=torch.float64)
     target, task = network(images).argmax(1), ClassificationTask()
-    threat = Threat(norm, 0.3 if norm == "l2" else 0.05)
+    threat = Threat(norm, 0.3 if norm == "l2" else 0.05, unit="norm")
     for steps in (1, 2, 7):
         cw = CW(threat, steps=steps, kappa=1e6, start=start, until="lowest")
         pgd = PGD(threat, steps=steps, start=start)
@@ -65,8 +65,8 @@ def test_with_three_classes_they_differ() -> None:
     network = nonlinear(3)
     images = torch.randn(8, 1, 5, 6, generator=seeded(3), dtype=torch.float64)
     target, task = network(images).argmax(1), ClassificationTask()
-    one = CW(Threat("l2", 0.3), steps=3, until="lowest")(network, images, target, task)
-    two = PGD(Threat("l2", 0.3), steps=3)(network, images, target, task)
+    one = CW(Threat("l2", 0.3, unit="norm"), steps=3, until="lowest")(network, images, target, task)
+    two = PGD(Threat("l2", 0.3, unit="norm"), steps=3)(network, images, target, task)
     assert (one.images - two.images).abs().max() > 1e-4
 
 
@@ -77,7 +77,7 @@ def test_a_sample_is_lost_exactly_when_its_distance_is_within_the_radius(shape: 
     if norm == "linf":
         distance = distance * network.weight.detach().norm() / network.weight.detach().abs().sum()
     eps = float(distance.median()) * 1.001
-    result = CW(Threat(norm, eps), steps=20)(network, images, target, LinearTask())
+    result = CW(Threat(norm, eps, unit="norm"), steps=20)(network, images, target, LinearTask())
     assert torch.equal(result.wrong, distance < eps)
     assert not result.dead.any()  # standing still behind the boundary is no masking
 
@@ -117,7 +117,10 @@ def test_kappa_zero_spends_nothing_on_voxels_that_are_wrong() -> None:
     images, target = torch.tensor([[[[-0.2, -1.0, 0.2, 1.0]]]]).double(), torch.tensor([[[[0, 0, 1, 1]]]])
     task = SegmentationTask(lambda output, target: output.mean())
     focused, spread = (
-        CW(Threat("l2", 1.6), steps=60, kappa=kappa, until="lowest")(Voxelwise(), images, target, task).images > 0
+        CW(Threat("l2", 1.6, unit="norm"), steps=60, kappa=kappa, until="lowest")(
+            Voxelwise(), images, target, task
+        ).images
+        > 0
         for kappa in (0.0, 50.0)
     )
     assert focused.flatten().tolist() == [True, True, False, False]
@@ -129,7 +132,14 @@ def test_kappa_zero_spends_nothing_on_voxels_that_are_wrong() -> None:
 def test_the_nearest_wrong_image_of_a_linear_network_is_at_its_distance(shape: tuple[int, ...], box: tuple) -> None:
     network, images, target, distance = setup(shape)
     rate = 0.02 if box is None else 0.005  # of tanh, whose unit is here 4
-    attack = CWL2(Threat("l2", 1e3, box), steps=100, search_steps=6, learning_rate=rate, initial_c=1.0, until="nearest")
+    attack = CWL2(
+        Threat("l2", 1e3, box, unit="norm"),
+        steps=100,
+        search_steps=6,
+        learning_rate=rate,
+        initial_c=1.0,
+        until="nearest",
+    )
     result = attack(network, images, target, LinearTask())
     assert (result.distance >= distance * (1 - 1e-9)).all()
     assert (result.distance <= distance * 1.02).all()
@@ -142,7 +152,7 @@ def test_the_nearest_wrong_image_of_a_linear_network_is_at_its_distance(shape: t
 def test_what_lies_beyond_the_radius_comes_back_to_it() -> None:
     network, images, target, distance = setup((2, 4, 6))
     radius = distance * torch.tensor([0.5, 1.5, 0.9, 1.2, 0.0]).double()
-    attack = CWL2(Threat("l2", 1.0), steps=150, search_steps=7, learning_rate=0.02)
+    attack = CWL2(Threat("l2", 1.0, unit="norm"), steps=150, search_steps=7, learning_rate=0.02)
     result = attack(network, images, target, LinearTask(), radius=radius)
     assert result.wrong.tolist() == [False, True, False, True, False]
     size = (result.images - images).flatten(1).norm(dim=1)
@@ -157,7 +167,7 @@ def test_what_lies_beyond_the_radius_comes_back_to_it() -> None:
 def test_the_first_step_of_adam_is_known() -> None:
     """Adam's first step is the learning rate along the sign of the gradient, here -target * weight (delta is 0)."""
     network, images, target, _ = setup((1, 8), 3)
-    attack = CWL2(Threat("l2", 9.0), steps=2, search_steps=1, learning_rate=50.0)
+    attack = CWL2(Threat("l2", 9.0, unit="norm"), steps=2, search_steps=1, learning_rate=50.0)
     result = attack(network, images, target, LinearTask())
     step = -50 * target.view(-1, 1, 1) * network.weight.detach().sign()
     torch.testing.assert_close(result.nearest - images, step, rtol=1e-4, atol=0)
@@ -165,7 +175,7 @@ def test_the_first_step_of_adam_is_known() -> None:
 
 def test_a_wrong_image_is_nearest_to_itself() -> None:
     network, images, target, _ = setup((1, 8), 3)
-    result = CWL2(Threat("l2", 1.0), steps=3, search_steps=2)(network, images, -target, LinearTask())
+    result = CWL2(Threat("l2", 1.0, unit="norm"), steps=3, search_steps=2)(network, images, -target, LinearTask())
     assert torch.equal(result.images, images)
     assert result.distance.eq(0).all()
     assert result.passes.forward == 3 + 3  # one look, one last check
@@ -173,7 +183,7 @@ def test_a_wrong_image_is_nearest_to_itself() -> None:
 
 def test_the_constant_is_found_for_each_sample_alone() -> None:
     network, images, target, _ = setup((1, 8), 4)
-    attack = CWL2(Threat("l2", 1e3), steps=40, search_steps=4, learning_rate=0.05, until="nearest")
+    attack = CWL2(Threat("l2", 1e3, unit="norm"), steps=40, search_steps=4, learning_rate=0.05, until="nearest")
     together = attack(network, images, target, LinearTask())
     alone = torch.cat([attack(network, images[i : i + 1], target[i : i + 1], LinearTask()).nearest for i in range(4)])
     torch.testing.assert_close(together.nearest, alone)
@@ -184,7 +194,9 @@ def test_an_unbeatable_network_gives_back_the_clean_image_and_its_dead_gradient(
     with torch.no_grad():
         network.weight.zero_()
         network.bias.fill_(1.0)
-    result = CWL2(Threat("l2", 1.0), steps=3, search_steps=2)(network, images, torch.ones(3).double(), LinearTask())
+    result = CWL2(Threat("l2", 1.0, unit="norm"), steps=3, search_steps=2)(
+        network, images, torch.ones(3).double(), LinearTask()
+    )
     assert torch.equal(result.nearest, images)
     assert result.distance.isinf().all()
     assert result.dead.all()
@@ -197,7 +209,7 @@ def test_an_unbeatable_network_gives_back_the_clean_image_and_its_dead_gradient(
 )
 def test_bad_settings_of_cw_are_refused(settings: dict) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(settings))}: received"):
-        CW(Threat("l2", 1.0), **settings)
+        CW(Threat("l2", 1.0, unit="norm"), **settings)
 
 
 @pytest.mark.parametrize(
@@ -214,4 +226,4 @@ def test_bad_settings_of_cw_are_refused(settings: dict) -> None:
 )
 def test_bad_settings_of_cw_l2_are_refused(settings: dict) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(settings))}: received"):
-        CWL2(**{"threat": Threat("l2", 1.0), **settings})
+        CWL2(**{"threat": Threat("l2", 1.0, unit="norm"), **settings})

@@ -115,7 +115,7 @@ def test_nor_on_the_size_of_the_image() -> None:
 
 @given(st.integers(0, 2**31), st.sampled_from(["l2", "linf"]), st.floats(0.01, 10))
 def test_never_negative_inside_the_ball_and_at_most_twice_the_clean_value(seed: int, norm: Norm, eps: float) -> None:
-    generator, threat = seeded(seed), Threat(norm, eps)
+    generator, threat = seeded(seed), Threat(norm, eps, unit="norm")
     images = torch.zeros(4, 2, 3, dtype=torch.float64)
     radius = threat.radius(images)
     delta = threat.random(images, radius, generator)

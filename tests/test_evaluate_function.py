@@ -147,7 +147,7 @@ def test_a_segmentation() -> None:
         ({"norm": "l1"}, "norm: received 'l1', allowed is 'l2' or 'linf'"),
         ({"unit": "HU"}, "unit: received 'HU', allowed is one of norm, rms, raw"),
         ({"eps": "much"}, "eps: received 'much'"),
-        ({"box": 1}, "box: received 1, allowed is (lowest, highest)"),
+        ({"box": 1}, "box: received 1, allowed is two numbers, lowest and highest"),
         ({"images": None, "labels": None}, "images: received None"),
         ({"images": torch.zeros(24, 1, 5, 5)}, "images: received 'images such as (1, 5, 5)', allowed is what Lin"),
         ({"classes": "ab"}, "classes: received '2 names', allowed is one per class of the network, here 3"),

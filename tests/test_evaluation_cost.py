@@ -70,7 +70,7 @@ def test_the_cost_of_a_case_is_in_proportion_to_its_voxels() -> None:
 
 def test_scores_are_priced_as_scores() -> None:
     """PGD of 10 steps: 11 forwards and 10 backwards of 0.1 s, and 9 scorings of 1 s."""
-    plan = {"l2-1": [Stage("PGD", PGD(Threat("l2", 1.0), steps=10))]}
+    plan = {"l2-1": [Stage("PGD", PGD(Threat("l2", 1.0, unit="norm"), steps=10))]}
     found = cost.bound(plan, [Size(inputs=1, voxels=100)], Timing(0.001, 0.001, 0.01))
     assert (found.forward, found.backward) == (20, 10)
     assert found.seconds == pytest.approx(1.1 + 1.0 + 9)

@@ -207,7 +207,9 @@ def test_a_factory_that_makes_no_subject_is_refused_with_the_reason(function: st
 
 
 def test_the_box_of_the_command_is_the_subjects_unless_it_has_one() -> None:
-    assert FactorySource(f"{SUBJECTS}:segmenter", box=(0.0, 2.0)).open().load("0").threat(Level("l2", 1.0)).box == (
+    assert FactorySource(f"{SUBJECTS}:segmenter", box=(0.0, 2.0)).open().load("0").threat(
+        Level("l2", 1.0, "norm")
+    ).box == (
         0.0,
         2.0,
     )

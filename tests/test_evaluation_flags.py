@@ -42,7 +42,7 @@ from monai_adv.evaluation.settings import VERSIONS
 from monai_adv.metrics.score import Score
 from monai_adv.threats import Threat
 
-LEVELS = (Level("l2", 3.0), Level("l2", 5.0), Level("linf", 0.5))
+LEVELS = (Level("l2", 3.0, "norm"), Level("l2", 5.0, "norm"), Level("linf", 0.5))
 FAMILY = {level.key: FAMILIES for level in LEVELS}
 
 
@@ -56,7 +56,8 @@ def _evaluate(folder: Path, model: str, attacks: str, *eps: str, norm: str = "l2
     page: Any = ModuleType("monai_adv.evaluation.report.page")
     page.write_report = lambda folder, results: folder
     factory = f"{planted_models.__file__}:{model}"
-    words = ["--factory", factory, "--attacks", attacks, "--norm", norm, "--eps", *eps, "--device", "cpu", "-y"]
+    radii = ["--norm", norm, "--unit", "norm", "--eps", *eps]
+    words = ["--factory", factory, "--attacks", attacks, *radii, "--device", "cpu", "-y"]
     with (
         patch.dict(sys.modules, {"monai_adv.evaluation.report.page": page}),
         patch.dict(probes.STEPS, {"standard": 60}),
@@ -122,7 +123,7 @@ def test_the_probes_search_twice_as_long_as_the_attacks(kind, version):
             return 0
         return settings["steps"] if "steps" in settings else max((steps(v) for v in settings.values()), default=0)
 
-    plan = stages(kind, version, Threat("l2", 1.0), 10)
+    plan = stages(kind, version, Threat("l2", 1.0, unit="norm"), 10)
     assert probes.STEPS[version] >= 2 * max(steps(stage.settings()) for stage in plan)
 
 
@@ -140,7 +141,7 @@ def test_a_probe_is_of_a_kind_that_the_plan_lacks(kind, version, classes):
         own |= {f"margin up to {settings['kappa']:g}"} if "kappa" in settings else set()
         return own.union(*(losses(v) for v in settings.values()))
 
-    threat = Threat("l2", 1.0)
+    threat = Threat("l2", 1.0, unit="norm")
     planned = {loss for stage in stages(kind, version, threat, classes) for loss in losses(stage.settings())}
     *again, other = (losses(Stage("", a).settings()) for a in probes.long_attacks(kind, threat, 300))
     assert other

@@ -249,7 +249,12 @@ def test_no_gradient_means_dead_samples_not_a_crash(after: Any) -> None:
     model = bad_models.classifier(bad_models.Wrapped(after=decide))
     case = model.load(model.cases[1])
     threat = Threat("linf", 0.01)
-    for attack in (PGD(threat, 3), APGD(threat, 3, None, until="wrong"), CW(Threat("l2", 0.01), steps=2), FAB(threat)):
+    for attack in (
+        PGD(threat, 3),
+        APGD(threat, 3, None, until="wrong"),
+        CW(Threat("l2", 0.01, unit="norm"), steps=2),
+        FAB(threat),
+    ):
         found = attack(case.network, case.images, case.target, case.task, generator=torch.Generator().manual_seed(0))
         assert found.dead.all(), type(attack)
         assert not found.wrong.any()

@@ -393,7 +393,8 @@ def test_cost_settings_and_versions_stand_on_the_page(tmp_path):
 def test_from_the_command_to_the_page(tmp_path):
     """Two real models in one call; the inputs of one of them are quantised."""
     models = [f"{planted_models.__file__}:{name}" for name in ("honest", "quantised_input")]
-    words = ["--attacks", "quick", "--norm", "l2", "--eps", "1", "3", "--device", "cpu", "-y", "-o", str(tmp_path)]
+    radii = ["--norm", "l2", "--unit", "norm", "--eps", "1", "3"]
+    words = ["--attacks", "quick", *radii, "--device", "cpu", "-y", "-o", str(tmp_path)]
     assert main(["evaluate", "--factory", models[0], "--factory", models[1], *words]) == 3
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "honest Measurement: ? not enough measured Robustness: " in page.plain

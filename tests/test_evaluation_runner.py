@@ -30,7 +30,7 @@ from monai_adv.tasks import Target, Task
 from monai_adv.threats import Threat
 
 LINF = EvaluationSettings((Level("linf", 0.02), Level("linf", 0.06)), "quick", batch_size=3)
-BOTH = EvaluationSettings((Level("l2", 0.2), Level("l2", 0.5)), "quick", seed=3)
+BOTH = EvaluationSettings((Level("l2", 0.2, "norm"), Level("l2", 0.5, "norm")), "quick", seed=3)
 
 
 def open_store(folder: Path, settings: EvaluationSettings, *models: Model) -> Store:
@@ -43,7 +43,7 @@ def open_store(folder: Path, settings: EvaluationSettings, *models: Model) -> St
                 level.key: [
                     {"name": stage.name}
                     for stage in runner_module.stages(
-                        s.kind, settings.attacks, Threat(level.norm, level.eps), len(s.classes)
+                        s.kind, settings.attacks, Threat(level.norm, level.eps, unit="norm"), len(s.classes)
                     )
                 ]
                 for level in settings.levels
@@ -76,7 +76,7 @@ def test_a_linear_network_has_its_closed_form_accuracy(tmp_path: Path, norm: Any
     margin = (model.images.double().flatten(1) @ difference) * (1 - 2 * model.labels)
     robust = margin > eps * difference.norm(p=2 if norm == "l2" else 1)
     assert 0 < robust.sum() < 19
-    records = run_all(tmp_path, model, EvaluationSettings((Level(norm, eps),), "quick"))
+    records = run_all(tmp_path, model, EvaluationSettings((Level(norm, eps, "norm"),), "quick"))
     last = [s for r in records if r.attack == "PGD-20 from random starts" for s in r.worst]
     assert [s.score for s in last] == robust.double().tolist()
 
@@ -291,7 +291,7 @@ def test_corruptions_are_a_second_axis(tmp_path: Path) -> None:
     [
         (Threat("linf", 0.1, box=(0.0, 0.5)), "a box that contains the images"),
         (Threat("linf", 1.5, box=(0.0, 1.0)), "eps: received 1.5, allowed is at most 1"),
-        (Threat("l2", 4.5, box=(0.0, 1.0)), "eps: received 4.5, allowed is at most 4"),
+        (Threat("l2", 4.5, box=(0.0, 1.0), unit="norm"), "eps: received 4.5, allowed is at most 4"),
         (Threat("linf", 1e-8), "a radius that is not lost in the rounding"),
     ],
 )
@@ -314,11 +314,11 @@ def test_a_case_that_cannot_be_used_is_noted_and_the_others_go_on(tmp_path: Path
     ("arguments", "said"),
     [
         ({"levels": ()}, "at least one radius"),
-        ({"levels": (Level("l2", -1.0),)}, "received -1.0, allowed is finite radii > 0"),
-        ({"levels": (Level("l2", float("nan")),)}, "received nan"),
-        ({"levels": (Level("l2", 0.0),)}, "the clean score is always measured"),
-        ({"levels": (Level("l2", 2.0), Level("l2", 1.0))}, "in ascending order, each once"),
-        ({"levels": (Level("l2", 1.0), Level("l2", 1.0))}, "in ascending order, each once"),
+        ({"levels": (Level("l2", -1.0, "norm"),)}, "received -1.0, allowed is finite radii > 0"),
+        ({"levels": (Level("l2", float("nan"), "norm"),)}, "received nan"),
+        ({"levels": (Level("l2", 0.0, "norm"),)}, "the clean score is always measured"),
+        ({"levels": (Level("l2", 2.0, "norm"), Level("l2", 1.0, "norm"))}, "in ascending order, each once"),
+        ({"levels": (Level("l2", 1.0, "norm"), Level("l2", 1.0, "norm"))}, "in ascending order, each once"),
         ({"levels": (Level("linf", 1.0, "rms"),)}, "unit: received 'rms'"),
         ({"box": (1.0, 0.0)}, "LOW < HIGH"),
         ({"batch_size": 0}, "batch-size: received 0"),
@@ -328,14 +328,14 @@ def test_a_case_that_cannot_be_used_is_noted_and_the_others_go_on(tmp_path: Path
 )
 def test_bad_settings_are_refused(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        EvaluationSettings(**{"levels": (Level("l2", 1.0),), **arguments})
+        EvaluationSettings(**{"levels": (Level("l2", 1.0, "norm"),), **arguments})
 
 
 def test_stages_have_names_of_their_own() -> None:
     for kind in ("classification", "segmentation"):
         for version in ("quick", "standard", "full"):
             for classes in (2, 3, 10):
-                plan = stages(kind, version, Threat("l2", 1.0), classes)  # type: ignore[arg-type]
+                plan = stages(kind, version, Threat("l2", 1.0, unit="norm"), classes)  # type: ignore[arg-type]
                 assert plan[0].name == "white noise"
                 assert len({stage.name for stage in plan}) == len(plan)
                 if version != "quick":

@@ -178,7 +178,7 @@ def run(
     before = {k: v.clone() for k, v in network.state_dict().items()}
     before |= {f"{k}.grad": p.grad.clone() for k, p in network.named_parameters() if p.grad is not None}
     radius = EPS[norm] * torch.tensor(RADII, dtype=dtype)
-    attack = ATTACKS[name].make(Threat(norm, EPS[norm], box=box, channels=(1,)), network)  # type: ignore[arg-type]
+    attack = ATTACKS[name].make(Threat(norm, EPS[norm], box=box, channels=(1,), unit="norm"), network)  # type: ignore[arg-type]
     originals = images.clone()
     stream = torch.get_rng_state()
     result = attack(network, images, target, task, radius=radius, generator=seeded())
@@ -314,7 +314,7 @@ def test_a_linear_network_is_lost_exactly_when_its_distance_is_within_the_radius
     for shape in SHAPES:
         network, images, target, distance = linear(shape, norm)
         radius = distance * torch.tensor([0.5, 0.97, 1.03, 1.5, 0.1]).double()
-        attack = ATTACKS[name].make(Threat(norm, 1.0), network)  # type: ignore[arg-type]
+        attack = ATTACKS[name].make(Threat(norm, 1.0, unit="norm"), network)  # type: ignore[arg-type]
         result = attack(network, images, target, LinearTask(), radius=radius, generator=seeded())
         assert result.wrong.tolist() == [False, False, True, True, False]
         assert not result.dead.any()
@@ -324,7 +324,7 @@ def test_a_linear_network_is_lost_exactly_when_its_distance_is_within_the_radius
 def test_an_attack_without_a_gradient_never_claims_more_than_there_is(name: str, norm: str) -> None:
     for shape in SHAPES:
         network, images, target, distance = linear(shape, norm)
-        attack = ATTACKS[name].make(Threat(norm, 1.0), network)  # type: ignore[arg-type]
+        attack = ATTACKS[name].make(Threat(norm, 1.0, unit="norm"), network)  # type: ignore[arg-type]
         result = attack(network, images, target, LinearTask(), radius=0.999 * distance, generator=seeded())
         assert not result.wrong.any()
         assert not result.dead.any()
@@ -371,7 +371,7 @@ def test_a_network_without_a_gradient_stops_no_attack_and_is_told(name: str, nor
         network = NoPath(nn.Sequential(nn.Flatten(), nn.Linear(20, 3)).double())
     images = torch.randn(3, 1, 4, 5, generator=seeded(1), dtype=torch.float64)
     target = network(images).argmax(1)
-    attack = ATTACKS[name].make(Threat(norm, 1e-3), network)  # type: ignore[arg-type]
+    attack = ATTACKS[name].make(Threat(norm, 1e-3, unit="norm"), network)  # type: ignore[arg-type]
     result = attack(network, images, target, ClassificationTask(), generator=seeded())
     assert not result.wrong.any()
     if name not in ("Square", "white noise", "transfer"):
@@ -399,7 +399,7 @@ def test_an_output_that_is_not_finite_counts_as_wrong_and_is_told(name: str, nor
     images = torch.randn(3, *shape, generator=seeded(1), dtype=torch.float64)
     target = network(images).argmax(1)
     images[1] += 100
-    attack = ATTACKS[name].make(Threat(norm, 1e-3), network)  # type: ignore[arg-type]
+    attack = ATTACKS[name].make(Threat(norm, 1e-3, unit="norm"), network)  # type: ignore[arg-type]
     result = attack(network, images, target, ClassificationTask(), generator=seeded())
     assert result.broken.tolist() == [False, True, False]
     assert result.wrong.tolist() == [False, True, False]

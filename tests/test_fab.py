@@ -121,7 +121,7 @@ def test_degenerate_planes(norm: Any, box: Any) -> None:
 def test_distance_of_a_linear_classifier(norm: Any, classes: int, shape: tuple[int, ...]) -> None:
     network, images, labels = problem(classes, shape)
     nearest = network.distances(images, labels, norm).amin(1)
-    result = FAB(Threat(norm, 100.0), steps=15, until="lowest")(network, images, labels, TASK)
+    result = FAB(Threat(norm, 100.0, unit="norm"), steps=15, until="lowest")(network, images, labels, TASK)
     torch.testing.assert_close(result.distance, nearest, rtol=2e-4, atol=0)
     assert (result.distance >= nearest * (1 - 1e-9)).all()
     assert result.wrong.all()
@@ -134,9 +134,13 @@ def test_distance_to_each_rival_of_a_linear_classifier(norm: Any) -> None:
     network, images, labels = problem(4, (2, 5), 8)
     distances = network.distances(images, labels, norm)
     nearest = distances.argmin(1)
-    aimed = FAB(Threat(norm, 100.0), steps=15, until="lowest")(network, images, labels, TASK, rivals=nearest)
+    aimed = FAB(Threat(norm, 100.0, unit="norm"), steps=15, until="lowest")(
+        network, images, labels, TASK, rivals=nearest
+    )
     torch.testing.assert_close(aimed.distance, distances.amin(1), rtol=2e-4, atol=0)
-    all_targets = TargetedFAB(Threat(norm, 100.0), targets=3, steps=15, until="lowest")(network, images, labels, TASK)
+    all_targets = TargetedFAB(Threat(norm, 100.0, unit="norm"), targets=3, steps=15, until="lowest")(
+        network, images, labels, TASK
+    )
     torch.testing.assert_close(all_targets.distance, distances.amin(1), rtol=2e-4, atol=0)
     assert all_targets.passes.backward_input == 3 * 15 * 8  # one per step and rival
     assert all_targets.passes.forward <= 8 * (1 + 3 * (2 * 15 + 3))
@@ -151,7 +155,7 @@ def test_distance_within_a_box(norm: Any) -> None:
     normal = network.weight.detach().expand_as(images)
     delta = to_hyperplane(images, normal, -score, norm, (0.0, 1.0))
     reached = (score + (normal * delta).flatten(1).sum(1)).abs() < 1e-9
-    threat = Threat(norm, 100.0, box=(0.0, 1.0))
+    threat = Threat(norm, 100.0, box=(0.0, 1.0), unit="norm")
     result = FAB(threat, steps=40, until="lowest")(network, images, score.sign(), LinearTask())
     assert reached.any()
     torch.testing.assert_close(result.distance[reached], threat.size(delta)[reached], rtol=3e-3, atol=0)
@@ -164,7 +168,7 @@ def test_only_images_within_the_radius_count() -> None:
     network, images, labels = problem(3, (6,), 6)
     nearest = network.distances(images, labels, "l2").amin(1)
     radius = nearest * torch.tensor([0.9, 1.1, 0.99, 1.01, 0.5, 3.0], dtype=torch.float64)
-    result = FAB(Threat("l2", 1.0), steps=30)(network, images, labels, TASK, radius=radius)
+    result = FAB(Threat("l2", 1.0, unit="norm"), steps=30)(network, images, labels, TASK, radius=radius)
     assert result.wrong.tolist() == [False, True, False, True, False, True]
     moved = (result.images - images).norm(dim=1)
     assert (moved <= radius * (1 + 1e-9)).all()
@@ -188,7 +192,7 @@ def test_budget_and_box_hold(
 ) -> None:
     network = LinearClassifier(3, shape, seed, torch.float32)
     images = torch.rand(4, *shape, generator=seeded(seed))
-    threat = Threat(norm, eps, box=(0, 1) if box else None)
+    threat = Threat(norm, eps, box=(0, 1) if box else None, unit="norm")
     labels = torch.tensor([0, 1, 2, 0])
     result = FAB(threat, steps=5, restarts=restarts)(network, images, labels, TASK, generator=seeded(seed))
     assert (threat.size(result.images - images) <= eps * (1 + 1e-5) + 1e-6).all()
@@ -200,7 +204,7 @@ def test_budget_and_box_hold(
 
 def test_wrong_on_the_clean_image_is_distance_zero_and_costs_one_forward() -> None:
     network, images, labels = problem(3, (4,), 3)
-    result = FAB(Threat("l2", 1.0), steps=9, until="lowest")(network, images, (labels + 1) % 3, TASK)
+    result = FAB(Threat("l2", 1.0, unit="norm"), steps=9, until="lowest")(network, images, (labels + 1) % 3, TASK)
     assert result.distance.eq(0).all()
     assert torch.equal(result.images, images)
     assert result.passes == Passes(forward=3)
@@ -208,7 +212,7 @@ def test_wrong_on_the_clean_image_is_distance_zero_and_costs_one_forward() -> No
 
 def test_passes_of_a_full_run() -> None:
     network, images, labels = problem(4, (4,), 2)
-    attack = FAB(Threat("l2", 1e-6), steps=6, restarts=2, classes=4)
+    attack = FAB(Threat("l2", 1e-6, unit="norm"), steps=6, restarts=2, classes=4)
     result = attack(network, images, labels, TASK, generator=seeded())
     assert result.passes == Passes(2 * attack.most_passes().forward, 2 * attack.most_passes().backward_input)
     assert attack.most_passes() == Passes(forward=2 * (6 * 2 + 3), backward_input=2 * 6 * 3)
@@ -216,7 +220,7 @@ def test_passes_of_a_full_run() -> None:
 
 def test_attacked_channels_only() -> None:
     network, images, labels = problem(2, (2, 5), 4)
-    threat = Threat("l2", 100.0, channels=(1,))
+    threat = Threat("l2", 100.0, channels=(1,), unit="norm")
     result = FAB(threat, steps=15, until="lowest")(network, images, labels, TASK)
     assert torch.equal(result.images[:, 0], images[:, 0])
     gap = network.weight[0, 1] - network.weight[1, 1]
@@ -249,7 +253,7 @@ def test_a_sample_does_not_depend_on_its_neighbours() -> None:
     network = curved()
     images = torch.randn(12, 6, generator=seeded(2), dtype=torch.float64)
     labels = network(images).argmax(1)
-    attack = FAB(Threat("l2", 0.4), steps=20)
+    attack = FAB(Threat("l2", 0.4, unit="norm"), steps=20)
     whole = attack(network, images, labels, TASK)
     assert 0 < whole.wrong.sum() < 12
     some = torch.tensor([7, 2, 9])
@@ -262,7 +266,7 @@ def test_when_finished_samples_leave_does_not_change_who_is_wrong(monkeypatch: p
     network = curved()
     images = torch.randn(12, 6, generator=seeded(2), dtype=torch.float64)
     labels = network(images).argmax(1)
-    attack = FAB(Threat("l2", 0.4), steps=20)
+    attack = FAB(Threat("l2", 0.4, unit="norm"), steps=20)
     expected = attack(network, images, labels, TASK)
     monkeypatch.setattr(fab_module, "sync_interval", lambda device: 7)
     result = attack(network, images, labels, TASK)
@@ -278,7 +282,7 @@ def test_segmentation_has_one_boundary_and_reaches_its_threshold() -> None:
     images = torch.cat([torch.linspace(0.2, 1.0, 10), torch.full((10,), -1.0)]).double().view(1, 1, 20)
     target = (images > 0).long()
     task = SegmentationTask(lambda o, t: o.mean())
-    result = FAB(Threat("l2", 100.0), steps=40, until="lowest")(network, images, target, task)
+    result = FAB(Threat("l2", 100.0, unit="norm"), steps=40, until="lowest")(network, images, target, task)
     assert result.wrong.item()
     assert not task.correct(network(result.images), target).item()
     # Dice 2 TP / (TP + 10) <= 0.6 needs TP <= 4: the six nearest voxels must cross.
@@ -292,7 +296,7 @@ def test_dead_gradients_are_counted_and_network_left_as_found() -> None:
     images = torch.randn(3, 4, generator=seeded())
     labels = network.eval()(images).argmax(1)
     network.train()
-    result = FAB(Threat("l2", 1.0), steps=3)(network, images, labels, TASK)
+    result = FAB(Threat("l2", 1.0, unit="norm"), steps=3)(network, images, labels, TASK)
     assert result.dead.all()
     assert torch.equal(result.images, images)
     assert result.distance.eq(torch.inf).all()
@@ -310,23 +314,23 @@ def test_dead_gradients_are_counted_and_network_left_as_found() -> None:
 )  # fmt: skip
 def test_settings_are_checked(name: str, value: Any) -> None:
     with pytest.raises(InputError) as error:
-        FAB(Threat("l2", 1.0), **{name: value})
+        FAB(Threat("l2", 1.0, unit="norm"), **{name: value})
     assert f"{name}: received {value!r}" in str(error.value)
 
 
 def test_calls_are_checked() -> None:
     network, images, labels = problem(3, (4,), 2)
     with pytest.raises(InputError) as error:
-        FAB(Threat("l2", 1.0), restarts=2)(network, images, labels, TASK)
+        FAB(Threat("l2", 1.0, unit="norm"), restarts=2)(network, images, labels, TASK)
     assert "generator" in str(error.value)
     with pytest.raises(InputError) as error:
-        TargetedFAB(Threat("l2", 1.0), targets=3)(network, images, labels, TASK)
+        TargetedFAB(Threat("l2", 1.0, unit="norm"), targets=3)(network, images, labels, TASK)
     assert "targets: received 3, allowed is at most 2" in str(error.value)
     segmentation, network = SegmentationTask(lambda o, t: o.mean()), nn.Conv1d(1, 2, 1)
     network.bias.data = torch.tensor([-9.0, 9.0])
     volume, target = torch.ones(1, 1, 6), torch.ones(1, 1, 6, dtype=torch.long)
     with pytest.raises(InputError) as error:
-        FAB(Threat("l2", 1.0))(network, volume, target, segmentation, rivals=torch.zeros(1, 6).long())
+        FAB(Threat("l2", 1.0, unit="norm"))(network, volume, target, segmentation, rivals=torch.zeros(1, 6).long())
     assert "rivals" in str(error.value)
 
 
@@ -335,7 +339,7 @@ def test_compiled_network_with_padded_batches_gives_the_same_attack() -> None:
     images = torch.randn(11, 6, generator=seeded(2), dtype=torch.float64)
     labels = network(images).argmax(1)
     torch._dynamo.reset()
-    attack = FAB(Threat("l2", 0.4), steps=8)
+    attack = FAB(Threat("l2", 0.4, unit="norm"), steps=8)
     expected = attack(network, images, labels, TASK)
     result = attack(torch.compile(network, backend="eager"), images, labels, TASK)
     assert 0 < result.wrong.sum() < 11

@@ -24,7 +24,7 @@ def test_the_step_has_the_closed_form(norm: str) -> None:
     network, images, target = setup()
     weight = network.weight.detach()
     unit = weight.sign() if norm == "linf" else weight / weight.norm()
-    result = FGSM(Threat(norm, 0.3), relative_step=0.5)(network, images, target, LinearTask())
+    result = FGSM(Threat(norm, 0.3, unit="norm"), relative_step=0.5)(network, images, target, LinearTask())
     torch.testing.assert_close(result.images, images - 0.15 * target.view(-1, 1, 1, 1) * unit)
     lost = 0.3 * 0.5 * (weight.norm() if norm == "l2" else weight.abs().sum())
     torch.testing.assert_close(result.margin, LinearTask().margin(network(images), target) - lost)
@@ -54,7 +54,7 @@ def test_a_random_start_is_stepped_from_and_projected() -> None:
 
 def test_an_image_that_was_wrong_already_is_stepped_as_well() -> None:
     network, images, target = setup()
-    result = FGSM(Threat("l2", 0.3))(network, images, -target, LinearTask())
+    result = FGSM(Threat("l2", 0.3, unit="norm"))(network, images, -target, LinearTask())
     assert result.wrong.all()
     torch.testing.assert_close((result.images - images).flatten(1).norm(dim=1), torch.full((4,), 0.3).double())
 
@@ -63,7 +63,7 @@ def test_a_zero_gradient_is_told() -> None:
     network, images, target = setup()
     with torch.no_grad():
         network.weight.zero_()
-    result = FGSM(Threat("l2", 0.3))(network, images, target, LinearTask())
+    result = FGSM(Threat("l2", 0.3, unit="norm"))(network, images, target, LinearTask())
     assert result.dead.all()
     assert torch.equal(result.images, images)
 
@@ -73,9 +73,9 @@ def test_any_loss_of_points_can_be_raised() -> None:
     network = torch.nn.Linear(2, 3, bias=False).double()
     network.weight.data = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).double()
     images, target = torch.tensor([[0.5, -0.5]]).double(), torch.tensor([0])
-    by_margin = FGSM(Threat("l2", 1.0), loss=margin)(network, images, target, ClassificationTask())
+    by_margin = FGSM(Threat("l2", 1.0, unit="norm"), loss=margin)(network, images, target, ClassificationTask())
     torch.testing.assert_close(by_margin.images, images + torch.tensor([[1.0, 0.0]]).double())
-    by_entropy = FGSM(Threat("l2", 1.0))(network, images, target, ClassificationTask())
+    by_entropy = FGSM(Threat("l2", 1.0, unit="norm"))(network, images, target, ClassificationTask())
     moved = (by_entropy.images - images)[0]
     assert float(moved[1] / moved[0]) == pytest.approx(float(torch.tensor(-1.0).exp()))  # the ratio of probabilities
 
@@ -85,10 +85,10 @@ def test_any_loss_of_points_can_be_raised() -> None:
 )
 def test_bad_settings_are_refused(settings: dict) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(settings))}: received"):
-        FGSM(Threat("l2", 1.0), **settings)
+        FGSM(Threat("l2", 1.0, unit="norm"), **settings)
 
 
 def test_a_random_start_needs_a_generator() -> None:
     network, images, target = setup()
     with pytest.raises(InputError, match="^generator: received None"):
-        FGSM(Threat("l2", 1.0), start="ball")(network, images, target, LinearTask())
+        FGSM(Threat("l2", 1.0, unit="norm"), start="ball")(network, images, target, LinearTask())

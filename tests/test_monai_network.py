@@ -79,7 +79,7 @@ def test_can_be_attacked(folders: dict[str, Path]) -> None:
     network = NNUNetModel(folders["2d"])
     images, target = torch.randn(2, 1, 16, 12), torch.ones(2, 1, 16, 12).long()
     task = SegmentationTask(lambda output, target: output.sum())
-    attacked = PGD(Threat("l2", 3.0), steps=3)(network, images, target, task).images
+    attacked = PGD(Threat("l2", 3.0, unit="norm"), steps=3)(network, images, target, task).images
     assert bool((task.sample_loss(network(attacked), target) > task.sample_loss(network(images), target)).all())
 
 

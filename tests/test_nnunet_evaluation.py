@@ -101,7 +101,7 @@ def _case(folder: Path, files: CaseFiles, patch_size: tuple[int, ...] = (16, 12)
 
 
 def _attack(case: NNUNetCase, eps: float, steps: int = 20) -> Tensor:
-    attack = PGD(case.threat(Level("l2", eps)), steps)
+    attack = PGD(case.threat(Level("l2", eps, "norm")), steps)
     return attack(case.network, case.images, case.target, case.task).images
 
 
@@ -362,7 +362,7 @@ def test_raw_radii_by_changing_the_file(tmp_path: Path, scheme: str, masked: boo
     threat = case.threat(Level(norm, 3.0, "raw"))
     assert threat.eps == pytest.approx(3.0 / unit, rel=1e-4)
     assert threat.norm == norm
-    assert case.threat(Level(norm, 3.0)).eps == 3.0
+    assert case.threat(Level(norm, 3.0, "norm")).eps == 3.0
     # What no file can hold is out of bounds: here the plan clips at 0 and 500.
     box = {"CTNormalization": (-90 / 40, 410 / 40), "RGBTo01Normalization": (0.0, 1.0)}.get(scheme)
     assert threat.box == (None if box is None else pytest.approx(box))

@@ -32,27 +32,27 @@ def setup(shape: tuple[int, ...], count: int = 5) -> tuple[LinearNetwork, torch.
 def test_linear_network_has_the_closed_form(shape: tuple[int, ...], start: str, norm: str) -> None:
     """The optimum on a linear network moves by eps against the weights, in the norm's own geometry."""
     network, images, target, _ = setup(shape)
-    attack = PGD(Threat(norm, 0.7), steps=40, relative_step=0.5, start=start)
+    attack = PGD(Threat(norm, 0.7, unit="norm"), steps=40, relative_step=0.5, start=start)
     result = attack(network, images, target, LinearTask(), generator=torch.Generator().manual_seed(0))
     w = network.weight.detach()
     unit = w / w.norm() if norm == "l2" else w.sign()
     expected = images - 0.7 * target.view(-1, *[1] * len(shape)) * unit
     torch.testing.assert_close(result.images, expected, atol=2e-3, rtol=0)
-    assert (Threat(norm, 0.7).size(result.images - images) <= 0.7 * (1 + 1e-5)).all()
+    assert (Threat(norm, 0.7, unit="norm").size(result.images - images) <= 0.7 * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_sample_is_lost_exactly_when_its_distance_is_within_the_radius(shape: tuple[int, ...]) -> None:
     network, images, target, distance = setup(shape, 9)
     eps = float(distance.median()) + 1e-3
-    result = PGD(Threat("l2", eps), steps=30)(network, images, target, LinearTask())
+    result = PGD(Threat("l2", eps, unit="norm"), steps=30)(network, images, target, LinearTask())
     assert torch.equal(result.wrong, distance < eps)
 
 
 def test_radius_per_sample_gives_each_its_own_ball() -> None:
     network, images, target, distance = setup((2, 4, 6))
     radius = distance * torch.tensor([0.5, 0.99, 1.01, 1.5, 0.1], dtype=torch.float64)
-    result = PGD(Threat("l2", 1.0), steps=20)(network, images, target, LinearTask(), radius=radius)
+    result = PGD(Threat("l2", 1.0, unit="norm"), steps=20)(network, images, target, LinearTask(), radius=radius)
     torch.testing.assert_close((result.images - images).flatten(1).norm(dim=1), radius)
     assert result.wrong.tolist() == [False, False, True, True, False]
 
@@ -60,7 +60,7 @@ def test_radius_per_sample_gives_each_its_own_ball() -> None:
 def test_first_wrong_brackets_the_boundary_and_saves_passes() -> None:
     network, images, target, distance = setup((6, 7), 4)
     radius = distance * torch.tensor([2.0, 5.0, 0.5, 1.2], dtype=torch.float64)
-    attack = Ascent(Threat("l2", 1.0), steps=20, first_wrong=True)
+    attack = Ascent(Threat("l2", 1.0, unit="norm"), steps=20, first_wrong=True)
     result = attack(network, images, target, LinearTask(), radius=radius)
     task = LinearTask()
     assert result.wrong.tolist() == [True, True, False, True]
@@ -78,7 +78,7 @@ def test_first_wrong_brackets_the_boundary_and_saves_passes() -> None:
 def test_when_finished_samples_leave_does_not_change_the_result(interval: int, monkeypatch: pytest.MonkeyPatch) -> None:
     network, images, target, distance = setup((6, 7), 8)
     radius = distance * torch.linspace(0.5, 4, 8, dtype=torch.float64)
-    attack = Ascent(Threat("l2", 1.0), steps=12, first_wrong=True)
+    attack = Ascent(Threat("l2", 1.0, unit="norm"), steps=12, first_wrong=True)
     expected = attack(network, images, target, LinearTask(), radius=radius)
     monkeypatch.setattr(ascent, "sync_interval", lambda device: interval)
     result = attack(network, images, target, LinearTask(), radius=radius)
@@ -115,7 +115,7 @@ def test_compiled_network_gives_the_same_attack_with_few_graphs() -> None:
 
     torch._dynamo.reset()
     compiled = torch.compile(network, backend=count)
-    attack = Ascent(Threat("l2", 0.5), steps=6, first_wrong=True)
+    attack = Ascent(Threat("l2", 0.5, unit="norm"), steps=6, first_wrong=True)
     for size in (12, 7, 1, 5, 12, 3):  # as the number of attacked samples changes
         some, labels = images[:size], target[:size]
         compiled(images).sum().backward()
@@ -132,8 +132,8 @@ def test_the_strongest_iterate_is_never_weaker_than_the_last() -> None:
     target = network(images)[:, 0].sign().detach()
     task = LinearTask()
     coarse = {"steps": 4, "relative_step": 2.0}  # overshoots, so the last iterate is often not the best
-    last = Ascent(Threat("l2", 0.8), **coarse)(network, images, target, task)
-    best = PGD(Threat("l2", 0.8), **coarse)(network, images, target, task)
+    last = Ascent(Threat("l2", 0.8, unit="norm"), **coarse)(network, images, target, task)
+    best = PGD(Threat("l2", 0.8, unit="norm"), **coarse)(network, images, target, task)
     assert (task.margin(network(best.images), target) <= task.margin(network(last.images), target) + 1e-9).all()
     assert torch.equal(best.wrong, ~task.correct(network(best.images), target))
 
@@ -168,7 +168,7 @@ def test_an_attack_derives_its_own_step() -> None:
             return 0.4 * radius / 2**number
 
     network, images, target, _ = setup((6, 7))
-    result = Halving(Threat("l2", 0.5), steps=3)(network, images, target, LinearTask())
+    result = Halving(Threat("l2", 0.5, unit="norm"), steps=3)(network, images, target, LinearTask())
     weight = network.weight.detach()
     expected = images - 0.35 * target.view(-1, 1, 1) * weight / weight.norm()
     torch.testing.assert_close(result.images, expected)
@@ -176,7 +176,7 @@ def test_an_attack_derives_its_own_step() -> None:
 
 def test_batch_split_and_order_do_not_matter() -> None:
     network, images, target, _ = setup((1, 3, 4, 5), 6)
-    attack = PGD(Threat("l2", 0.9), steps=7, until="wrong")
+    attack = PGD(Threat("l2", 0.9, unit="norm"), steps=7, until="wrong")
     whole = attack(network, images, target, LinearTask()).images
     halves = torch.cat([attack(network, images[i : i + 3], target[i : i + 3], LinearTask()).images for i in (0, 3)])
     assert torch.equal(whole, halves)
@@ -187,7 +187,7 @@ def test_batch_split_and_order_do_not_matter() -> None:
 def test_radius_zero_changes_nothing() -> None:
     network, images, target, _ = setup((6, 7))
     for norm in ("l2", "linf"):
-        result = PGD(Threat(norm, 0.0), steps=3)(network, images, target, LinearTask())
+        result = PGD(Threat(norm, 0.0, unit="norm"), steps=3)(network, images, target, LinearTask())
         assert torch.equal(result.images, images)
 
 
@@ -195,7 +195,7 @@ def test_dead_gradients_are_reported() -> None:
     network, images, target, _ = setup((6, 7))
     with torch.no_grad():
         network.weight.zero_()
-    result = PGD(Threat("l2", 1.0), steps=3)(network, images, target, LinearTask())
+    result = PGD(Threat("l2", 1.0, unit="norm"), steps=3)(network, images, target, LinearTask())
     assert result.dead.all()
     assert torch.equal(result.images, images)
 
@@ -226,7 +226,7 @@ def test_the_network_is_left_exactly_as_found(mode: str) -> None:
     modes, flags = [m.training for m in network.modules()], [p.requires_grad for p in network.parameters()]
     stream = torch.get_rng_state()
 
-    PGD(Threat("l2", 1.0), steps=3, mode=mode)(network, images, target, LinearTask())
+    PGD(Threat("l2", 1.0, unit="norm"), steps=3, mode=mode)(network, images, target, LinearTask())
     bisect(network, images, images + 1, target, LinearTask(), mode=mode)
 
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
@@ -250,7 +250,7 @@ def test_the_network_is_restored_after_an_error() -> None:
 def test_inside_no_grad_the_attack_still_works() -> None:
     """nnU-Net validates under no_grad."""
     network, images, target, _ = setup((6, 7))
-    attack = PGD(Threat("l2", 0.5), steps=5)
+    attack = PGD(Threat("l2", 0.5, unit="norm"), steps=5)
     with torch.no_grad():
         inside = attack(network, images, target, LinearTask()).images
     assert torch.equal(inside, attack(network, images, target, LinearTask()).images)
@@ -293,7 +293,7 @@ def test_the_midpoint_is_that_of_the_segment_which_is_left(halvings: int, midpoi
 )
 def test_bad_settings_are_refused(settings: dict) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(settings))}: received"):
-        PGD(Threat("l2", 1.0), **settings)
+        PGD(Threat("l2", 1.0, unit="norm"), **settings)
 
 
 @pytest.mark.parametrize("lesion", [1, 8, 512])
@@ -308,7 +308,7 @@ def test_half_precision_does_not_blind_the_attack(lesion: int, kind: torch.dtype
     target = torch.zeros(1, 1, 64, 64, 64, dtype=torch.long)
     target.flatten()[:lesion] = 1
     task = SegmentationTask(lambda o, t: o.mean())
-    attack = PGD(Threat("l2", 5.0), steps=3)
+    attack = PGD(Threat("l2", 5.0, unit="norm"), steps=3)
     exact = attack(network, images, target, task)
     with torch.autocast("cpu", dtype=kind):
         half = attack(network, images, target, task)
@@ -321,4 +321,4 @@ def test_half_precision_does_not_blind_the_attack(lesion: int, kind: torch.dtype
 def test_a_random_start_needs_a_generator(kind: type) -> None:
     network, images, target, _ = setup((6, 7))
     with pytest.raises(InputError, match="^generator"):
-        kind(Threat("l2", 1.0), start="ball")(network, images, target, LinearTask())
+        kind(Threat("l2", 1.0, unit="norm"), start="ball")(network, images, target, LinearTask())

@@ -191,12 +191,12 @@ def test_radii_steps_and_starts_of_the_phases(dims: int, norm: Any, calls: list[
     network, images, target = problem(dims)
     eps = 0.02
     radius = torch.tensor([1.0, 2.0, 0.5, 1.5], dtype=torch.float64) * eps
-    attack = Relay(Threat(norm, eps), radius_reduction(jensen_shannon, 10))
+    attack = Relay(Threat(norm, eps, unit="norm"), radius_reduction(jensen_shannon, 10))
     attack(network, images, target, judge(), radius=radius, generator=seed())
     assert [call["steps"] for call in calls] == [3, 3, 4]
     for call, multiple in zip(calls, (2.0, 1.5, 1.0), strict=True):
         torch.testing.assert_close(call["radius"], multiple * radius)
-        assert (Threat(norm, eps).size(call["found"] - images) <= multiple * radius * (1 + 1e-9)).all()
+        assert (Threat(norm, eps, unit="norm").size(call["found"] - images) <= multiple * radius * (1 + 1e-9)).all()
     assert calls[0]["start"] is None
     for before, after in pairwise(calls):
         torch.testing.assert_close(after["start"], before["found"] - images)
@@ -208,7 +208,7 @@ def test_nothing_leaves_the_radius_or_the_box(norm: Any, box: Any, calls: list[d
     network, images, target = problem(2)
     images = images.clamp(-5.0, 5.0)
     eps = 3.0 if norm == "l2" else 0.4
-    threat = Threat(norm, eps, box=box)
+    threat = Threat(norm, eps, box=box, unit="norm")
     result = Relay(threat, radius_reduction(cross_entropy, 20))(network, images, target, judge(), generator=seed())
     assert (threat.size(result.images - images) <= eps * (1 + 1e-9)).all()
     assert (result.margin < judge().margin(network(images), target)).all()
@@ -220,7 +220,7 @@ def test_nothing_leaves_the_radius_or_the_box(norm: Any, box: Any, calls: list[d
 def test_what_is_said_of_an_image_is_true_of_it() -> None:
     """Margin and wrong belong to the images returned, not to those beyond the radius."""
     network, images, target = problem(2)
-    result = Relay(Threat("l2", 1.0), radius_reduction(jensen_shannon, 10))(
+    result = Relay(Threat("l2", 1.0, unit="norm"), radius_reduction(jensen_shannon, 10))(
         network, images, target, judge(), generator=seed()
     )
     torch.testing.assert_close(result.margin.double(), judge().margin(network(result.images), target).double())
@@ -233,7 +233,7 @@ def test_linear_network_has_the_closed_form(shape: tuple[int, ...], norm: Any) -
     network = LinearNetwork((1, *shape))
     images = torch.randn(5, 1, *shape, generator=seed(), dtype=torch.float64)
     target = network(images)[:, 0].sign().detach()
-    attack = Relay(Threat(norm, 0.3), radius_reduction(None, 30))
+    attack = Relay(Threat(norm, 0.3, unit="norm"), radius_reduction(None, 30))
     result = attack(network, images, target, LinearTask(), generator=seed())
     w = network.weight.detach()
     unit = w / w.norm() if norm == "l2" else w.sign()
@@ -271,7 +271,7 @@ def test_a_sample_whose_projection_is_finished_runs_no_further_phase(calls: list
 
 def test_most_passes_are_those_of_a_sample_that_never_finishes() -> None:
     network, images, target = problem(2, count=1)
-    attack = Relay(Threat("l2", 1e-6), radius_reduction(jensen_shannon, 20))
+    attack = Relay(Threat("l2", 1e-6, unit="norm"), radius_reduction(jensen_shannon, 20))
     assert attack(network, images, target, judge(), generator=seed()).passes == attack.most_passes()
     assert attack.most_passes().forward == 20 + 3 + 2
 
@@ -280,16 +280,16 @@ def test_phases_may_have_different_losses_and_one_radius(calls: list[dict[str, A
     """Every phase at the radius itself is a result of its own: the worst one is returned."""
     network, images, target = problem(2)
     radius = torch.full((4,), 0.5, dtype=torch.float64)
-    relay = Relay(Threat("l2", 0.5), (Phase(6, jensen_shannon, 1.5), Phase(6, cross_entropy), Phase(6)))
+    relay = Relay(Threat("l2", 0.5, unit="norm"), (Phase(6, jensen_shannon, 1.5), Phase(6, cross_entropy), Phase(6)))
     result = relay(network, images, target, judge(), generator=seed())
     assert [float(call["radius"][0]) for call in calls] == [0.75, 0.5, 0.5]
     margins = [judge().margin(network(call["found"]), target) for call in calls[1:]]
     assert (result.margin <= torch.minimum(*margins).to(result.margin) + 1e-6).all()
-    assert (Threat("l2", 0.5).size(result.images - images) <= radius * (1 + 1e-9)).all()
+    assert (Threat("l2", 0.5, unit="norm").size(result.images - images) <= radius * (1 + 1e-9)).all()
 
 
 def test_bad_settings_say_what_is_allowed() -> None:
-    threat = Threat("l2", 1.0)
+    threat = Threat("l2", 1.0, unit="norm")
     for multiples in ((), (2.0,), (1.5, 2.0, 1.0)):
         with pytest.raises(InputError, match="phases"):
             Relay(threat, tuple(Phase(5, None, m) for m in multiples))
@@ -308,7 +308,7 @@ def test_bad_settings_say_what_is_allowed() -> None:
 @pytest.mark.parametrize("dims", [2, 3])
 def test_worst_of_each_sample_over_the_losses(dims: int, norm: Any) -> None:
     network, images, target = problem(dims)
-    threat = Threat(norm, 0.8 if norm == "l2" else 0.1)
+    threat = Threat(norm, 0.8 if norm == "l2" else 0.1, unit="norm")
     sea = SEA(threat, steps=10)
     result = sea(network, images, target, judge(), generator=seed())
     generator = seed()  # the losses draw their starts one after the other
@@ -325,6 +325,6 @@ def test_worst_of_each_sample_over_the_losses(dims: int, norm: Any) -> None:
 def test_network_is_left_as_found() -> None:
     network, images, target = problem(2)
     network.train()
-    SEA(Threat("l2", 1.0), steps=10)(network, images, target, judge(), generator=seed())
+    SEA(Threat("l2", 1.0, unit="norm"), steps=10)(network, images, target, judge(), generator=seed())
     assert all(m.training for m in network.modules())
     assert all(p.requires_grad and p.grad is None for p in network.parameters())

@@ -19,7 +19,7 @@ from monai_adv.tasks import SegmentationSettings, SegmentationTask
 from monai_adv.threats import per_sample
 from tests.test_sea import Voxelwise, judge, problem, seed
 
-THREATS = [Threat("l2", 1.0), Threat("linf", 0.12)]
+THREATS = [Threat("l2", 1.0, unit="norm"), Threat("linf", 0.12)]
 
 
 def short(threat: Threat, version: Any = "standard") -> tuple[Stage, ...]:
@@ -91,8 +91,10 @@ def test_stronger_than_each_of_its_parts_and_monotone_in_the_radius(norm: Any) -
     network, images, target = problem(2, count=8)
     means = []
     for eps in (0.5, 1.0, 2.0) if norm == "l2" else (0.05, 0.1, 0.2):
-        result = SegmentationEnsemble(Threat(norm, eps))(network, images, target, judge(), generator=seed())
-        for stage in short(Threat(norm, eps)):
+        result = SegmentationEnsemble(Threat(norm, eps, unit="norm"))(
+            network, images, target, judge(), generator=seed()
+        )
+        for stage in short(Threat(norm, eps, unit="norm")):
             alone = stage.attack(network, images, target, judge(), generator=seed())
             assert float(result.margin.mean()) <= float(alone.margin.mean()) + 0.02  # other random starts
         means.append(float(result.margin.mean()))
@@ -135,5 +137,5 @@ def test_slices_without_foreground_are_lost_by_false_positives() -> None:
 
 def test_unknown_version_is_refused() -> None:
     with pytest.raises(InputError, match="quick, standard, full"):
-        SegmentationEnsemble(Threat("l2", 1.0), "best")  # type: ignore[arg-type]
+        SegmentationEnsemble(Threat("l2", 1.0, unit="norm"), "best")  # type: ignore[arg-type]
     assert VERSIONS == ("quick", "standard", "full")

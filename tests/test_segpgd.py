@@ -91,7 +91,7 @@ def test_l2_spends_its_budget_on_right_voxels_first() -> None:
     """One step: the direction is the gradient of the right voxels only, of length radius * 4 / steps."""
     images = torch.tensor([[[[2.0, -1.0, 1.0, -2.0]]]], dtype=torch.float64)
     target = torch.tensor([[[[1, 1, 0, 0]]]])  # the two in the middle are wrong already
-    attack = SegPGD(Threat("l2", 0.5), steps=1, relative_step=1.0)
+    attack = SegPGD(Threat("l2", 0.5, unit="norm"), steps=1, relative_step=1.0)
     moved = attack(Voxelwise(), images, target, judge()).images - images
     torch.testing.assert_close(moved, torch.tensor([[[[-1.0, 0.0, 0.0, 1.0]]]], dtype=torch.float64) * 0.5 / 2**0.5)
 

@@ -24,7 +24,7 @@ from tests.test_sea import SmallNet, Voxelwise, problem, seed
 TASK = SegmentationTask.for_evaluation()
 
 
-THREAT = Threat("l2", 2.1)
+THREAT = Threat("l2", 2.1, unit="norm")
 
 
 def crowd() -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def crowd() -> tuple[Tensor, Tensor]:
 
 
 def test_the_sharpness_grows_by_the_same_factor_in_every_step() -> None:
-    attack = SharpDice(Threat("l2", 1.0), sharpness=(3.0, 48.0))
+    attack = SharpDice(Threat("l2", 1.0, unit="norm"), sharpness=(3.0, 48.0))
     assert [attack.sharpness_at(p) for p in (0, 0.25, 0.5, 1)] == pytest.approx([3, 6, 12, 48])
 
 
@@ -60,7 +60,7 @@ def test_two_steps_with_momentum_and_decay_by_hand() -> None:
     network = LinearNetwork((1, 2, 3))
     images = torch.randn(2, 1, 2, 3, generator=seed(), dtype=torch.float64)
     target = torch.ones(2, dtype=torch.float64)
-    attack = PGD(Threat("l2", 9.0), 2, 0.5 / 9, momentum=0.9, decay=True)
+    attack = PGD(Threat("l2", 9.0, unit="norm"), 2, 0.5 / 9, momentum=0.9, decay=True)
     result = attack(network, images, target, LinearTask())
     weight = network.weight.detach().view(1, 1, 2, 3)
     torch.testing.assert_close(result.images, images - 0.75 * weight / weight.norm())
@@ -75,7 +75,7 @@ def test_momentum_keeps_nine_tenths_of_the_unit_gradients() -> None:
             z = torch.where(a > -0.5, 7 * a, 3 * b)
             return torch.stack([torch.zeros_like(z), z], 1)
 
-    attack = PGD(Threat("l2", 100.0), 2, 0.01, momentum=0.9)
+    attack = PGD(Threat("l2", 100.0, unit="norm"), 2, 0.01, momentum=0.9)
     images = torch.tensor([[0.0, 0.0]], dtype=torch.float64)
     images = images.view(1, 2)
     result = attack(Turning(), images, torch.tensor([1]), ClassificationTask())
@@ -85,7 +85,7 @@ def test_momentum_keeps_nine_tenths_of_the_unit_gradients() -> None:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("threat", [Threat("l2", 1.0), Threat("linf", 0.1, box=(-9, 9))], ids=str)
+@pytest.mark.parametrize("threat", [Threat("l2", 1.0, unit="norm"), Threat("linf", 0.1, box=(-9, 9))], ids=str)
 def test_a_polish_is_never_weaker_than_where_it_starts(dims: int, threat: Threat) -> None:
     network, images, target = problem(dims)
     first = APGD(threat, 10, until="lowest")(network, images, target, TASK, generator=seed())
@@ -138,7 +138,7 @@ def test_lists_of_resolutions_are_sharpened_as_well() -> None:
 
     _, images, target = problem(2)
     deep = Deep()
-    attack = SharpDice(Threat("l2", 1.0), 5)
+    attack = SharpDice(Threat("l2", 1.0, unit="norm"), 5)
     found = attack(deep, images, target, TASK)
     torch.testing.assert_close(found.images, attack(deep.network, images, target, TASK).images)
 
@@ -150,4 +150,4 @@ def test_lists_of_resolutions_are_sharpened_as_well() -> None:
 )  # fmt: skip
 def test_bad_settings_are_refused(settings: dict[str, object], word: str) -> None:
     with pytest.raises(InputError, match=word):
-        SharpDice(Threat("l2", 1.0), **settings)  # type: ignore[arg-type]
+        SharpDice(Threat("l2", 1.0, unit="norm"), **settings)  # type: ignore[arg-type]

@@ -45,14 +45,14 @@ def test_the_share_is_halved_at_the_thresholds_of_the_paper() -> None:
     ],
 )
 def test_the_window_holds_its_share_of_the_voxels(shape: tuple, norm: str, expected: tuple) -> None:
-    assert Square(Threat(norm, 1.0))._sides(torch.zeros(1, 1, *shape), 0) == expected
+    assert Square(Threat(norm, 1.0, unit="norm"))._sides(torch.zeros(1, 1, *shape), 0) == expected
 
 
 def test_windows_are_never_empty_and_those_of_l2_have_a_centre() -> None:
     images = torch.zeros(1, 1, 6, 6)
     assert Square(Threat("linf", 1.0))._sides(images, 9000) == (1, 1)
-    assert Square(Threat("l2", 1.0))._sides(images, 9000) == (3, 3)
-    assert Square(Threat("l2", 1.0))._sides(torch.zeros(1, 1, 2, 6), 9000) == (2, 3)
+    assert Square(Threat("l2", 1.0, unit="norm"))._sides(images, 9000) == (3, 3)
+    assert Square(Threat("l2", 1.0, unit="norm"))._sides(torch.zeros(1, 1, 2, 6), 9000) == (2, 3)
 
 
 def test_a_window_is_the_box_of_voxels_at_its_corner() -> None:
@@ -116,7 +116,7 @@ def test_an_l_inf_proposal_redraws_one_window_only(shape: tuple[int, ...]) -> No
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_l2_proposal_moves_mass_and_fills_the_ball(shape: tuple[int, ...]) -> None:
     """Outside both windows nothing changes, one window is wiped, and each channel keeps its mass in the windows."""
-    images, threat, radius = noise(1, *shape), Threat("l2", 2.0), torch.tensor([2.0]).double()
+    images, threat, radius = noise(1, *shape), Threat("l2", 2.0, unit="norm"), torch.tensor([2.0]).double()
     current = _tiles(threat, images, radius, seeded())
     torch.testing.assert_close(threat.size(current - images), radius)
     sides = tuple(min(3, n) for n in shape[1:])
@@ -142,7 +142,7 @@ def test_an_l2_proposal_moves_mass_and_fills_the_ball(shape: tuple[int, ...]) ->
 
 def test_the_l2_window_adds_the_pattern_to_the_direction_that_is_there() -> None:
     """Algorithm 3 by hand: one axis, window of 3 at 0, nothing to wipe at 3, all mass in the window."""
-    images, threat, radius = torch.zeros(1, 1, 6).double(), Threat("l2", 5.0), torch.tensor([5.0]).double()
+    images, threat, radius = torch.zeros(1, 1, 6).double(), Threat("l2", 5.0, unit="norm"), torch.tensor([5.0]).double()
     current = torch.tensor([[[3.0, 4.0, 0.0, 0.0, 0.0, 0.0]]]).double()
     window = Window(images, None, (3,))
     draws = torch.tensor([[0.0, 0.99, 0.0, 0.9]])  # places 0 and 3, axis 0, sign +1
@@ -155,7 +155,7 @@ def test_the_l2_window_adds_the_pattern_to_the_direction_that_is_there() -> None
 
 
 def test_mass_that_the_box_cut_off_is_used_again() -> None:
-    images, threat = torch.zeros(1, 1, 6).double(), Threat("l2", 5.0, box=(-3.0, 3.0))
+    images, threat = torch.zeros(1, 1, 6).double(), Threat("l2", 5.0, box=(-3.0, 3.0), unit="norm")
     current = torch.zeros(1, 1, 6).double()
     window = Window(images, None, (3,))
     new = _l2(threat, images, current, torch.tensor([2.0]).double(), window, torch.tensor([[0.0, 0.0, 0.0, 0.9]]))
@@ -171,10 +171,10 @@ def test_a_linear_network_loses_what_it_must_and_nothing_else(shape: tuple[int, 
     target = network(images)[:, 0].sign().detach()
     weight = network.weight.detach()
     distance = network(images)[:, 0].detach().abs() / (weight.norm() if norm == "l2" else weight.abs().sum())
-    far = Square(Threat(norm, 1.0), queries=60)
+    far = Square(Threat(norm, 1.0, unit="norm"), queries=60)
     result = far(network, images, target, LinearTask(), radius=0.999 * distance, generator=seeded())
     assert not result.wrong.any()
-    near = Square(Threat(norm, 1.0), queries=4000)
+    near = Square(Threat(norm, 1.0, unit="norm"), queries=4000)
     factor = 1.25 if norm == "linf" else 4.0
     result = near(network, images, target, LinearTask(), radius=factor * distance, generator=seeded())
     assert result.wrong.all()
@@ -219,7 +219,7 @@ def test_when_finished_samples_leave_does_not_change_who_is_lost(
     network = LinearNetwork((1, 5, 6))
     images = noise(6, 1, 5, 6)
     target = network(images)[:, 0].sign().detach()
-    attack = Square(Threat("l2", 0.6), queries=60)
+    attack = Square(Threat("l2", 0.6, unit="norm"), queries=60)
     expected = attack(network, images, target, LinearTask(), generator=seeded())
     monkeypatch.setattr(module, "sync_interval", lambda device: interval)
     result = attack(network, images, target, LinearTask(), generator=seeded())
@@ -280,7 +280,7 @@ def test_any_shape_stays_within_its_budget(shape: list[int], channels: int, norm
     images = torch.rand(2, channels, *shape, generator=seeded(seed))
     attacked = (channels - 1,)
     network = LinearNetwork((channels, *shape), dtype=torch.float32, bias=1000.0)
-    threat = Threat(norm, 0.4, box=(0.0, 1.0), channels=attacked)
+    threat = Threat(norm, 0.4, box=(0.0, 1.0), channels=attacked, unit="norm")
     result = Square(threat, queries=6)(network, images, torch.ones(2), LinearTask(), generator=seeded(seed))
     delta = result.images.double() - images.double()
     assert (threat.size(delta) <= 0.4 * (1 + 1e-5)).all()
@@ -313,7 +313,7 @@ class LooksAtAll(Square):
         return active, proposal
 
 
-@pytest.mark.parametrize("threat", [Threat("linf", 0.05), Threat("l2", 0.3)], ids=str)
+@pytest.mark.parametrize("threat", [Threat("linf", 0.05), Threat("l2", 0.3, unit="norm")], ids=str)
 def test_proposals_that_change_nothing_are_not_looked_at_and_nothing_changes(threat: Threat) -> None:
     """In L-inf about half of the windows of a grey image, once they are small; in L2 none."""
     torch.manual_seed(0)

@@ -28,7 +28,7 @@ def make(case: tuple) -> tuple[Threat, torch.Tensor, torch.Tensor, torch.Tensor]
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
     delta = torch.randn(shape, generator=generator, dtype=torch.float64) * size
-    threat = Threat(norm, eps, box=(-1.0, 1.0) if boxed else None, channels=channels)
+    threat = Threat(norm, eps, box=(-1.0, 1.0) if boxed else None, channels=channels, unit="norm")
     return threat, images, delta, threat.radius(images)
 
 
@@ -66,7 +66,7 @@ def test_inside_the_ball_nothing_changes(case: tuple) -> None:
 def test_projection_by_hand() -> None:
     images = torch.zeros(2, 1, 2)
     delta = torch.tensor([[[3.0, 4.0]], [[0.3, 0.4]]])
-    l2, linf = Threat("l2", 1.0), Threat("linf", 0.35)
+    l2, linf = Threat("l2", 1.0, unit="norm"), Threat("linf", 0.35)
     torch.testing.assert_close(l2.project(delta, images, l2.radius(images)), torch.tensor([[[0.6, 0.8]], [[0.3, 0.4]]]))
     torch.testing.assert_close(
         linf.project(delta, images, linf.radius(images)), torch.tensor([[[0.35, 0.35]], [[0.3, 0.35]]])
@@ -74,15 +74,15 @@ def test_projection_by_hand() -> None:
 
 
 def test_radius_per_sample() -> None:
-    threat = Threat("l2", torch.tensor([1.0, 2.0]))
+    threat = Threat("l2", 3.0, unit="norm")
     images = torch.zeros(2, 1, 4)
-    delta = threat.project(torch.full((2, 1, 4), 5.0), images, threat.radius(images))
+    delta = threat.project(torch.full((2, 1, 4), 5.0), images, torch.tensor([1.0, 2.0]))
     torch.testing.assert_close(threat.size(delta), torch.tensor([1.0, 2.0]))
 
 
 def test_direction_has_unit_size_and_survives_tiny_and_zero_gradients() -> None:
     gradient = torch.tensor([[3.0, 4.0], [3e-30, 4e-30], [0.0, 0.0], [torch.nan, 1.0], [torch.inf, 1.0]])[:, None]
-    l2 = Threat("l2", 1.0).direction(gradient)
+    l2 = Threat("l2", 1.0, unit="norm").direction(gradient)
     torch.testing.assert_close(l2[:, 0], torch.tensor([[0.6, 0.8], [0.6, 0.8], [0, 0], [0, 0], [0, 0]]))
     linf = Threat("linf", 1.0).direction(-gradient)
     torch.testing.assert_close(linf[:3, 0], torch.tensor([[-1.0, -1.0], [-1.0, -1.0], [0.0, 0.0]]))
@@ -91,7 +91,7 @@ def test_direction_has_unit_size_and_survives_tiny_and_zero_gradients() -> None:
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_random_surface_has_full_size_and_zero_mean(norm: str) -> None:
     images = torch.zeros(4, 1, 40, 40)
-    threat = Threat(norm, 3.0)
+    threat = Threat(norm, 3.0, unit="norm")
     noise = threat.random(images, threat.radius(images), torch.Generator().manual_seed(0), surface=True)
     torch.testing.assert_close(threat.size(noise), torch.full((4,), 3.0))
     assert abs(float(noise.mean())) < 4 * float(noise.std()) / math.sqrt(noise.numel())
@@ -100,9 +100,28 @@ def test_random_surface_has_full_size_and_zero_mean(norm: str) -> None:
 def test_random_ball_is_uniform_in_volume() -> None:
     """In d dimensions the share of points within half the radius is 2**-d."""
     images = torch.zeros(20000, 1, 2)
-    threat = Threat("l2", 1.0)
+    threat = Threat("l2", 1.0, unit="norm")
     size = threat.size(threat.random(images, threat.radius(images), torch.Generator().manual_seed(0)))
     assert float((size < 0.5).double().mean()) == pytest.approx(0.25, abs=0.01)
+
+
+def test_without_a_unit_l2_is_rms_and_linf_the_largest_change() -> None:
+    images = torch.zeros(1, 1, 4, 4)
+    assert Threat("l2", 0.5) == Threat("l2", 0.5, unit="rms")
+    assert Threat("linf", 0.5) == Threat("linf", 0.5, unit="norm")
+    assert float(Threat("l2", 0.5).radius(images)) == 2.0  # 0.5 * sqrt(16)
+    assert float(Threat("l2", 0.5, unit="norm").radius(images)) == 0.5
+    assert Threat("linf", "8/255").eps == 8 / 255  # type: ignore[arg-type]
+
+
+def test_an_l2_radius_that_may_be_a_norm_needs_its_unit() -> None:
+    with pytest.raises(InputError) as error:
+        Threat("l2", 15.0)
+    assert str(error.value) == (
+        "eps: received 15.0, allowed is at most 1 where no unit is given: an L2 radius is RMS change per voxel then; "
+        "say unit norm if it is the L2 norm itself, or unit rms."
+    )
+    assert Threat("l2", 15.0, unit="rms").unit == "rms"
 
 
 def test_rms_unit_does_not_depend_on_the_image_size() -> None:
@@ -129,7 +148,9 @@ def test_one_hot_channels_are_never_changed_and_do_not_count() -> None:
         (("l2", -1.0), "eps"),
         (("l2", math.nan), "eps"),
         (("l2", math.inf), "eps"),
-        (("l2", torch.tensor([1.0, -1.0])), "eps"),
+        (("l2", torch.tensor([1.0, 1.0])), "eps"),
+        (("l2", 15.0), "eps"),
+        (("l2", "8/0"), "eps"),
         (("l2", 1.0, (1.0, 0.0)), "box"),
         (("linf", 1.0, None, "rms"), "unit"),
         (("l2", 1.0, None, "hu"), "unit"),
@@ -142,9 +163,7 @@ def test_bad_threats_are_refused(arguments: tuple, named: str) -> None:
 
 def test_a_box_must_contain_the_image() -> None:
     z_scored = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2
-    with pytest.raises(InputError, match=r"box: received \(0, 1\).*contains the images"):
-        Threat("l2", 1.0, box=(0, 1)).check(z_scored)
+    with pytest.raises(InputError, match=r"box: received \(0.0, 1.0\).*contains the images"):
+        Threat("l2", 1.0, box=(0, 1), unit="norm").check(z_scored)
     with pytest.raises(InputError, match="images: received"):
-        Threat("l2", 1.0).check(torch.zeros(1, 1, 4, dtype=torch.int64))
-    with pytest.raises(InputError, match="eps: received '2 radii'"):
-        Threat("l2", torch.ones(2)).check(torch.zeros(3, 1, 4))
+        Threat("l2", 1.0, unit="norm").check(torch.zeros(1, 1, 4, dtype=torch.int64))

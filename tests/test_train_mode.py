@@ -48,7 +48,7 @@ def summed(network: nn.Module, images: Tensor, losses: Any) -> Tensor:
 )
 def test_a_step_is_that_of_the_summed_loss(attack: Any, norm: Any) -> None:
     network, images, labels = problem()
-    threat = Threat(norm, 0.25)
+    threat = Threat(norm, 0.25, unit="norm")
     gradient = summed(network, images, lambda o: TASK.sample_loss(o, labels))
     expected = images + 0.25 * (gradient.sign() if norm == "linf" else gradient / gradient.norm(dim=1, keepdim=True))
     found = attack(threat)(network, images, labels, TASK).images
@@ -74,7 +74,7 @@ def test_cw_weighs_samples_inside_the_network() -> None:
     """The constant of each sample multiplies its own objective, not the gradient that all objectives share."""
     network, images, labels = problem()
     c = torch.logspace(-3, 4, 8, dtype=torch.float64)
-    attack = CWL2(Threat("l2", 1.0), mode="train")
+    attack = CWL2(Threat("l2", 1.0, unit="norm"), mode="train")
     _, found = attack._look(network, images, labels, TASK, c)
     expected = summed(network, images, lambda o: -c * confident_margin(TASK.points(o, labels), 0.0, kappa=0.0))
     torch.testing.assert_close(found, expected)

@@ -121,7 +121,7 @@ class Blur(nn.Module):
 
 
 def attacked(task: Any, images: Tensor, target: Tensor) -> float:
-    result = APGD(Threat("l2", 1.0), 25, until="lowest", start="clean")(Blur(), images, target, task)
+    result = APGD(Threat("l2", 1.0, unit="norm"), 25, until="lowest", start="clean")(Blur(), images, target, task)
     return float(dice_of_volume(Blur()(result.images), target))
 
 

@@ -19,7 +19,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def test_noise_has_exactly_the_stated_size_and_is_replayable() -> None:
     images = torch.randn(3, 1, 9, 8, generator=seeded())
-    noise = WhiteNoise(Threat("l2", 2.0))
+    noise = WhiteNoise(Threat("l2", 2.0, unit="norm"))
     first = noise.draw(images, seeded(5))
     torch.testing.assert_close((first - images).flatten(1).norm(dim=1), torch.full((3,), 2.0))
     assert torch.equal(first, noise.draw(images, seeded(5)))
@@ -31,7 +31,7 @@ def test_noise_has_exactly_the_stated_size_and_is_replayable() -> None:
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_both_sides_have_mean_zero_and_one_side_is_a_brightness_shift(norm: str) -> None:
     images = torch.zeros(1, 1, 100, 100, dtype=torch.float64)
-    threat = Threat(norm, 2.0)
+    threat = Threat(norm, 2.0, unit="norm")
     both = WhiteNoise(threat).draw(images, seeded())
     assert abs(float(both.mean() / both.std())) < 5 / 100  # 5 standard errors
     positive = WhiteNoise(threat, sided="positive").draw(images, seeded())
@@ -46,8 +46,8 @@ def test_both_sides_have_mean_zero_and_one_side_is_a_brightness_shift(norm: str)
 
 def test_one_side_respects_box_channels_and_radius_per_sample() -> None:
     images = torch.full((2, 2, 6, 6), 0.5)
-    threat = Threat("l2", torch.tensor([0.5, 100.0]), box=(0.0, 1.0), channels=(1,))
-    noisy = WhiteNoise(threat, sided="positive").draw(images, seeded())
+    threat = Threat("l2", 1.0, box=(0.0, 1.0), channels=(1,), unit="norm")
+    noisy = WhiteNoise(threat, sided="positive").draw(images, seeded(), torch.tensor([0.5, 100.0]))
     assert torch.equal(noisy[:, 0], images[:, 0])
     assert noisy.max() <= 1
     assert float((noisy - images)[0].norm()) == pytest.approx(0.5, rel=1e-5)
@@ -98,7 +98,9 @@ def test_noise_hardly_moves_a_linear_network_in_many_dimensions() -> None:
     """Along the weights, L2 noise of size eps is of order eps / sqrt(d): the attack's eps is d times stronger."""
     network = LinearNetwork((1, 40, 40))
     images, target = torch.zeros(1, 1, 40, 40).double(), torch.ones(1).double()
-    result = WhiteNoise(Threat("l2", 1.0), draws=200)(network, images, target, LinearTask(), generator=seeded())
+    result = WhiteNoise(Threat("l2", 1.0, unit="norm"), draws=200)(
+        network, images, target, LinearTask(), generator=seeded()
+    )
     moved = abs(float(result.margin / network.weight.detach().norm()))
     assert 1 / 40 < moved < 5 / 40
     assert float(result.share_wrong) == pytest.approx(0.5, abs=5 * 0.5 / 200**0.5)  # a coin
@@ -126,9 +128,9 @@ def test_a_network_that_breaks_on_one_draw_is_reported() -> None:
 @pytest.mark.parametrize("settings", [{"draws": 0}, {"sided": "negative"}, {"keep": "mean"}, {"mode": "x"}])
 def test_bad_settings_are_refused(settings: dict) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(settings))}: received"):
-        WhiteNoise(Threat("l2", 1.0), **settings)
+        WhiteNoise(Threat("l2", 1.0, unit="norm"), **settings)
 
 
 def test_a_generator_is_needed() -> None:
     with pytest.raises(InputError, match="^generator: received None"):
-        WhiteNoise(Threat("l2", 1.0))(Recorder(), torch.zeros(1, 1, 4), torch.ones(1), LinearTask())
+        WhiteNoise(Threat("l2", 1.0, unit="norm"))(Recorder(), torch.zeros(1, 1, 4), torch.ones(1), LinearTask())

@@ -78,7 +78,7 @@ class APGD(BaseAttack[AttackResult]):
         >>> from monai_adv.tasks import ClassificationTask
         >>> network = nn.Linear(2, 2, bias=False)
         >>> network.weight.data = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-        >>> attack = APGD(Threat("l2", 0.5), steps=2, start="clean")
+        >>> attack = APGD(Threat("l2", 0.5, unit="norm"), steps=2, start="clean")
         >>> attack(network, torch.ones(1, 2), torch.tensor([0]), ClassificationTask()).images
         tensor([[0.7000, 0.6000]])
     """

@@ -103,8 +103,8 @@ class Ascent(ProjectedSteps):
         leave: a stop of a method's own, asked before every step.
 
     Example:
-        ``Ascent(Threat("l2", 15.0))(network, images, target, task).images`` lies within L2 distance 15 of ``images``,
-        and no closer than that when the network is linear.
+        ``Ascent(Threat("l2", 15.0, unit="norm"))(network, images, target, task).images`` lies within L2 distance 15 of
+        ``images``, and no closer than that when the network is linear.
     """
 
     first_wrong: bool = False

@@ -51,7 +51,7 @@ class CosPGD(PGD):
     For the sigmoid give ``loss=functools.partial(cospgd_loss, activation="sigmoid")``.
 
     Example:
-        ``CosPGD(Threat("l2", 15.0), steps=100)(network, images, target, task).images``
+        ``CosPGD(Threat("l2", 0.3), steps=100)(network, images, target, task).images``
     """
 
     steps: int = 100

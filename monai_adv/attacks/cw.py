@@ -150,7 +150,7 @@ class CWL2(BaseAttack[CWL2Result]):
         >>> from monai_adv.tasks import ClassificationTask
         >>> network = nn.Linear(2, 2, bias=False)
         >>> network.weight.data = torch.tensor([[0.6, 0.8], [0.0, 0.0]])
-        >>> attack = CWL2(Threat("l2", 9.0), steps=200, learning_rate=0.05, until="nearest")
+        >>> attack = CWL2(Threat("l2", 9.0, unit="norm"), steps=200, learning_rate=0.05, until="nearest")
         >>> result = attack(network, torch.tensor([[1.2, 1.6]]), torch.tensor([0]), ClassificationTask())
         >>> round(float(result.distance), 1)
         2.0

@@ -140,8 +140,6 @@ class Ensemble(BaseAttack[EnsembleResult]):
             raise InputError.of("stages", names, "one stage or more with different names")
         one_of("until", self.until, get_args(Until))
         threats = [stage.attack.threat for stage in self.stages]
-        if any(isinstance(threat.eps, Tensor) for threat in threats):
-            raise InputError.of("eps", "a radius per sample", "one number", "give radii to the call: radius=...")
         if any(threat != threats[0] for threat in threats):
             raise InputError.of("stages", [t.describe() for t in threats], "stages with the same threat")
         object.__setattr__(self, "threat", threats[0])

@@ -80,7 +80,7 @@ class FAB(BaseAttack[FABResult]):
         >>> from monai_adv.tasks import ClassificationTask
         >>> network = nn.Linear(2, 2, bias=False)
         >>> network.weight.data = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-        >>> attack = FAB(Threat("l2", 2.0), steps=10, until="lowest")
+        >>> attack = FAB(Threat("l2", 2.0, unit="norm"), steps=10, until="lowest")
         >>> attack(network, torch.ones(1, 2), torch.tensor([0]), ClassificationTask()).distance.round(decimals=3)
         tensor([1.4000])
     """

@@ -46,7 +46,8 @@ class PGD(ProjectedSteps, BaseAttack[AttackResult]):
     step is, :meth:`_step` where it ends.
 
     Example:
-        ``PGD(Threat("l2", 15.0))(network, images, target, task).images`` lies within L2 distance 15 of ``images``.
+        ``PGD(Threat("l2", 15.0, unit="norm"))(network, images, target, task).images`` lies within L2 distance 15 of
+        ``images``.
     """
 
     takes: ClassVar[tuple[str, ...]] = ("start",)

@@ -69,7 +69,7 @@ class Relay(BaseAttack[AttackResult]):
 
         >>> from monai_adv.threats import Threat
         >>> from monai_adv.attacks.losses import cross_entropy
-        >>> relay = Relay(Threat("l2", 5.0), (Phase(30, cross_entropy, 2.0), Phase(70)))
+        >>> relay = Relay(Threat("l2", 0.1), (Phase(30, cross_entropy, 2.0), Phase(70)))
         >>> relay.most_passes()
         Passes(forward=103, backward_input=100, backward_full=0)
     """

@@ -52,8 +52,6 @@ def against_each_rival(
     Raises:
         InputError: more targets than wrong classes.
     """
-    if isinstance(attack.threat.eps, Tensor):
-        raise InputError.of("eps", "a radius per sample", "one number", "give radii to the call: radius=...")
     images, target, task = problem.images, problem.target, problem.task
     with frozen(problem.network, attack.mode) as model, torch.no_grad():
         output = model(any_batch_size(images, model))

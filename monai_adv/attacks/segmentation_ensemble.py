@@ -41,9 +41,9 @@ def stages(threat: Threat, version: Version = "standard") -> tuple[Stage, ...]:
         InputError: an unknown version.
 
     Example:
-        >>> [stage.name for stage in stages(Threat("l2", 5.0), "quick")]
+        >>> [stage.name for stage in stages(Threat("l2", 0.1), "quick")]
         ['APGD relay', 'sharp Dice']
-        >>> sum((s.attack.most_passes().backward_input for s in stages(Threat("l2", 5.0))), 0)
+        >>> sum((s.attack.most_passes().backward_input for s in stages(Threat("l2", 0.1))), 0)
         300
     """
     if version == "quick":
@@ -87,7 +87,7 @@ class SegmentationEnsemble(EnsembleAttack):
         version: see :func:`stages`.
 
     Example:
-        ``SegmentationEnsemble(Threat("l2", 5.0))(network, images, target, task, generator=generator).summary``
+        ``SegmentationEnsemble(Threat("l2", 0.1))(network, images, target, task, generator=generator).summary``
         tells what each stage attacked and what it cost.
     """
 

@@ -36,7 +36,7 @@ class SharpDice(PGD):
 
     Example:
         >>> from monai_adv.threats import Threat
-        >>> attack = SharpDice(Threat("l2", 15.0), steps=4, sharpness=(1.0, 16.0))
+        >>> attack = SharpDice(Threat("l2", 0.3), steps=4, sharpness=(1.0, 16.0))
         >>> [attack.sharpness_at(k / 4) for k in range(5)]
         [1.0, 2.0, 4.0, 8.0, 16.0]
     """

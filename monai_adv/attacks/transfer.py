@@ -36,7 +36,7 @@ class Transfer(BaseAttack[AttackResult]):
         >>> import torch
         >>> from monai_adv.attacks import PGD
         >>> from monai_adv.tasks import ClassificationTask
-        >>> network, attack = nn.Linear(4, 3), PGD(Threat("l2", 0.5))
+        >>> network, attack = nn.Linear(4, 3), PGD(Threat("l2", 0.5, unit="norm"))
         >>> arguments = network, torch.ones(2, 4), torch.tensor([0, 1]), ClassificationTask()
         >>> torch.equal(Transfer(network, attack)(*arguments).images, attack(*arguments).images)
         True

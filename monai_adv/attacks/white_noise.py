@@ -53,7 +53,7 @@ class WhiteNoise(BaseAttack[WhiteNoiseResult]):
 
     Example:
         >>> from monai_adv.threats import Threat
-        >>> noise = WhiteNoise(Threat("l2", 3.0))
+        >>> noise = WhiteNoise(Threat("l2", 3.0, unit="norm"))
         >>> images = torch.zeros(2, 1, 8, 8)
         >>> noisy = noise.draw(images, torch.Generator().manual_seed(0))
         >>> [round(float(size), 4) for size in (noisy - images).flatten(1).norm(dim=1)]
@@ -109,14 +109,14 @@ class WhiteNoise(BaseAttack[WhiteNoiseResult]):
             share_wrong=torch.stack(wrongs).to(kept.margin).mean(0),
         )
 
-    def draw(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, images: Tensor, generator: torch.Generator, radius: Tensor | None = None) -> Tensor:
         """``(B, C, *spatial)`` one noisy version of each sample, drawn from ``generator`` on the images' device.
 
         Raises:
             InputError: images that the threat cannot be applied to.
         """
-        self.threat.check(images)
-        return images + self._noise(images, self.threat.radius(images), generator)
+        images, radius = prepared(self.threat, images, radius, generator, random=True)
+        return images + self._noise(images, radius, generator)
 
     def most_passes(self) -> Passes:
         """A forward per draw."""

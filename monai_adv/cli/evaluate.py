@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_adv import given
 from monai_adv.cli.run_file import as_run_file
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models import factory
@@ -46,7 +47,7 @@ exit codes:
 
 examples:
   monai-adv evaluate --factory my_model.py:model --norm linf --eps 0.01 0.03 --box 0 1 -o report
-  monai-adv evaluate -d 4 -c 2d -f 0 -tr IMATrainer --norm l2 --eps 5 15 25 -o report
+  monai-adv evaluate -d 4 -c 2d -f 0 -tr IMATrainer --norm l2 --eps 0.05 0.1 0.2 -o report
 """
 
 
@@ -77,16 +78,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="norm of the perturbation (default: l2); for both: --norm l2 --eps ... --norm linf --eps ...",
     )  # fmt: skip
     what.add_argument(
-        "--eps", action="append", nargs="+", type=float, required=True, metavar="R",
-        help="radii, ascending, for the norm before them",
+        "--eps", action="append", nargs="+", required=True, metavar="R",
+        help="radii such as 0.03 or 8/255, ascending, for the norm before them",
     )  # fmt: skip
     what.add_argument(
-        "--unit", choices=("norm", "rms", "raw"), default="norm",
-        help="of the radii: the norm in units of network inputs (default), the root mean square change per voxel, or "
-        "the norm in units of the image files (HU for CT)",
+        "--unit", choices=("norm", "rms", "raw"),
+        help="of the radii: rms: root mean square change per voxel, in units of network inputs (default for l2), norm: "
+        "the norm itself (default for linf: the largest change), raw: the default in units of the files (HU for CT)",
     )  # fmt: skip
     what.add_argument(
-        "--box", nargs=2, type=float, metavar=("LOW", "HIGH"),
+        "--box", nargs="+", metavar=("LOW", "HIGH"),
         help="lowest and highest intensity of an attacked image in network units (default: none; for nnU-Net "
         "the range to which the plan clips CT or scales colour images)",
     )  # fmt: skip
@@ -134,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
         InputError: input that cannot be used.
     """
     wait_passively()
+    args.eps = [[given.number("eps", word) for word in radii] for radii in args.eps]
+    args.box = given.box("box", ", ".join(args.box)) if args.box else None
     asked = as_run_file(args, args.parser)
     from monai_adv.evaluation.run.measure import measure
     from monai_adv.evaluation.run.workers import Dask, Pool, ThisProcess
@@ -141,7 +144,6 @@ def run(args: argparse.Namespace) -> int:
     for name, reason in args.broken_hosts.items():
         print(f"monai-adv: models of {name} cannot be evaluated here ({reason})", file=sys.stderr)
     args.device = _device(args.device)
-    args.box = tuple(args.box) if args.box else None
     output = _folder(args.output)
     settings = _settings(args)
     baseline = _baseline(args, settings)

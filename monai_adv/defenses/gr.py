@@ -98,7 +98,7 @@ class GR(Defense):
         settings = self.settings
         if settings.gradient == "finite_difference":
             losses, gradient = losses_and_gradient(self.task, output, batch.target, images, create_graph=False)
-            direction = Threat("l2", 0.0, channels=self.channels).direction(gradient)
+            direction = Threat("l2", 0.0, channels=self.channels, unit="norm").direction(gradient)
             moved = unwrap_ddp(network)(images.detach() + settings.h * direction)
             self.count(batch, forward=1)
             slope = (self.task.sample_training_loss(moved, batch.target) - losses) / settings.h

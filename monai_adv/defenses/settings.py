@@ -73,7 +73,7 @@ class DefenseSettings(Settings):
 
     def threat(self, channels: tuple[int, ...] | None = None) -> Threat:
         """The enemy that is trained against."""
-        return Threat(self.norm, self.eps, self.box, unit_of(self.norm, self.unit), channels)
+        return Threat(self.norm, self.eps, self.box, self.unit, channels)
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from monai_adv import given
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models.hosts import load_hosts
 from monai_adv.evaluation.models.memory import collect, model_of
-from monai_adv.evaluation.models.plain import Box, usable_device
+from monai_adv.evaluation.models.plain import usable_device
 from monai_adv.evaluation.models.protocol import Source
 from monai_adv.evaluation.outcome import Results
 from monai_adv.evaluation.plans import Plan, PlanFunction
-from monai_adv.evaluation.records import Level, LevelUnit
+from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.run.measure import LiveSource, measure, threads_for
 from monai_adv.evaluation.settings import EvaluationSettings, Version, attacks_of
+from monai_adv.given import Box
 from monai_adv.network_state import device_of
-from monai_adv.threats import Norm
+from monai_adv.threats import Norm, RadiusUnit
 
 
 def evaluate(
@@ -34,7 +36,7 @@ def evaluate(
     *,
     norm: Norm = "l2",
     eps: float | Sequence[float],
-    unit: LevelUnit = "norm",
+    unit: RadiusUnit | None = None,
     box: Box | None = None,
     attacks: Version | str | Plan | PlanFunction = "standard",
     folder: str | Path | None = None,
@@ -65,7 +67,8 @@ def evaluate(
             them, as pairs or as dictionaries with "image" and "label"; for an nnU-Net the folder of the labels.
         norm: of the perturbation, "l2" or "linf".
         eps: radii, ascending.
-        unit: of the radii: "norm" in units of network inputs, "rms" per voxel (L2), "raw" in units of the image files.
+        unit: of the radii, in units of network inputs: "rms" change per voxel (default for L2), or the "norm" itself
+            (default for L-inf: the largest change); "raw": the default in units of the image files (HU for CT).
         box: lowest and highest intensity of an attacked image, in network units; None: as the model's host says, or no
             box.
         attacks: "quick", "standard" or "full"; or a plan of your own, a function of the threat and the number of
@@ -101,7 +104,7 @@ def evaluate(
         >>> list(results.frame().columns)
         ['model', 'case', 'level', 'norm', 'eps', 'unit', 'attack', 'measure', 'value']
     """
-    limits = _box(box)
+    limits = None if box is None else given.box("box", box)
     place = None if folder is None else Path(folder).resolve()
     levels = tuple(Level(norm, radius, unit) for radius in _radii(eps))
     several = model if isinstance(model, Mapping) else dict(enumerate(model)) if isinstance(model, list | tuple) else {}
@@ -152,20 +155,8 @@ def evaluate(
 
 
 def _radii(eps: Any) -> list[float]:
-    try:
-        return [float(radius) for radius in (eps if isinstance(eps, Sequence) or hasattr(eps, "__iter__") else [eps])]
-    except (TypeError, ValueError) as error:
-        raise InputError.of("eps", eps, "a radius, or several in ascending order") from error
-
-
-def _box(box: Any) -> Box | None:
-    if box is None:
-        return None
-    try:
-        low, high = box
-        return float(low), float(high)
-    except (TypeError, ValueError) as error:
-        raise InputError.of("box", box, "(lowest, highest)", "give no box for z-scored images") from error
+    several = [eps] if isinstance(eps, str) or not hasattr(eps, "__iter__") else eps
+    return [given.number("eps", radius, "a radius, or several in ascending order") for radius in several]
 
 
 def _cases(cases: Any) -> int | tuple[str, ...] | None:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from monai_adv.errors import InputError
 from monai_adv.metrics.score import Score
 from monai_adv.metrics.statistics import Scores
-from monai_adv.threats import Norm
-
-LevelUnit = Literal["norm", "rms", "raw"]
-"""``norm`` and ``rms`` as in :class:`Threat`; ``raw``: the norm in the units of the image files (HU for CT)."""
+from monai_adv.threats import Norm, RadiusUnit, unit_of
 
 
 @dataclass(frozen=True, order=True)
 class Level:
-    """One radius of the evaluation, as the user gave it."""
+    """One radius of the evaluation, as the user gave it; for the units see :class:`~monai_adv.threats.Threat`.
+
+    Raises:
+        InputError: no unit, and a radius that is too large for the one that is then meant.
+    """
 
     norm: Norm
     eps: float
-    unit: LevelUnit = "norm"
+    unit: RadiusUnit | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unit", unit_of(self.norm, self.unit, self.eps))
 
     @property
     def key(self) -> str:
@@ -91,7 +95,7 @@ def parse_level(key: str) -> Level:
     match = re.fullmatch(r"(l2|linf)-(.+?)(?:-(rms|raw))?", key)
     if match is None:
         raise InputError.of("level", key, "a key such as 'l2-5', 'l2-0.1-rms' or 'linf-10-raw'")
-    return Level(cast(Norm, match[1]), float(match[2]), cast(LevelUnit, match[3] or "norm"))
+    return Level(cast(Norm, match[1]), float(match[2]), cast(RadiusUnit, match[3] or "norm"))
 
 
 def level_name(level: Level) -> str:
@@ -102,9 +106,8 @@ def level_name(level: Level) -> str:
         ('L2, 0.1 RMS', 'L-inf 10 (file units)')
     """
     norm = "L2" if level.norm == "l2" else "L-inf"
-    if level.unit == "rms":
-        return f"{norm}, {level.eps:g} RMS"
-    return f"{norm} {level.eps:g}" + (" (file units)" if level.unit == "raw" else "")
+    eps = f", {level.eps:g} RMS" if level.norm == "l2" and level.unit != "norm" else f" {level.eps:g}"
+    return f"{norm}{eps}" + (" (file units)" if level.unit == "raw" else "")
 
 
 def models(records: Iterable[Record]) -> list[str]:

@@ -8,11 +8,13 @@ from dataclasses import dataclass, fields
 from itertools import groupby
 from typing import Any, Literal, get_args
 
+from monai_adv import given
 from monai_adv.errors import InputError, did_you_mean
 from monai_adv.evaluation.named import ALLOWED
 from monai_adv.evaluation.plans import Plan
-from monai_adv.evaluation.records import Level, LevelUnit
-from monai_adv.threats import Norm
+from monai_adv.evaluation.records import Level
+from monai_adv.given import Box
+from monai_adv.threats import Norm, RadiusUnit
 
 Version = Literal["quick", "standard", "full"]
 SMALLEST, LARGEST = 1e-12, 1e12
@@ -41,9 +43,9 @@ class EvaluationSettings:
         InputError: for a value that is not allowed.
 
     Example:
-        >>> EvaluationSettings((Level("l2", 5.0), Level("l2", 1.0)))
+        >>> EvaluationSettings((Level("l2", 0.5), Level("l2", 0.1)))
         Traceback (most recent call last):
-        monai_adv.errors.InputError: eps: received [5.0, 1.0], allowed is radii of l2 in ascending order, each once.
+        monai_adv.errors.InputError: eps: received [0.5, 0.1], allowed is radii of l2 in ascending order, each once.
     """
 
     levels: tuple[Level, ...]
@@ -51,7 +53,7 @@ class EvaluationSettings:
     seed: int = 0
     batch_size: int = 64
     cases: int | tuple[str, ...] | None = None
-    box: tuple[float, float] | None = None
+    box: Box | None = None
     device: str = "cpu"
     threads: int = 1
 
@@ -61,8 +63,8 @@ class EvaluationSettings:
         for level in self.levels:
             if level.norm not in get_args(Norm):
                 raise InputError.of("norm", level.norm, "'l2' or 'linf'")
-            if level.unit not in get_args(LevelUnit):
-                raise InputError.of("unit", level.unit, "one of " + ", ".join(get_args(LevelUnit)))
+            if level.unit not in get_args(RadiusUnit):
+                raise InputError.of("unit", level.unit, "one of " + ", ".join(get_args(RadiusUnit)))
             if not (math.isfinite(level.eps) and level.eps > 0):
                 raise InputError.of("eps", level.eps, "finite radii > 0", "the clean score is always measured")
             if not SMALLEST <= level.eps <= LARGEST:
@@ -83,8 +85,8 @@ class EvaluationSettings:
             raise InputError.of("batch-size", self.batch_size, "a whole number >= 1")
         if not 1 <= self.threads <= MOST_THREADS:
             raise InputError.of("threads", self.threads, f"a whole number from 1 to {MOST_THREADS}")
-        if self.box is not None and not (all(map(math.isfinite, self.box)) and self.box[0] < self.box[1]):
-            raise InputError.of("box", self.box, "finite numbers LOW < HIGH", "give no box for z-scored images")
+        if self.box is not None:
+            object.__setattr__(self, "box", given.box("box", self.box))
         if self.cases is not None and (self.cases < 1 if isinstance(self.cases, int) else not self.cases):
             raise InputError.of("cases", self.cases, "a number >= 1, names of cases, or nothing for all")
 

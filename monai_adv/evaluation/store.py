@@ -50,7 +50,7 @@ from monai_adv.evaluation.records import Record
 from monai_adv.files import LOCK, PARTIAL, write_whole
 from monai_adv.metrics.score import Score
 
-FORMAT = 2
+FORMAT = 3
 EVALUATION = "evaluation"
 AGAIN = "delete it and give the same command again"
 NOT_COMPARED = ("started", "machine", "run_file")
@@ -63,7 +63,7 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
     Returns:
         a dict with the keys
 
-        - ``format``: 2.
+        - ``format``: 3.
         - ``started``: date and time, ISO 8601.
         - ``machine``: in words: processor or GPU, cores.
         - ``versions``: of Python and the packages, ``{"monai-adv": ..., "torch": ..., ...}``.

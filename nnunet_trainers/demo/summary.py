@@ -78,7 +78,7 @@ def summarise(
 
 def attacks() -> list[Stage]:
     """Of the evaluation, in their order."""
-    return stages("segmentation", ATTACKS, Threat("l2", 1.0), len(CLASSES))
+    return stages("segmentation", ATTACKS, Threat("l2", 1.0, unit="norm"), len(CLASSES))
 
 
 def conditions(

@@ -13,11 +13,12 @@ from torch import Tensor
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level
+from monai_adv.given import Box
 from monai_adv.metrics.score import Score
 from monai_adv.metrics.segmentation import overlap_score, volume_score
 from monai_adv.tasks import SegmentationTask, Target
 from monai_adv.tasks.volume_slices import VolumeSlicesTask, counts
-from monai_adv.threats import Beyond, Threat
+from monai_adv.threats import Beyond, Threat, in_network_units
 from nnunet_trainers.deployed import DeployedModel
 from nnunet_trainers.evaluation.case_files import CaseFiles
 from nnunet_trainers.evaluation.slice_choice import worst_slices
@@ -25,7 +26,6 @@ from nnunet_trainers.sliding_window import SlidingWindow
 from nnunet_trainers.volume_dice import class_masks, dice_per_class, label_values, mean_dice
 
 LabelMap = npt.NDArray[Any]
-Box = tuple[float, float]
 EXPECTED_DICE = 0.3
 """Share of the clean Dice that a first attack on the slices of a volume aims below; later ones know what was found."""
 
@@ -70,9 +70,10 @@ class NNUNetCase:
         Raises:
             InputError: a raw radius where the channels differ in scale or the normalisation is unknown.
         """
-        eps = level.eps / self.raw_unit() if level.unit == "raw" else level.eps
+        raw_unit = self.raw_unit() if level.unit == "raw" else None
+        eps, unit = in_network_units(level.norm, level.eps, level.unit, raw_unit)
         box, beyond, boxed = self.bounds
-        return Threat(level.norm, eps, box, "rms" if level.unit == "rms" else "norm", beyond=beyond, boxed=boxed)
+        return Threat(level.norm, eps, box, unit, beyond=beyond, boxed=boxed)
 
     def raw_unit(self) -> float:
         """Intensity in the files (HU for CT) of one network unit.

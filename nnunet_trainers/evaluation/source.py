@@ -10,9 +10,10 @@ from typing import Literal
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models.fingerprint import fingerprint
+from monai_adv.given import Box
 from monai_adv.metrics.score import Kind
 from nnunet_trainers.deployed import DeployedModel
-from nnunet_trainers.evaluation.case import Box, NNUNetCase, NNUNetPatch, bounds_of
+from nnunet_trainers.evaluation.case import NNUNetCase, NNUNetPatch, bounds_of
 from nnunet_trainers.evaluation.case_files import find_cases, listed_cases, listed_files
 from nnunet_trainers.trained_folder import checkpoint_path
 from nnunet_trainers.volume_dice import class_names

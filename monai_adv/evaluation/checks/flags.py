@@ -142,7 +142,7 @@ def monotone(records: Sequence[Record], families: Mapping[str, Families]) -> Fla
         if any(not math.isnan(score) for score in own.values()):
             means[level] = mean_known(own.values())
     rises: dict[str, float] = {}
-    chains: dict[tuple[str, str], list[Level]] = {}
+    chains: dict[tuple[str, str | None], list[Level]] = {}
     for radius in levels(records):
         if radius.key in means:
             chains.setdefault((radius.norm, radius.unit), []).append(radius)

@@ -135,7 +135,7 @@ def most_passes(kind: Kind, levels: Sequence[Level], version: Version, box: bool
     longer = sum(
         attack.most_passes().backward_input
         for level in levels
-        for attack in long_attacks(kind, Threat(level.norm, 1.0), steps)
+        for attack in long_attacks(kind, Threat(level.norm, 1.0, unit="norm"), steps)
     )
     return Passes(forward=unbounded + longer, backward_input=unbounded + longer)
 
@@ -173,7 +173,7 @@ def _probe_loaded(model: Model, case: Case, levels: Sequence[Level], seed: int, 
     chosen = torch.tensor(spread(range(count), IMAGES) if classification else list(range(count)))
     images, target = case.images[chosen].to(device), to_device(take(case.target, chosen), device)
     threats = {level.key: case.threat(level) for level in levels}
-    any_threat = next(iter(threats.values()), Threat("l2", 0.0))
+    any_threat = next(iter(threats.values()), Threat("l2", 0.0, unit="norm"))
     values = images if any_threat.channels is None else images[:, list(any_threat.channels)]
     low, high = (float(v) for v in values.aminmax())
     result: dict[str, Any] = {

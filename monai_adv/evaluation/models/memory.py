@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SubsetR
 
 from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation.models.classifier import Classifier
-from monai_adv.evaluation.models.plain import Box, forward
+from monai_adv.evaluation.models.plain import forward
 from monai_adv.evaluation.models.segmenter import Segmenter
+from monai_adv.given import Box
 from monai_adv.network_state import frozen
 from monai_adv.tasks import ClassificationTask
 

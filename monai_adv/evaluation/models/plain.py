@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models.fingerprint import code_files
 from monai_adv.evaluation.records import Level
+from monai_adv.given import Box
 from monai_adv.network_state import device_of, frozen
-from monai_adv.threats import Threat
-
-Box = tuple[float, float]
+from monai_adv.threats import Threat, in_network_units
 
 
 def images_of(values: Any, name: str) -> Tensor:
@@ -65,7 +64,8 @@ def plain_threat(level: Level, box: Box | None) -> Threat:
     """
     if level.unit == "raw":
         raise InputError.of("unit", "raw", "'norm' or 'rms': network inputs from memory have no other unit")
-    return Threat(level.norm, level.eps, box, level.unit)
+    eps, unit = in_network_units(level.norm, level.eps, level.unit, None)
+    return Threat(level.norm, eps, box, unit)
 
 
 def forward(network: nn.Module, images: Tensor) -> Tensor:

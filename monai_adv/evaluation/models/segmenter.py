@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models.plain import (
-    Box,
     check_box,
     code_of,
     fingerprint,
@@ -24,6 +23,7 @@ from monai_adv.evaluation.models.plain import (
 )
 from monai_adv.evaluation.models.protocol import Picture, check_distinct
 from monai_adv.evaluation.records import Level
+from monai_adv.given import Box
 from monai_adv.metrics.score import Kind, Score
 from monai_adv.metrics.segmentation import check_spacing, volume_score
 from monai_adv.tasks import SegmentationTask, Target

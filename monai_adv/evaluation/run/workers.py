@@ -175,7 +175,7 @@ def forget(run: str) -> None:
 def plan_of(settings: EvaluationSettings, kind: Kind, classes: int) -> dict[str, list[Stage]]:
     """The stages of every level."""
     return {
-        level.key: stages(kind, settings.attacks, Threat(level.norm, level.eps, settings.box), classes)
+        level.key: stages(kind, settings.attacks, Threat(level.norm, level.eps, settings.box, unit="norm"), classes)
         for level in settings.levels
     }
 

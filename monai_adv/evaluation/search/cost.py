@@ -27,7 +27,7 @@ SCORING = 5
 CLEAN = 2
 """Forwards per input of the clean record."""
 
-SOME = Threat("l2", 1e-3)
+SOME = Threat("l2", 1e-3, unit="norm")
 """For attacks that are timed and not used: so small that hardly anything is finished."""
 
 PICTURES = 2

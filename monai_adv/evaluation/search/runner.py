@@ -214,7 +214,7 @@ class _Run:
 
     def _level(self, level: Level, clean: Saved, lower: Saved | None) -> Saved:
         """All stages of one level; returns the last one."""
-        names = [stage.name for stage in self._plan(Threat(level.norm, level.eps, self.settings.box))]
+        names = [stage.name for stage in self._plan(Threat(level.norm, level.eps, self.settings.box, unit="norm"))]
         done: Saved | None = None
         for name in names:
             if (saved := self._saved(level.key, name)) is None:

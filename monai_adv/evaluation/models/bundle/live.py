@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
+from monai_adv import given
 from monai_adv.engines.bundle_rule import Rule, check_rule
 from monai_adv.evaluation.models.bundle.opened import OpenBundle, as_model, channel_names
-from monai_adv.evaluation.models.plain import Box
-from monai_adv.evaluation.records import Level, LevelUnit
+from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.run.measure import LiveSource, measure, threads_for
 from monai_adv.evaluation.settings import EvaluationSettings, Version, attacks_of
+from monai_adv.given import Box
 from monai_adv.network_state import device_of, unwrap_ddp
-from monai_adv.threats import Norm
+from monai_adv.threats import Norm, RadiusUnit
 
 
 def evaluate(
@@ -31,7 +32,7 @@ def evaluate(
     output: str | Path,
     eps: Sequence[float],
     norm: Norm = "l2",
-    unit: LevelUnit = "norm",
+    unit: RadiusUnit | None = None,
     box: Box | None = None,
     attacks: Version | str = "standard",
     name: str | None = None,
@@ -64,7 +65,7 @@ def evaluate(
     """
     root = Path(bundle_root)
     known = channel_names(root / "configs" / "metadata.json")
-    limits = None if box is None else (float(box[0]), float(box[1]))
+    limits = None if box is None else given.box("box", box)
     bare = unwrap_ddp(network)
     check_rule(activation)
     bundle = OpenBundle(
@@ -73,8 +74,8 @@ def evaluate(
     )  # fmt: skip
     folder = Path(output).resolve()
     settings = EvaluationSettings(
-        tuple(Level(norm, float(radius), unit) for radius in eps), attacks_of(attacks), seed, batch_size, cases, limits,
-        device_of(bare).type, threads_for(folder, None),
+        tuple(Level(norm, given.number("eps", radius), unit) for radius in eps), attacks_of(attacks), seed, batch_size,
+        cases, limits, device_of(bare).type, threads_for(folder, None),
     )  # fmt: skip
     measure([LiveSource(as_model(bundle))], settings, folder)
     return folder / "report.html"

@@ -27,16 +27,17 @@ from monai_adv.engines.supported import mask_channels
 from monai_adv.errors import InputError, first_cause
 from monai_adv.evaluation.models.classifier import ClassificationCase, Classifier
 from monai_adv.evaluation.models.geometry import Geometry, compare
-from monai_adv.evaluation.models.plain import Box, code_of, digest_of
+from monai_adv.evaluation.models.plain import code_of, digest_of
 from monai_adv.evaluation.models.plain import fingerprint as fingerprint_of
 from monai_adv.evaluation.models.segmenter import SegmentationCase, Segmenter
 from monai_adv.evaluation.records import Level
+from monai_adv.given import Box
 from monai_adv.metrics.score import Kind
 from monai_adv.metrics.segmentation import check_spacing
 from monai_adv.network_state import device_of, frozen
 from monai_adv.networks.inferer import BundleNetwork, ForegroundLogits
 from monai_adv.tasks.base import check_labels, is_one_hot, whole_labels
-from monai_adv.threats import Threat
+from monai_adv.threats import Threat, in_network_units
 
 NEUTRAL = tuple(f"monai.transforms.{part}." for part in ("io", "spatial", "croppad", "utility"))
 """Transforms that leave intensities as they are, but for interpolation."""
@@ -278,12 +279,11 @@ class OpenBundle:
         Raises:
             InputError: a ``raw`` radius for a preprocessing that does not scale all images alike.
         """
-        if level.unit != "raw":
-            return Threat(level.norm, level.eps, self.box, level.unit, self.channels)
-        if self.raw_unit is None:
+        if level.unit == "raw" and self.raw_unit is None:
             allowed = "'norm' or 'rms' unless ScaleIntensityRanged is all that changes the intensities"
             raise InputError.of("unit", "raw", allowed)
-        return Threat(level.norm, level.eps / self.raw_unit, self.box, channels=self.channels)
+        eps, unit = in_network_units(level.norm, level.eps, level.unit, self.raw_unit)
+        return Threat(level.norm, eps, self.box, unit, self.channels)
 
     def item(self, name: str) -> _Item:
         """An image with its label, preprocessed.

@@ -30,7 +30,8 @@ from monai_adv.evaluation.models.bundle.opened import (
     channel_names,
 )
 from monai_adv.evaluation.models.fingerprint import fingerprint
-from monai_adv.evaluation.models.plain import Box, check_box, usable_device
+from monai_adv.evaluation.models.plain import check_box, usable_device
+from monai_adv.given import Box
 
 NETWORK = ("network_def", "network")
 LOSSES = ("loss", "loss_function", "lossfn", "train#loss", "criterion")
