@@ -36,9 +36,22 @@ LARGEST, SMALLEST = 1e30, 1e-30
 S = TypeVar("S", bound="Settings")
 
 
-def setting(default: Any, help: str, allowed: str = "", check: Callable[[Any], bool] | None = None) -> Any:
-    """A dataclass field with what a user needs to know: its meaning, the allowed values, and the check for them."""
-    return dataclasses.field(default=default, metadata={"help": help, "allowed": allowed, "check": check})
+def setting(
+    default: Any,
+    help: str,
+    allowed: str = "",
+    check: Callable[[Any], bool] | None = None,
+    *,
+    radius: bool = False,
+) -> Any:
+    """A dataclass field with what a user needs to know: its meaning, the allowed values, and the check for them.
+
+    Args:
+        default, help, allowed, check: as said.
+        radius: the value is in the unit of the attack's radius.
+    """
+    metadata = {"help": help, "allowed": allowed, "check": check, "radius": radius}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def positive(value: float) -> bool:

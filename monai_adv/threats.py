@@ -162,7 +162,7 @@ class Threat:
 
     def scale(self, images: Tensor) -> float:
         """One unit of ``eps`` in the norm's own unit: ``sqrt(number of attacked voxels)`` for RMS, otherwise 1."""
-        return math.sqrt(self._attacked_entries(images)) if self.unit == "rms" else 1.0
+        return self._root_of_entries(images) if self.unit == "rms" else 1.0
 
     def size(self, delta: Tensor) -> Tensor:
         """``(B,)`` norm of each sample's perturbation, in the norm's own unit."""
@@ -234,19 +234,36 @@ class Threat:
                 noise = noise * per_sample(scale, noise)
         return self.project(noise * per_sample(radius, noise), images, radius)
 
-    def describe(self, images: Tensor | None = None) -> str:
-        """The threat in words with its unit, for logs and reports; with ``images`` also in the other unit."""
-        name = "L2" if self.norm == "l2" else "L-inf"
-        text = f"{name} radius {self.eps:g}" if self.unit == "norm" else f"L2, {self.eps:g} RMS per voxel"
-        if images is not None and self.norm == "l2":
-            radius = float(self.radius(images).mean())
-            rms = radius / math.sqrt(self._attacked_entries(images))
-            text += f" (= {rms:.3g} RMS per voxel)" if self.unit == "norm" else f" (= L2 radius {radius:.3g})"
+    def rms(self, images: Tensor) -> float:
+        """The radius as change per voxel, in network units: RMS for L2, the largest for L-inf."""
+        return self.eps if self.norm == "linf" or self.unit == "rms" else self.eps / self._root_of_entries(images)
+
+    def describe(self, images: Tensor | None = None, raw_unit: float | None = None) -> str:
+        """The threat in words with its unit, for logs and reports.
+
+        Args:
+            images: with them also in the other unit.
+            raw_unit: intensity in the files of one network unit, where it is known: then also in the files.
+        """
+        if self.norm == "linf":
+            text, others = f"L-inf radius {self.eps:g}", ["the largest change of a voxel"] if images is not None else []
+        elif self.unit == "norm":
+            text, others = f"L2 radius {self.eps:g}", []
+            if images is not None:
+                others.append(f"{self.rms(images):.3g} RMS per voxel")
+        else:
+            text, others = f"L2, {self.eps:g} RMS per voxel", []
+            if images is not None:
+                others.append(f"L2 radius {self.eps * self._root_of_entries(images):.3g}")
+        if images is not None and raw_unit not in (None, 1.0):
+            assert raw_unit is not None
+            others.append(f"{self.rms(images) * raw_unit:.3g}{' RMS' if self.norm == 'l2' else ''} in the files")
+        text += f" (= {', '.join(others)})" if others else ""
         if self.box is None:
             return f"{text}, no box"
         text += "" if self.boxed is None else f", of channel {', '.join(map(str, self.boxed))}"
         if self.beyond == "refuse":
-            return f"{text}, box {self.box}"
+            return f"{text}, box [{self.box[0]:.6g}, {self.box[1]:.6g}]"
         which = "beyond it" if self.beyond == "keep" else "at its ends or beyond"
         return f"{text}, box [{self.box[0]:.6g}, {self.box[1]:.6g}], voxels {which} stay as they are"
 
@@ -262,6 +279,9 @@ class Threat:
         if self.channels is None:
             return values
         return torch.where(_channel_mask(self.channels, values), values, torch.zeros_like(values))
+
+    def _root_of_entries(self, images: Tensor) -> float:
+        return math.sqrt(self._attacked_entries(images))
 
     def _attacked_entries(self, images: Tensor) -> int:
         """How many numbers of one sample may change."""

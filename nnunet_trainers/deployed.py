@@ -26,7 +26,7 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation.models.geometry import Geometry, compare
 from monai_adv.tasks.base import whole_labels
 from monai_adv.threats import Beyond
-from nnunet_trainers.raw_units import note_raw_units, plan_range, plan_raw_unit
+from nnunet_trainers.raw_units import note_raw_units, plan_range, plan_raw_unit_of_all
 from nnunet_trainers.sliding_window import SlidingWindow
 from nnunet_trainers.trained_folder import load_predictor
 
@@ -252,10 +252,7 @@ class DeployedModel:
     @property
     def raw_unit_of_all(self) -> float | None:
         """Raw intensity per network unit (HU for CT) if the plan fixes the same for all cases and channels."""
-        intensities = self.plans_manager.foreground_intensity_properties_per_channel
-        schemes = enumerate(self.configuration_manager.normalization_schemes)
-        units = {plan_raw_unit(scheme, intensities.get(str(c), {})) for c, scheme in schemes}
-        return units.pop() if len(units) == 1 else None
+        return plan_raw_unit_of_all(self.plans_manager, self.configuration_manager)
 
     @property
     def plan_range(self) -> tuple[float, float, Beyond, tuple[int, ...]] | None:

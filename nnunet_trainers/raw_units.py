@@ -56,6 +56,19 @@ def plan_raw_unit(scheme: str, intensities: dict[str, float]) -> float | None:
             return None
 
 
+def plan_raw_unit_of_all(plan: Any, configuration: Any) -> float | None:
+    """The raw unit if the plan fixes the same for all cases and channels.
+
+    Args:
+        plan: nnU-Net's PlansManager.
+        configuration: its ConfigurationManager.
+    """
+    intensities = plan.foreground_intensity_properties_per_channel
+    schemes = enumerate(configuration.normalization_schemes)
+    units = {plan_raw_unit(scheme, intensities.get(str(c), {})) for c, scheme in schemes}
+    return units.pop() if len(units) == 1 else None
+
+
 def plan_range(scheme: str, intensities: dict[str, float]) -> tuple[float, float, Beyond] | None:
     """Lowest and highest value, in network units, that a normalised image can have whatever the file holds.
 

@@ -21,13 +21,13 @@ import torch
 import torch.distributed as dist
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, autocast, nn
 
 from monai_adv.attacks import PGD
 from monai_adv.defenses.base import Batch, Defense
 from monai_adv.defenses.method import CLEAN_PASSES, Method
 from monai_adv.defenses.nothing_attacked import NothingAttacked
-from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import bare, is_compiled
 from monai_adv.price import Clock, cheaper_way, forecast, price_line
@@ -50,6 +50,7 @@ from nnunet_trainers import pretrained
 from nnunet_trainers.batch_checks import refuse_bad_samples
 from nnunet_trainers.checkpoint import SECTION, plain, read_any, read_checkpoint, write_checkpoint
 from nnunet_trainers.console import end_with_the_sentence
+from nnunet_trainers.enemy import Enemy, enemy_of
 from nnunet_trainers.mixing import Mixing
 from nnunet_trainers.plain_model import NNUNET_ITERATIONS, check_worth_attacking, epochs_within, starting_model
 from nnunet_trainers.ranks import frozen_ranks_named, wait_at_most
@@ -93,6 +94,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         check_device(device)
         check_writable()
         check_mixture(type(self))
+        enemy_of(sections, PlansManager(plans), configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.save_every == NNUNET_SAVES_EVERY:
             self.save_every = SAVE_EVERY
@@ -159,8 +161,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         if self.run.training_loss == "per_sample":  # with every resolution: DDP wants all parameters used
             alone = task.sample_training_loss
             task = task.with_loss(lambda output, target: alone(output, target).mean())
-        settings = cast(DefenseSettings, self.sections["defense"])
-        self.defense = self.method.defense(task, settings, self._intensity_channels())
+        self.defense = self.method.defense(task, self.enemy.training, self._intensity_channels())
         self.defense.attach(self.network, self.optimizer)
         pretrained.watch(self.network)
 
@@ -258,7 +259,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         self.print_to_log_file(
             f"{self.__class__.__name__} settings (* differs from the default; set with a file named by {ENV_FILE} "
             f"or with {ENV_PREFIX}<NAME>):\n{table(self.sections)}\n"
-            f"Threat: {self.threat().describe(patch)}, in standard deviations of the normalised image.",
+            f"Threat: {self.threat().describe(patch, self.enemy.raw_unit)}, in units of the normalised image.",
             add_timestamp=False,
         )
         self._say_price()
@@ -296,9 +297,14 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
             ) from None  # fmt: skip
         self.print_to_log_file(f"Fine-tuning from {filename}")
 
+    @property
+    def enemy(self) -> Enemy:
+        """Of the training and of its validation, in network units."""
+        return enemy_of(self.sections, self.plans_manager, self.configuration_name)
+
     def threat(self) -> Threat:
         """The enemy that is trained against."""
-        return cast(DefenseSettings, self.sections["defense"]).threat(self._intensity_channels())
+        return self.enemy.training.threat(self._intensity_channels())
 
     def run_training(self) -> None:
         """nnU-Net's.
@@ -422,9 +428,8 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         return result
 
     def _validation_threat(self) -> Threat | None:
-        threat = self.threat()
-        eps = self.run.robust_validation_eps or threat.eps
-        return replace(threat, eps=eps) if eps else None
+        eps = self.enemy.validation.eps
+        return replace(self.threat(), eps=eps) if eps else None
 
     def _attack_batch(self, batch: dict[str, Any], threat: Threat) -> dict[str, Any]:
         assert self.defense is not None

@@ -56,7 +56,7 @@ def _in_file(case: NNUNetCase, attacked: Tensor, folder: Path) -> Tensor:
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_a_file_can_hold_what_is_found(ct: NNUNetCase, norm: Norm, tmp_path: Path) -> None:
-    threat = ct.threat(Level(norm, 400.0 if norm == "l2" else 60.0, "raw"))
+    threat = ct.threat(Level(norm, 60.0, "raw"))
     assert threat.box == pytest.approx(((LOW - MEAN) / SD, (HIGH - MEAN) / SD))
     assert threat.beyond == "keep_ends"
     check_threat(threat, ct.images)
@@ -98,9 +98,8 @@ def test_the_direction_is_that_of_the_free_voxels() -> None:
     assert threat.direction(gradient, images).flatten().tolist() == pytest.approx([0.6, 0.8, 0.0])
     far = torch.full_like(images, 9.0)
     assert threat.project(far, images, torch.tensor([9.0])).flatten().tolist() == pytest.approx([0.5, 0.5, 0.0])
-    keep = Threat(
-        "l2", 1.0, box=(0.0, 1.0), beyond="keep", unit="norm"
-    )  # at its end a voxel may go back inside; beyond it stays
+    # At its end a voxel may go back inside; beyond it stays.
+    keep = Threat("l2", 1.0, box=(0.0, 1.0), beyond="keep", unit="norm")
     images = torch.tensor([[[1.0, 1.2]]])
     assert keep.project(-images, images, torch.tensor([9.0])).flatten().tolist() == pytest.approx([-1.0, 0.0])
 

@@ -24,13 +24,14 @@ from monai.engines.utils import IterationEvents
 from monai.handlers import CheckpointLoader, CheckpointSaver, StatsHandler, TensorBoardStatsHandler, ValidationHandler
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from monai.losses import DiceLoss
-from monai.transforms import RandSpatialCropSamplesd
+from monai.transforms import RandSpatialCropSamplesd, ScaleIntensityRanged
 from torch import Tensor, nn
 
 from monai_adv import InputError, engines
 from monai_adv.attacks import FGSM, PGD
 from monai_adv.defenses import METHODS, Batch, Defense, LossPart, Method
 from monai_adv.defenses.ima import IMA, IMASettings
+from monai_adv.defenses.sat import SATSettings
 from monai_adv.engines import IMATrainer, RobustMetric, RobustState, RobustTrainer, SATTrainer, indexed
 from monai_adv.tasks import ClassificationTask, SegmentationTask
 from monai_adv.threats import Threat
@@ -1039,3 +1040,35 @@ def test_trainers_that_share_a_task_train_with_their_own_loss_and_leave_it_as_it
             assert engine.state.output[0]["loss"] == loss
         assert vars(task) == before
         assert task == replace(task)
+
+
+# ---------------------------------------------------------------- radii in the units of the files
+
+
+def scaled(width: float = 210.0) -> Any:
+    """A loader whose images are divided by ``width`` HU."""
+    return toys.loader(toys.class_list(), transform=ScaleIntensityRanged("image", 0, width))
+
+
+@pytest.mark.parametrize(("norm", "unit"), [("linf", "norm"), ("l2", "rms")])
+def test_21_hu_are_a_tenth_where_the_bundle_divides_by_210(norm: str, unit: str) -> None:
+    """Closed form: 21 / 210 = 0.1."""
+    settings = {"norm": norm, "eps": 21, "unit": "raw"}
+    trainer = toys.trainer(SATTrainer, scaled(), toys.Classifier(), settings=settings)
+    assert trainer.defense.threat == Threat(norm, 0.1, unit=unit)
+    metric = RobustMetric(**settings)
+    toys.evaluator(toys.Classifier(), scaled(), metric).run()
+    assert metric._threat == Threat(norm, 0.1, unit=unit)
+
+
+def test_raw_radii_need_one_scaling_of_all_images() -> None:
+    settings = {"eps": 21, "unit": "raw"}
+    said = "unit: received 'raw', allowed is 'rms' or 'norm' here; raw radii can be converted only where ScaleIntens"
+    with pytest.raises(InputError) as error:
+        toys.trainer(SATTrainer, toys.class_list(), toys.Classifier(), settings=settings)
+    assert str(error.value).startswith(said)
+    with pytest.raises(InputError) as error:
+        toys.evaluator(toys.Classifier(), toys.class_list(), RobustMetric(**settings)).run()
+    assert str(error.value).startswith(said)
+    with pytest.raises(InputError, match="allowed is 'rms' or 'norm' in a loop of your own"):
+        SATSettings(**settings).threat()

@@ -361,7 +361,7 @@ def test_raw_radii_by_changing_the_file(tmp_path: Path, scheme: str, masked: boo
     }[scheme]
     threat = case.threat(Level(norm, 3.0, "raw"))
     assert threat.eps == pytest.approx(3.0 / unit, rel=1e-4)
-    assert threat.norm == norm
+    assert (threat.norm, threat.unit) == (norm, "rms" if norm == "l2" else "norm")
     assert case.threat(Level(norm, 3.0, "norm")).eps == 3.0
     # What no file can hold is out of bounds: here the plan clips at 0 and 500.
     box = {"CTNormalization": (-90 / 40, 410 / 40), "RGBTo01Normalization": (0.0, 1.0)}.get(scheme)

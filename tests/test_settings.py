@@ -231,3 +231,10 @@ def test_what_is_no_box_or_number_gets_one_sentence(given: dict[str, Any], sente
     with pytest.raises(InputError) as error:
         SATSettings(**given)
     assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
+def test_what_is_in_the_unit_of_eps_is_converted_with_it(method: Method) -> None:
+    for field in dataclasses.fields(method.settings):
+        in_unit = field.name == "eps" or "in the unit of eps" in field.metadata["help"]
+        assert field.metadata["radius"] == in_unit, field.name

@@ -167,3 +167,15 @@ def test_a_box_must_contain_the_image() -> None:
         Threat("l2", 1.0, box=(0, 1), unit="norm").check(z_scored)
     with pytest.raises(InputError, match="images: received"):
         Threat("l2", 1.0, unit="norm").check(torch.zeros(1, 1, 4, dtype=torch.int64))
+
+
+def test_a_radius_is_said_in_all_its_units() -> None:
+    """By hand: 0.1 RMS on 400 voxels is an L2 norm of 2, and 21 where a unit is 210 in the files."""
+    images = torch.zeros(1, 1, 20, 20)
+    rms, norm, linf = Threat("l2", 0.1), Threat("l2", 2.0, unit="norm"), Threat("linf", 0.1, box=(0, 1))
+    assert rms.describe() == "L2, 0.1 RMS per voxel, no box"
+    assert rms.describe(images) == "L2, 0.1 RMS per voxel (= L2 radius 2), no box"
+    assert rms.describe(images, 210.0) == "L2, 0.1 RMS per voxel (= L2 radius 2, 21 RMS in the files), no box"
+    assert norm.describe(images, 210.0) == "L2 radius 2 (= 0.1 RMS per voxel, 21 RMS in the files), no box"
+    said = "L-inf radius 0.1 (= the largest change of a voxel, 21 in the files), box [0, 1]"
+    assert linf.describe(images, 210.0) == said

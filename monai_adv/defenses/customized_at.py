@@ -53,13 +53,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 class CustomizedATSettings(SharedMargin, AttackSettings):
     """Hyper-parameters of customized adversarial training."""
 
-    eps: float = setting(0.1, "largest radius of a sample", "a finite number >= 0 (0: off)", not_negative)
+    eps: float = setting(0.1, "largest radius of a sample", "a finite number >= 0 (0: off)", not_negative,
+                         radius=True)  # fmt: skip
     eta: float | None = setting(
         None, "growth of a sample's radius per visit, in the unit of eps; none: eps / 6", "0 <= eta <= eps",
-        not_negative,
+        not_negative, radius=True,
     )  # fmt: skip
     eps_first: float = setting(0.0, "radius of a sample at first, in the unit of eps", "0 <= eps_first <= eps",
-                               not_negative)  # fmt: skip
+                               not_negative, radius=True)  # fmt: skip
     smoothing: float = setting(
         0.3, "share of the random label at the largest radius (0: hard labels)", "a number in [0, 1]",
         lambda v: 0 <= v <= 1,

@@ -49,7 +49,7 @@ class IAATSettings(SharedMargin, AttackSettings):
 
     gamma: float | None = setting(
         None, "by how much a radius tries to grow, in the unit of eps; none: 0.2375 eps (1.9/255 at 8/255)",
-        "a number > 0 or none", positive,
+        "a number > 0 or none", positive, radius=True,
     )  # fmt: skip
     beta: float = setting(
         0.1, "weight of a new radius in the moving average", "a number in (0, 1]", lambda v: 0 < v <= 1

@@ -37,12 +37,14 @@ from monai_adv.tasks.base import Output, TrainingTask, take
 class IMASettings(MeasuredMargin, DefenseSettings):
     """Hyper-parameters of IMA."""
 
-    eps: float = setting(0.1, "largest margin", "a finite number > 0 (0 together with delta 0: off)", not_negative)
+    eps: float = setting(0.1, "largest margin", "a finite number > 0 (0 together with delta 0: off)", not_negative,
+                         radius=True)  # fmt: skip
     delta: float | None = setting(
         None,
         "first margin and its growth per visit, in the unit of eps; none: eps / 5",
         "0 < delta <= eps",
         not_negative,
+        radius=True,
     )
     growth_rate: float | None = setting(
         None, "growth per visit as a share of the margin; none: delta (paper)", "a number > 0 or none", positive

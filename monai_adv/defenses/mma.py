@@ -47,10 +47,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 class MMASettings(MeasuredMargin, AttackSettings):
     """Hyper-parameters of MMA."""
 
-    eps: float = setting(0.1, "d_max, the margin from which on a sample is left alone", "a number >= 0", not_negative)
+    eps: float = setting(0.1, "d_max, the margin from which on a sample is left alone", "a number >= 0", not_negative,
+                         radius=True)  # fmt: skip
     mineps: float | None = setting(
-        None, "smallest radius of the attack, in the unit of eps; none: eps / 6", "0 < mineps <= eps", positive
-    )
+        None, "smallest radius of the attack, in the unit of eps; none: eps / 6", "0 < mineps <= eps", positive,
+        radius=True,
+    )  # fmt: skip
     relative_step: float | None = setting(
         None, "step as a fraction of the radius; none: 2.5 / steps", "a number > 0 or none", positive
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,9 +13,10 @@ from monai_adv.errors import InputError
 from monai_adv.given import Box
 from monai_adv.network_state import Mode
 from monai_adv.settings import Settings, not_negative, positive, setting
-from monai_adv.threats import Norm, Threat, Unit, unit_of
+from monai_adv.threats import MOST_RMS, Norm, RadiusUnit, Threat, in_network_units, unit_of
 
 N = TypeVar("N", int, float)
+S = TypeVar("S", bound="DefenseSettings")
 
 
 def clean_share() -> float:
@@ -48,9 +50,11 @@ def numbers(name: str, text: str | float | None, number: Callable[[str], N], all
 class DefenseSettings(Settings):
     """The enemy: also methods that attack nothing in training have one, which robust validation uses."""
 
-    eps: float = setting(0.1, "radius of the attack", "a finite number >= 0 (0: off)", not_negative)
-    unit: Unit | None = setting(
-        None, "unit of eps: RMS change per voxel (rms), or the norm itself (norm); none: rms for l2, norm for linf"
+    eps: float = setting(0.1, "radius of the attack", "a finite number >= 0 (0: off)", not_negative, radius=True)
+    unit: RadiusUnit | None = setting(
+        None,
+        "unit of eps: RMS change per voxel (rms), or the norm itself (norm); none: rms for l2, norm for linf; raw: the "
+        "same in the intensities of the files (HU)",
     )
     norm: Norm = setting("l2", "norm of the perturbation")
     box: Box | None = setting(
@@ -65,14 +69,46 @@ class DefenseSettings(Settings):
                                 "less is lost in the rounding of an image")  # fmt: skip
         if self.norm == "linf" and self.unit == "rms":
             raise InputError.of("unit", "rms", "'norm' when norm is 'linf'", "an L-inf radius is per voxel already")
-        if unit_of(self.norm, self.unit) == "rms" and self.eps > 1:
+        if (self.unit or unit_of(self.norm, None)) == "rms" and self.eps > MOST_RMS:
             raise InputError.of(
                 "eps", self.eps, "at most 1 in the unit rms, one standard deviation in every voxel",
                 "set unit to norm if you mean an L2 radius",
             )  # fmt: skip
 
+    def in_network_units(self: S, raw_unit: float | None, why_not: str) -> S:
+        """The same with all radii in units of the network's input, where they are ``raw``.
+
+        Args:
+            raw_unit: intensity in the files of one network unit; None if it is not the same for all images.
+            why_not: what is said then, and what to do.
+
+        Raises:
+            InputError: raw radii without a raw unit.
+
+        Example:
+            >>> settings = AttackSettings(norm="linf", eps=21, unit="raw")
+            >>> settings.in_network_units(210.0, "") == AttackSettings(norm="linf", eps=0.1, unit="norm")
+            True
+        """
+        if self.unit != "raw":
+            return self
+        if raw_unit is None:
+            raise InputError.of("unit", "raw", "'rms' or 'norm' here", why_not)
+        fields = [f.name for f in dataclasses.fields(self) if f.metadata["radius"]]
+        given = {name: getattr(self, name) for name in fields}
+        radii = {name: in_network_units(self.norm, r, "raw", raw_unit) for name, r in given.items() if r is not None}
+        changed: dict[str, Any] = {name: r for name, (r, _) in radii.items()}
+        return dataclasses.replace(self, unit=radii["eps"][1], **changed)
+
     def threat(self, channels: tuple[int, ...] | None = None) -> Threat:
-        """The enemy that is trained against."""
+        """The enemy that is trained against.
+
+        Raises:
+            InputError: a raw radius, which only a host can convert.
+        """
+        if self.unit == "raw":
+            todo = "only a host that reads files can convert raw; divide by the intensity of one unit of your images"
+            raise InputError.of("unit", "raw", "'rms' or 'norm' in a loop of your own", todo)
         return Threat(self.norm, self.eps, self.box, self.unit, channels)
 
 

@@ -20,6 +20,7 @@ from monai_adv.attacks.base import Attack, AttackResult, Until
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.engines.bundle_rule import Rule, check_rule, postprocessing_of, rule_of
 from monai_adv.engines.bundle_task import KINDS, Kind, Layout, kind_of_batch, layout_of
+from monai_adv.engines.raw_unit import WHY_NOT, raw_unit_of
 from monai_adv.errors import InputError
 from monai_adv.given import Box
 from monai_adv.network_state import unwrap_ddp
@@ -27,7 +28,7 @@ from monai_adv.networks.inferer import BundleNetwork
 from monai_adv.statistics import wide_dtype
 from monai_adv.tasks import ClassificationTask, SegmentationTask, Target, Task
 from monai_adv.tasks.base import plain
-from monai_adv.threats import Norm, Unit
+from monai_adv.threats import Norm, RadiusUnit, Threat
 
 
 class RobustMetric:
@@ -43,7 +44,8 @@ class RobustMetric:
 
     Args:
         eps: radius of the attack.
-        unit: ``"rms"`` (RMS change per voxel) or ``"norm"``; default: rms for l2, norm for linf.
+        unit: ``"rms"`` (RMS change per voxel) or ``"norm"``; default: rms for l2, norm for linf. ``"raw"``: the default
+            in the intensities of the files, where the evaluator's transforms scale all images alike.
         norm: ``"l2"`` or ``"linf"``.
         box: lowest and highest intensity of an attacked image; default: no bounds.
         steps: gradient steps of PGD; the strongest image on the way counts.
@@ -65,7 +67,7 @@ class RobustMetric:
     def __init__(
         self,
         eps: float | None = None,
-        unit: Unit | None = None,
+        unit: RadiusUnit | None = None,
         norm: Norm = "l2",
         box: Box | None = None,
         steps: int = 10,
@@ -87,11 +89,13 @@ class RobustMetric:
             raise InputError.of("batches", batches, "a whole number >= 1 or None")
         self.attack = attack
         self.steps, self.batches, self.seed = steps, batches, seed
-        self._threat = None
+        self._enemy: DefenseSettings | None = None
+        self._threat: Threat | None = None
+        self._raw_unit: float | None = None
+        self._channels = None if channels is None else tuple(channels)
         if eps is not None:
-            enemy = DefenseSettings(eps=eps, unit=unit, norm=norm, box=box)
-            self._threat = enemy.threat(None if channels is None else tuple(channels))
-            PGD(self._threat, steps=steps)  # refuse bad steps now
+            PGD(Threat(norm, 0.0), steps=steps)  # refuse bad steps now
+            self._enemy = DefenseSettings(eps=eps, unit=unit, norm=norm, box=box)
         self._kind: Literal["auto"] | Kind = task
         self._regions, self._rule, self._ignore_label = regions, activation, ignore_label
         self._task: Task | None = None
@@ -107,6 +111,9 @@ class RobustMetric:
     def _start(self, engine: Any) -> None:
         if not (hasattr(engine, "network") and hasattr(engine, "inferer")):
             raise InputError.of("engine", type(engine).__name__, "a SupervisedEvaluator", "it attacks one network")
+        if self._enemy is not None and self._threat is None:
+            self._raw_unit = raw_unit_of(getattr(getattr(engine, "data_loader", None), "dataset", None))
+            self._threat = self._enemy.in_network_units(self._raw_unit, WHY_NOT).threat(self._channels)
         self._sum: Tensor | None = None
         self._generator: torch.Generator | None = None
         self._attacked = 0
@@ -123,6 +130,8 @@ class RobustMetric:
             raise InputError.of("label", type(label).__name__, "a tensor", f"{self.name} compares outputs with labels")
         if self._task is None:
             self._task = self._make_task(engine, output[0] if isinstance(output, list | tuple) else output, label)
+            if self._threat is not None and self._threat.eps > 0 and hasattr(engine, "logger"):
+                engine.logger.info(f"{self.name}: {self._threat.describe(images, self._raw_unit)}")
         if self._generator is None:
             self._generator = torch.Generator(images.device).manual_seed(self.seed + engine.state.rank)
         target = self._layout.to_task(label) if isinstance(self._task, SegmentationTask) else label

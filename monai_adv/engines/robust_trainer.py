@@ -28,6 +28,7 @@ from torch import Tensor
 from monai_adv.defenses.base import Batch, Defense, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.nothing_attacked import NothingAttacked
+from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.engines.bundle_rule import Rule, check_rule, leaves_background_out, rule_of
 from monai_adv.engines.bundle_task import (
     KINDS,
@@ -39,6 +40,7 @@ from monai_adv.engines.bundle_task import (
     loss_of_each_sample,
 )
 from monai_adv.engines.numbering import numbered
+from monai_adv.engines.raw_unit import WHY_NOT, raw_unit_of
 from monai_adv.engines.robust_state import RobustState, check_ranks
 from monai_adv.engines.sample_ids import BatchIds, data_list
 from monai_adv.engines.supported import check_arguments, check_present, image_and_label, mask_channels
@@ -147,6 +149,7 @@ class RobustTrainer(SupervisedTrainer):
         self._layout: Layout | None = None
         self._looked = False
         self._own_task = None if isinstance(task, str) else task.with_loss(self._training_loss)
+        self._raw_unit = raw_unit_of(getattr(self.data_loader, "dataset", None))
         if defense.needs_ids if defense is not None else self.method is not None and self.method.defense.needs_ids:
             self.data_loader = numbered(self.data_loader) or self.data_loader
         self._guessed = False
@@ -201,7 +204,8 @@ class RobustTrainer(SupervisedTrainer):
         elif task is None:
             settings = cast(SegmentationSettings, self.sections["task"])
             task = SegmentationTask(self._training_loss, settings, ignore_label=self._ignore_label)
-        return method.defense(task, cast(Any, self.sections["defense"]), self._channels)
+        enemy = cast(DefenseSettings, self.sections["defense"]).in_network_units(self._raw_unit, WHY_NOT)
+        return method.defense(task, cast(Any, enemy), self._channels)
 
     def _use(self, defense: Defense) -> None:
         name = type(defense).__name__
@@ -281,8 +285,8 @@ class RobustTrainer(SupervisedTrainer):
         which = f"all {images.shape[1]}" if channels is None else f"{list(channels)} of {images.shape[1]}"
         self.logger.info(
             f"{type(self).__name__}: {what}, from labels {tuple(label.shape)} and network outputs {shape}. "
-            f"Threat: {self.defense.threat.describe(images)}, in the units of the network's input; attacked channels: "
-            f"{which}. Sample ids: {ids}."
+            f"Threat: {self.defense.threat.describe(images, self._raw_unit)}, in the units of the network's input; "
+            f"attacked channels: {which}. Sample ids: {ids}."
         )
         if masks := mask_channels(images, channels):
             self.logger.warning(

@@ -14,8 +14,6 @@ from monai.data.dataset import Dataset, PersistentDataset
 from monai.data.meta_tensor import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.inferers.inferer import SlidingWindowInferer
-from monai.transforms.compose import Compose
-from monai.transforms.intensity.array import ScaleIntensityRange
 from monai.transforms.transform import RandomizableTransform
 from torch import Tensor, nn
 from torch.utils.data import Subset
@@ -23,6 +21,7 @@ from torch.utils.data import Subset
 from monai_adv.engines.bundle_rule import Rule
 from monai_adv.engines.bundle_task import OTHER_KINDS, layout_of
 from monai_adv.engines.numbering import items_of
+from monai_adv.engines.raw_unit import WHY_NOT, flat, raw_unit_of
 from monai_adv.engines.supported import mask_channels
 from monai_adv.errors import InputError, first_cause
 from monai_adv.evaluation.models.classifier import ClassificationCase, Classifier
@@ -38,9 +37,6 @@ from monai_adv.network_state import device_of, frozen
 from monai_adv.networks.inferer import BundleNetwork, ForegroundLogits
 from monai_adv.tasks.base import check_labels, is_one_hot, whole_labels
 from monai_adv.threats import Threat, in_network_units
-
-NEUTRAL = tuple(f"monai.transforms.{part}." for part in ("io", "spatial", "croppad", "utility"))
-"""Transforms that leave intensities as they are, but for interpolation."""
 
 
 def as_model(bundle: OpenBundle) -> BundleClassifier | BundleSegmenter:
@@ -240,7 +236,7 @@ class OpenBundle:
         self.kind: Kind = "segmentation" if is_map else "classification"
         self.heads = self._heads(image)
         self._check_channels(image)
-        self.raw_unit = _raw_unit(getattr(self.dataset, "transform", None))
+        self.raw_unit = raw_unit_of(self.dataset)
 
     @property
     def files(self) -> list[Path]:
@@ -280,8 +276,7 @@ class OpenBundle:
             InputError: a ``raw`` radius for a preprocessing that does not scale all images alike.
         """
         if level.unit == "raw" and self.raw_unit is None:
-            allowed = "'norm' or 'rms' unless ScaleIntensityRanged is all that changes the intensities"
-            raise InputError.of("unit", "raw", allowed)
+            raise InputError.of("unit", "raw", "'norm' or 'rms' here", WHY_NOT)
         eps, unit = in_network_units(level.norm, level.eps, level.unit, self.raw_unit)
         return Threat(level.norm, eps, self.box, unit, self.channels)
 
@@ -457,31 +452,10 @@ def _refuse_random(dataset: Any) -> None:
     """Two calls may be alike by chance: what is meant to be random is refused by its kind."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    parts = _flat(getattr(dataset, "transform", None))
+    parts = flat(getattr(dataset, "transform", None))
     found = [type(p).__name__ for p in parts if isinstance(p, RandomizableTransform) and p.prob > 0]
     if found:
         raise InputError.of(
             "bundle", f"preprocessing that is random ({', '.join(found)})", "the same image at every call",
             "name the data of its validation",
         )  # fmt: skip
-
-
-def _flat(transform: Any) -> Sequence[Any]:
-    """The transforms one after the other."""
-    flat: Any = transform.flatten() if isinstance(transform, Compose) else None  # type: ignore[no-untyped-call]
-    return [transform] if flat is None else flat.transforms
-
-
-def _raw_unit(transform: Any) -> float | None:
-    """Raw intensity of one network unit, if one linear scaling is all that changes intensities."""
-    units = []
-    for part in _flat(transform):
-        module, kind = type(part).__module__, type(part).__name__
-        scaler = getattr(part, "scaler", part)
-        if isinstance(scaler, ScaleIntensityRange):
-            ends = (scaler.b_min, scaler.b_max)
-            width = 1.0 if None in ends else scaler.b_max - scaler.b_min  # type: ignore[operator]
-            units.append((scaler.a_max - scaler.a_min) / width)
-        elif not module.startswith(NEUTRAL) or "Lambda" in kind:
-            return None
-    return float(units[0]) if len(units) == 1 else None
