@@ -238,8 +238,8 @@ class Threat:
         """The radius as change per voxel, in network units: RMS for L2, the largest for L-inf."""
         return self.eps if self.norm == "linf" or self.unit == "rms" else self.eps / self._root_of_entries(images)
 
-    def describe(self, images: Tensor | None = None, raw_unit: float | None = None) -> str:
-        """The threat in words with its unit, for logs and reports.
+    def words(self, images: Tensor | None = None, raw_unit: float | None = None) -> str:
+        """The radius in words with its unit, for logs and reports.
 
         Args:
             images: with them also in the other unit.
@@ -258,7 +258,11 @@ class Threat:
         if images is not None and raw_unit not in (None, 1.0):
             assert raw_unit is not None
             others.append(f"{self.rms(images) * raw_unit:.3g}{' RMS' if self.norm == 'l2' else ''} in the files")
-        text += f" (= {', '.join(others)})" if others else ""
+        return text + (f" (= {', '.join(others)})" if others else "")
+
+    def describe(self, images: Tensor | None = None, raw_unit: float | None = None) -> str:
+        """The threat in words: the radius, see :meth:`words`, and the box."""
+        text = self.words(images, raw_unit)
         if self.box is None:
             return f"{text}, no box"
         text += "" if self.boxed is None else f", of channel {', '.join(map(str, self.boxed))}"

@@ -510,6 +510,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         checkpoint[SECTION] = {
             "settings": as_dict(self.sections),
             "epochs": self.num_epochs,
+            "threat": self.defense.trained_against(),
             "defense": self.defense.state_dict(),
             "robustness": self.robustness.rows,
         }

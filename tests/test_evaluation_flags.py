@@ -344,3 +344,4 @@ def test_probes_are_repeatable_and_survive_json():
     assert json.loads(json.dumps(first)) == first
     assert math.isclose(first["relative"]["linf-0.5"], 0.5 / (first["high"] - first["low"]), rel_tol=1e-6)
     assert first["threats"]["l2-3"] == "L2 radius 3 (= 0.188 RMS per voxel), no box"
+    assert first["trained"] is None

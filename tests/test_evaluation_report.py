@@ -154,6 +154,15 @@ def test_numbers_on_the_page_are_those_of_the_records(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("per_voxel", "warns"), [(0.104, False), (0.3, True)])
+def test_the_page_says_what_a_model_was_trained_against(tmp_path, per_voxel, warns):
+    trained = {"norm": "l2", "words": f"L2, {per_voxel} RMS per voxel", "per_voxel": per_voxel}
+    probes = _probes(trained=trained, per_voxel={"l2-5": 0.104})
+    page = _page(folder_of(tmp_path, _segmentation(), probes={"IMA": probes}))
+    assert f"It was trained against L2, {per_voxel} RMS per voxel" in page.plain
+    assert ("the largest radius measured, L2 5, is 35 % of the one it was trained with" in page.plain) == warns
+
+
 def test_the_page_begins_with_the_verdict_and_a_sentence_for_everybody(tmp_path):
     page = _page(folder_of(tmp_path, _segmentation(), probes={"IMA": _probes()}))
     said = (

@@ -88,6 +88,8 @@ class Defense(ABC):
     settings_class: ClassVar[type[DefenseSettings]] = DefenseSettings
     needs_ids: ClassVar[bool] = False
     """Whether the method remembers something about each sample, so that batches must say which samples they hold."""
+    attacks: ClassVar[bool] = True
+    """Whether it trains on attacked images; if not, its radius is for validation alone."""
     eager_only: ClassVar[str | None] = None
     """Why the network must not be compiled; None if it may."""
 
@@ -187,6 +189,12 @@ class Defense(ABC):
         stream = None if self._generator is None else self._generator.get_state()
         memory = {name: state.state_dict() for name, state in self.states.items()}
         return {"unit": self._unit(), "generator": stream, **memory}
+
+    def trained_against(self) -> dict[str, Any] | None:
+        """``norm``, ``eps`` and ``unit`` of the attack in training, for the checkpoint; None without one."""
+        if not self.attacks or self.threat.eps == 0:
+            return None
+        return {"norm": self.threat.norm, "eps": self.threat.eps, "unit": self.threat.unit}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore bit for bit.

@@ -75,6 +75,7 @@ class GR(Defense):
         True
     """
 
+    attacks = False
     settings_class = GRSettings
     settings: GRSettings
     eager_only = "GR differentiates the network twice"

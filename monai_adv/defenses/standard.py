@@ -22,6 +22,8 @@ class Standard(Defense):
         True
     """
 
+    attacks = False
+
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
         """One part: ``L(f(x), y)``."""
         self.begin(batch)

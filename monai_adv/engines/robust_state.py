@@ -19,6 +19,9 @@ from monai_adv.network_state import device_of, unwrap_ddp
 from monai_adv.settings import differences
 from monai_adv.statistics import wide_dtype
 
+STATE = "robust_state.pt"
+"""How the docs call the file of a state."""
+
 
 class RobustState:
     """What MONAI's CheckpointSaver and CheckpointLoader save and load, before and after the defence exists.
@@ -68,7 +71,12 @@ class RobustState:
         """Plain tensors, strings and numbers: loads with ``weights_only=True``."""
         if self._defense is None:
             return dict(self._waiting or {})
-        return {"method": self._method, "settings": self._settings, "defense": self._defense.state_dict()}
+        return {
+            "method": self._method,
+            "settings": self._settings,
+            "threat": self._defense.trained_against(),
+            "defense": self._defense.state_dict(),
+        }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore bit for bit.
@@ -128,6 +136,25 @@ class RobustState:
                 f"{self.file} belongs to other weights, those after its epoch {epoch}: this training starts with a new "
                 "state and will overwrite it. To resume from any checkpoint, put a RobustState into its save_dict."
             )
+
+
+def threat_in(file: Path) -> dict[str, Any] | None:
+    """What a network was trained against, by the state in its checkpoint or in the file ``robust_state.pt`` beside it.
+
+    Returns:
+        see :meth:`~monai_adv.defenses.base.Defense.trained_against`; None if nothing says it.
+    """
+    for place in (file, file.with_name(STATE)):
+        try:
+            content = torch.load(place, map_location="cpu", weights_only=True)
+        except Exception:  # of whatever the file is: it is only asked
+            continue
+        parts = list(content.values()) if isinstance(content, dict) else []
+        for part in parts:
+            if isinstance(part, dict) and {"method", "settings", "defense"} <= set(part):
+                found: dict[str, Any] | None = part.get("threat")
+                return found
+    return None
 
 
 @torch.no_grad()

@@ -98,6 +98,11 @@ def parse_level(key: str) -> Level:
     return Level(cast(Norm, match[1]), float(match[2]), cast(RadiusUnit, match[3] or "norm"))
 
 
+def level_of(saved: Mapping[str, Any] | None) -> Level | None:
+    """What a checkpoint says that its model was trained against, see ``Defense.trained_against``."""
+    return None if saved is None else Level(saved["norm"], saved["eps"], saved["unit"])
+
+
 def level_name(level: Level) -> str:
     """A level as tables call it.
 

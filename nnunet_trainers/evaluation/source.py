@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models.fingerprint import fingerprint
+from monai_adv.evaluation.records import Level, level_of
 from monai_adv.given import Box
 from monai_adv.metrics.score import Kind
+from nnunet_trainers.checkpoint import SECTION, load_data
 from nnunet_trainers.deployed import DeployedModel
 from nnunet_trainers.evaluation.case import NNUNetCase, NNUNetPatch, bounds_of
 from nnunet_trainers.evaluation.case_files import find_cases, listed_cases, listed_files
@@ -152,6 +155,12 @@ class EvaluatedNNUNet:
         beside |= {file.with_name(f"{case.name}.json") for case in self._files.values() for file in case.image_files}
         known = [file for file in sorted(beside) if file.is_file()]
         return [*weights, folder / "plans.json", folder / "dataset.json", *data, *known]
+
+    @cached_property
+    def trained(self) -> Level | None:
+        """What the first fold was trained against, if its checkpoint says so."""
+        file = checkpoint_path(Path(self.source.model_folder), self.source.folds[0], self.source.checkpoint)
+        return level_of(load_data(file).get(SECTION, {}).get("threat"))
 
     @property
     def space(self) -> str:

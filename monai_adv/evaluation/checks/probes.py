@@ -27,6 +27,7 @@ from monai_adv.attacks.sea import radius_reduction
 from monai_adv.attacks.sharp_dice import SharpDice
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models.protocol import Case, Model
+from monai_adv.evaluation.models.radii import in_words, raw_unit_of
 from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.settings import Version
 from monai_adv.metrics.score import Kind, Score, mean_known
@@ -73,7 +74,8 @@ def probe(
         plain values for JSON, each over all probed cases:
 
         - ``cases``, ``steps``, ``images`` (how many were tried), ``unit``;
-        - ``threats``: level -> in words, both units, for the first case;
+        - ``threats``: level -> in words, all units, for the first case; ``per_voxel``: level -> change per voxel there;
+        - ``trained``: ``norm``, ``words`` and ``per_voxel`` of what the model was trained against, or None;
         - ``low``, ``high``, ``sd``, ``outside`` (share of the images outside the box), ``box``;
         - ``relative``: level -> radius per voxel (RMS for L2) as a share of the intensity range (of the box, if any);
         - ``repeat``, ``batch``: largest change of an output from call to call, and from a batch to the image alone,
@@ -100,7 +102,7 @@ def probe(
         "steps": steps,
         "unit": model.unit,
         "images": sum(f["images"] for f in found),
-        "threats": found[0]["threats"],
+        **{name: found[0][name] for name in ("threats", "per_voxel", "trained")},
         "box": found[0]["box"],
         "low": min(f["low"] for f in found),
         "high": max(f["high"] for f in found),
@@ -174,11 +176,14 @@ def _probe_loaded(model: Model, case: Case, levels: Sequence[Level], seed: int, 
     images, target = case.images[chosen].to(device), to_device(take(case.target, chosen), device)
     threats = {level.key: case.threat(level) for level in levels}
     any_threat = next(iter(threats.values()), Threat("l2", 0.0, unit="norm"))
+    raw_unit = raw_unit_of(case)
     values = images if any_threat.channels is None else images[:, list(any_threat.channels)]
     low, high = (float(v) for v in values.aminmax())
     result: dict[str, Any] = {
         "images": len(images),
-        "threats": {key: threat.describe(images) for key, threat in threats.items()},
+        "threats": {key: threat.describe(images, raw_unit) for key, threat in threats.items()},
+        "per_voxel": {key: threat.rms(images) for key, threat in threats.items()},
+        "trained": _trained(model, case, images),
         "box": any_threat.box if any_threat.boxed is None else None,
         "low": low,
         "high": high,
@@ -208,6 +213,15 @@ def _probe_loaded(model: Model, case: Case, levels: Sequence[Level], seed: int, 
         left = _left_by(long_attacks(model.kind, threat, steps), case, chosen, generator)
         result["longer"][key] = {name: score.score for name, score in left.items()}
     return result
+
+
+def _trained(model: Model, case: Case, images: Tensor) -> dict[str, Any] | None:
+    """What the model was trained against, on this case."""
+    level: Level | None = getattr(model, "trained", None)
+    if level is None:
+        return None
+    words = in_words(case, level, images)
+    return {"norm": level.norm, "words": words, "per_voxel": case.threat(level).rms(images)}
 
 
 @torch.no_grad()

@@ -110,7 +110,10 @@ class Picture:
 
 
 class Model(Protocol):
-    """A model with its data."""
+    """A model with its data.
+
+    It may have ``trained``, the :class:`Level` that it was trained against, or None.
+    """
 
     @property
     def name(self) -> str:

@@ -19,6 +19,7 @@ from monai_adv.evaluation.report.curves import Curve, chains, per_attack_curve, 
 from monai_adv.evaluation.report.pictures import draw, largest_change
 from monai_adv.evaluation.report.results import Figures, ModelResults, as_csv, as_json, as_table, gather
 from monai_adv.evaluation.report.sentences import opening, robustness, telling_level
+from monai_adv.evaluation.report.trained import trained
 from monai_adv.evaluation.settings import VERSIONS
 from monai_adv.evaluation.store import read_pictures
 from monai_adv.files import write_whole
@@ -130,6 +131,7 @@ def render(
         measure="dice" if segmentation else "sensitivity",
         probing=sum(m.probes.get("seconds", 0.0) for m in results.models),
         opening=opening(results),
+        trained=trained,
         robustness={m.name: robustness(m, results.levels) for m in results.models},
         patients={m.name: _patients(results, m, worst_cases[m.name]) for m in results.models} if segmentation else {},
         anchors={m.name: {p["case"]: p["id"] for p in worst_cases[m.name]} for m in results.models},

@@ -17,6 +17,7 @@ from monai_adv.evaluation.checks.probes import CASES, most_passes, spread
 from monai_adv.evaluation.models.fingerprint import Marks
 from monai_adv.evaluation.models.protocol import Source, check_distinct
 from monai_adv.evaluation.records import Record
+from monai_adv.evaluation.report.trained import trained
 from monai_adv.evaluation.run.workers import Job, Killed, Pool, ThisProcess, forget, plan_of
 from monai_adv.evaluation.search import cost
 from monai_adv.evaluation.search.cost import Cost, Size, Timing, duration
@@ -146,6 +147,8 @@ class Session:
             self.say(f"{found.name}: figures {found.verdict.word}" + (f" ({reasons})" if reasons else ""))
             robust = words.robustness(found, results.levels)
             self.say(f"{found.name}: {robust.word}, {robust.text}")
+            if (known := trained(found.probes, results.levels)) and known.warning:
+                self.say(f"{found.name}: {known.warning}")
         self.say(f"Report: {page if isinstance(page, Path) else self.folder / 'report.html'}")
         if any(found.verdict.word == "not reliable" for found in results.models):
             return 3
@@ -240,6 +243,9 @@ class Session:
             f"{duration(total.seconds / self.pool.workers)}; less if attacks succeed early."
             + ("" if self._sampled == 1 else f" Only {_count(read, 'case')} of them were looked at.")
         )
+        case = next(iter(self._good(0)))
+        (radii,) = self._all([(self.jobs[0].radii, case)])
+        self.say(f"Radii, for an input of {self.models[0]['name']}: {'; '.join(radii)}.")
         self._at_most = {"forward": total.forward, "backward": total.backward, "seconds": total.seconds}
 
     def _most(self, i: int, timing: Timing) -> tuple[Cost, Cost]:

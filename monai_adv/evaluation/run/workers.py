@@ -22,6 +22,7 @@ from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation.models.classifier import Classifier
 from monai_adv.evaluation.models.fingerprint import Marks, computed, contents, marks_of
 from monai_adv.evaluation.models.protocol import Model, Source
+from monai_adv.evaluation.models.radii import in_words
 from monai_adv.evaluation.search import cost
 from monai_adv.evaluation.search.plan import Stage, corruption_key, corruptions, stages
 from monai_adv.evaluation.search.runner import check_threat, reproducible, run_case
@@ -95,6 +96,11 @@ class Job:
         except Exception as error:  # of whatever reads the images
             return in_a_sentence(error)
         return cost.Size(len(loaded.images), loaded.images.numel())
+
+    def radii(self, case: str) -> list[str]:
+        """The radii in all their units, for this case."""
+        loaded = self._model().load(case)
+        return [in_words(loaded, level) for level in self.settings.levels]
 
     def timing(self, cases: Sequence[str]) -> cost.Timing:
         """Seconds of a pass on the first of these cases that the network takes.

@@ -79,7 +79,7 @@ class BundleClassifier(Classifier):
             bundle.name, bundle.network, torch.stack(images), torch.stack(labels), classes,
             box=bundle.box, unit=bundle.unit, names=names,
         )  # fmt: skip
-        self.files = bundle.files
+        self.files, self.trained = bundle.files, bundle.trained
         self.problems = tuple(problems)
         self.space = f"the bundle's preprocessed images{bundle.attacked}; each image has a radius of its own"
 
@@ -102,7 +102,7 @@ class BundleSegmenter:
 
     def __init__(self, bundle: OpenBundle) -> None:
         self.bundle, self.name, self.unit, self.problems = bundle, bundle.name, bundle.unit, tuple(bundle.problems)
-        self.cases, self.files = tuple(bundle.names), bundle.files
+        self.cases, self.files, self.trained = tuple(bundle.names), bundle.files, bundle.trained
         image, heads = bundle.first.image, bundle.heads
         logits = torch.empty(1, heads, *image.shape[1:], device="meta")
         self.layout = layout_of(logits, bundle.first.label[None], None, None, bundle.rule, bundle.background)
@@ -206,6 +206,7 @@ class OpenBundle:
         self.rule, self.background, self.channels = rule, background, channels
         self.channel_names, self.absent = list(channel_names), absent
         self.network = BundleNetwork(network.eval(), inferer).eval()
+        self.trained: Level | None = None
         self._open_data()
 
     def _open_data(self) -> None:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from monai_adv.bundles.weights import load_weights, names_in
 from monai_adv.engines.bundle_rule import Rule, check_rule, leaves_background_out, rule_of
+from monai_adv.engines.robust_state import threat_in
 from monai_adv.errors import InputError, did_you_mean, first_cause
 from monai_adv.evaluation.models.bundle.arguments import WEIGHTS
 from monai_adv.evaluation.models.bundle.opened import (
@@ -31,6 +32,7 @@ from monai_adv.evaluation.models.bundle.opened import (
 )
 from monai_adv.evaluation.models.fingerprint import fingerprint
 from monai_adv.evaluation.models.plain import check_box, usable_device
+from monai_adv.evaluation.records import level_of
 from monai_adv.given import Box
 
 NETWORK = ("network_def", "network")
@@ -148,6 +150,7 @@ class _Bundle(OpenBundle):
             source.box, channel_names(metadata), absent, rule_of(source.activation, postprocessing, loss),
             not leaves_background_out(loss), source.channels,
         )  # fmt: skip
+        self.trained = level_of(threat_in(self.weights))
 
     @property
     def files(self) -> list[Path]:
