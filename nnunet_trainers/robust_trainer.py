@@ -28,6 +28,7 @@ from monai_adv.attacks import PGD
 from monai_adv.defenses.base import Batch, Defense
 from monai_adv.defenses.method import CLEAN_PASSES, Method
 from monai_adv.defenses.nothing_attacked import NothingAttacked
+from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import bare, is_compiled
 from monai_adv.price import Clock, cheaper_way, forecast, price_line

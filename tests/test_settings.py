@@ -137,7 +137,7 @@ def test_delta_is_a_fifth_of_eps_unless_given() -> None:
         ({"steps": 0}, "steps: received 0, allowed is a whole number >= 1"),
         ({"amp": 1}, "amp: received 1, allowed is true or false"),
         ({"algorithm": 1}, "algorithm: received 1, allowed is one of 2, 3"),
-        ({"unit": "hu"}, "unit: received 'hu', allowed is one of 'norm', 'rms', None"),
+        ({"unit": "hu"}, "unit: received 'hu', allowed is one of 'norm', 'rms', 'raw', None"),
         ({"norm": "linf", "unit": "rms"}, "unit: received 'rms', allowed is 'norm'"),
         ({"eps": 1e-300}, "eps: received 1e-300, allowed is"),
         ({"eps": 1e-9}, "eps: received 1e-09, allowed is 0 (off) or at least 1e-08"),

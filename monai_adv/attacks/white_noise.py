@@ -18,6 +18,7 @@ from monai_adv.attacks.base import (
     Problem,
     Strongest,
     one_of,
+    prepared,
 )
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen

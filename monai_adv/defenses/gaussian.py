@@ -54,6 +54,7 @@ class Gaussian(Defense):
         True
     """
 
+    attacks = False
     settings_class = GaussianSettings
     settings: GaussianSettings
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
-from torch import Tensor
-
 from monai_adv.attacks.ensemble import Stage
 from monai_adv.errors import AttackError, InputError, in_a_sentence
 from monai_adv.evaluation.models.fingerprint import code_files, fingerprint
@@ -139,7 +137,7 @@ def _found_again(name: str, place: str, code: str) -> Plan:
 
 
 def _same(one: Any, other: Threat) -> bool:
-    return isinstance(one, Threat) and not isinstance(one.eps, Tensor) and one == other
+    return isinstance(one, Threat) and one == other
 
 
 def _in_words(threat: Any, other: Any) -> str:
