@@ -134,7 +134,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
         (named("nothing"), "the plan own_plan.py:nothing returned nothing; return a list of Stage(name, attack)."),
         (named("other_radius"), "attacks within L-inf radius 0.1, no box, allowed is L-inf radius 0.05, no box; give"),
         (named("other_norm"), "'wrong norm' of the plan own_plan.py:other_norm attacks within L2 radius 0.05"),
-        (named("other_box"), "attacks within L-inf radius 0.05, box (-9.0, 9.0), allowed is L-inf radius 0.05, no box"),
+        (named("other_box"), "attacks within L-inf radius 0.05, box [-9, 9], allowed is L-inf radius 0.05, no box"),
         (named("no_attack"), "'bare' of the plan own_plan.py:no_attack is no attack, it lacks threat, most_passes;"),
         (named("no_stage"), "returned a FGSM, allowed is Stage(name, attack)"),
         (named("twice"), "has two stages 'a', allowed is one of a name"),
