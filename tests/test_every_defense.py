@@ -290,7 +290,7 @@ def test_presets_are_valid(key: str) -> None:
 @pytest.mark.parametrize("key", METHODS)
 def test_presets_for_images_between_0_and_1_say_so(key: str) -> None:
     """Others are of z-scored scans (the IMA paper's volumes), of points in the plane, or of code that cuts nothing."""
-    unbounded = ("_heart", "_hippocampus", "_prostate", "_two_moons", "fgsm_sdi_cifar", "paper", "official")
+    unbounded = ("_heart", "_hippocampus", "_prostate", "_two_moons", "fgsm_sdi_cifar", "paper", "official", "finetune")
     for name, preset in METHODS[key].presets.items():
         assert preset.get("box") == (None if name.endswith(unbounded) else (0.0, 1.0)), name
 

@@ -12,11 +12,11 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from monai_adv import InputError
-from nnunet_trainers import IMATrainer, SATTrainer
+from nnunet_trainers import SATTrainer
 from nnunet_trainers.checkpoint import load_data
 from tests.nnunet_host import datasets, host, same, weights  # noqa: F401  (fixtures)
 
-FINETUNE: dict[str, Any] = {"preset": "finetune", "epochs": None, "steps": 1, "threshold": 1e-6}
+FINETUNE: dict[str, Any] = {"preset": "finetune", "epochs": None, "steps": 1, "clean_weight": 0.0, "threshold": 1e-6}
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_budget_below_one_epoch_makes_no_folder(host: Any, plain: Any) -> None
 
 def test_a_plain_model_that_segments_nothing(host: Any, plain: Any) -> None:
     with pytest.raises(InputError, match=r"initial_weights: received .*allowed is a model above the `threshold` 0.999"):
-        host(IMATrainer, **{**FINETUNE, "threshold": 0.999})
+        host(SATTrainer, **{**FINETUNE, "threshold": 0.999})
 
 
 def test_without_a_plain_model(host: Any) -> None:

@@ -27,6 +27,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ima_covid": {"norm": "l2", "eps": 12.0, "unit": "norm", "steps": 20, "start": "surface",
                   "attack_mode": "train", "box": (0.0, 1.0)},
     "ima_hippocampus": {"norm": "l2", "eps": 15.0, "unit": "norm", "steps": 20, "start": "surface"},
+    # Our own, for a trained segmentation model, as measured: docs/results/price.md.
+    "finetune": {"norm": "l2", "eps": 0.1, "unit": "rms", "steps": 2, "relative_step": 1.0, "clean_weight": 0.5},
 }  # fmt: skip
 
 
