@@ -29,6 +29,11 @@ class Level:
         object.__setattr__(self, "unit", unit_of(self.norm, self.unit, self.eps))
 
     @property
+    def is_rms(self) -> bool:
+        """Whether the radius is a root mean square change per voxel, in network units or in those of the files."""
+        return self.norm == "l2" and self.unit != "norm"
+
+    @property
     def key(self) -> str:
         """A name for files and tables, such as ``l2-5`` or ``linf-0.1-raw``."""
         return f"{self.norm}-{self.eps:g}" + ("" if self.unit == "norm" else f"-{self.unit}")
@@ -107,11 +112,11 @@ def level_name(level: Level) -> str:
     """A level as tables call it.
 
     Example:
-        >>> level_name(Level("l2", 0.1, "rms")), level_name(Level("linf", 10, "raw"))
-        ('L2, 0.1 RMS', 'L-inf 10 (file units)')
+        >>> level_name(Level("l2", 0.1)), level_name(Level("l2", 21, "raw")), level_name(Level("linf", 10, "raw"))
+        ('L2, 0.1 RMS', 'L2, 21 RMS (file units)', 'L-inf 10 (file units)')
     """
     norm = "L2" if level.norm == "l2" else "L-inf"
-    eps = f", {level.eps:g} RMS" if level.norm == "l2" and level.unit != "norm" else f" {level.eps:g}"
+    eps = f", {level.eps:g} RMS" if level.is_rms else f" {level.eps:g}"
     return f"{norm}{eps}" + (" (file units)" if level.unit == "raw" else "")
 
 

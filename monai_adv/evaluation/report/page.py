@@ -207,7 +207,7 @@ def number(value: float) -> str:
 def axis_name(level: Level, unit: str) -> str:
     """What the radii of a chain of levels are, with their unit."""
     where = "units of the image files" if level.unit == "raw" else unit.split(" (")[0]
-    if level.unit == "rms":
+    if level.is_rms:
         return f"root mean square change per voxel, in {where}"
     return f"{'L2' if level.norm == 'l2' else 'L-inf'} radius, in {where}"
 

@@ -80,10 +80,12 @@ def telling_level(models: Sequence[ModelResults], levels: Sequence[Level]) -> Le
 def radius_name(level: Level) -> str:
     """Example:
 
-    >>> radius_name(Level("l2", 0.1, "rms"))
-    'RMS 0.1'
+    >>> radius_name(Level("l2", 0.1, "rms")), radius_name(Level("l2", 21, "raw"))
+    ('RMS 0.1', 'RMS 21 (file units)')
     """
-    return f"RMS {level.eps:g}" if level.unit == "rms" else level_name(level)
+    if not level.is_rms:
+        return level_name(level)
+    return f"RMS {level.eps:g}" + (" (file units)" if level.unit == "raw" else "")
 
 
 def _measured(results: Figures) -> str:
