@@ -24,10 +24,10 @@ def used(threat: Threat, clean: Tensor, images: Tensor, radius: Tensor | None = 
 
     Example:
         >>> clean = torch.zeros(1, 1, 4)
-        >>> used(Threat("linf", 0.1), clean, clean + 0.05)
+        >>> used(Threat("linf", 0.5), clean, clean + 0.25)
         (0.5, [])
-        >>> used(Threat("linf", 0.1), clean, clean + 0.25)
-        (2.5, ['the perturbation has the size 0.25 where the radius is 0.1 (L-inf radius 0.1, no box)'])
+        >>> used(Threat("linf", 0.5), clean, clean + 1.25)
+        (2.5, ['the perturbation has the size 1.25 where the radius is 0.5 (L-inf radius 0.5, no box)'])
     """
     faults = []
     delta = images.double() - clean.double()
