@@ -141,8 +141,11 @@ def test_a_folder_of_another_evaluation_is_2_and_says_what_differs(
 
 
 def test_a_dry_run_predicts_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(tmp_path / "out", "--dry-run") == 0
-    assert "forward" in capsys.readouterr().out
+    assert evaluate(tmp_path / "out", "--dry-run", "--norm", "l2", "--eps", "1/8") == 0
+    said = capsys.readouterr().out
+    assert "forward" in said
+    # 4 x 4 voxels: 0.125 * sqrt(16)
+    assert "Radii, for an input of tiny: L2, 0.125 RMS per voxel (= L2 radius 0.5)." in said
     assert not list(tmp_path.iterdir())
 
 

@@ -24,12 +24,12 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation import store
 from monai_adv.evaluation.checks.verdict import Verdict
 from monai_adv.evaluation.models.protocol import Picture
-from monai_adv.evaluation.records import Record
+from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.report import curves, pictures
 from monai_adv.evaluation.report import page as report
 from monai_adv.evaluation.report.curves import chains, repetitions
 from monai_adv.evaluation.report.inline_svg import inline_svg
-from monai_adv.evaluation.report.page import _settings_of, duration, p_value, percent, points, write_report
+from monai_adv.evaluation.report.page import _settings_of, axis_name, duration, p_value, percent, points, write_report
 from monai_adv.evaluation.report.pictures import draw, largest_change
 from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.report.sentences import opening, robustness
@@ -152,6 +152,12 @@ def test_numbers_on_the_page_are_those_of_the_records(tmp_path):
     assert "L2 radius 5 (= 0.104 RMS per voxel), no box" in page.row(
         "L2 5", "L2 radius 5 (= 0.104 RMS per voxel), no box"
     )
+
+
+def test_a_radius_in_hu_is_rms_for_l2_and_the_largest_change_for_linf():
+    assert axis_name(Level("l2", 21, "raw"), "SD") == "root mean square change per voxel, in units of the image files"
+    assert axis_name(Level("linf", 21, "raw"), "SD") == "L-inf radius, in units of the image files"
+    assert axis_name(Level("l2", 5, "norm"), "SD (MRI)") == "L2 radius, in SD"
 
 
 @pytest.mark.parametrize(("per_voxel", "warns"), [(0.104, False), (0.3, True)])
