@@ -14,9 +14,8 @@ on where it was. Against ours stand
 * from adv-lib: DAG, PDGD, PDPGD, ALMA-prox. They look for the smallest perturbation and have no radius: what they
   return is projected, and scaled to the radius, and the worse of both counts.
 
-adv-lib clamps to [0, 1], which would destroy z-scored scans. It sees ``(x - low) / (high - low)`` with one low and
-high, so far outside that no image within the radius touches them (checked). Step sizes that are meant for images in
-[0, 1] are given in units of the images' own range.
+They see the images through :class:`monai_adv.attacks.foreign.Foreign`, on a [0, 1] so wide that their clamps, which
+would destroy z-scored scans, touch no image within the radius.
 """
 
 from __future__ import annotations
@@ -26,25 +25,26 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from datetime import date
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from segmentation_targets import HIPPOCAMPUS, Problem, attacked, problems
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_adv.attacks.base import Loss
 from monai_adv.attacks.cospgd import CosPGD
+from monai_adv.attacks.foreign import Foreign
 from monai_adv.attacks.losses import balanced_hinge
 from monai_adv.attacks.sea import SEA
 from monai_adv.attacks.segmentation_ensemble import stages
 from monai_adv.attacks.segpgd import SegPGD
 from monai_adv.attacks.sharp_dice import SharpDice
-from monai_adv.threats import Threat, per_sample
-
-ROOM = 10.0
-"""How far beyond image and radius the peers' [0, 1] reaches, in network units."""
+from monai_adv.evaluation.run.workers import machine
+from monai_adv.statistics import Passes
+from monai_adv.threats import Threat
 
 Run = Callable[[Problem, Callable[[Tensor], None]], Tensor]
 """Attack a problem, tell the worst images after each stage, return the last ones."""
@@ -65,49 +65,6 @@ def strong_pgd(threat: Threat, steps: int, starts: int, sharpness: float, loss: 
     return [one(), *(one(start="ball") for _ in range(starts - 1))]
 
 
-class OnUnitRange(nn.Module):
-    """The network for a library that wants images in [0, 1]."""
-
-    def __init__(self, network: nn.Module, low: float, high: float) -> None:
-        super().__init__()
-        self.network, self.low, self.high = network, low, high
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x * (self.high - self.low) + self.low)
-        return logits
-
-
-def peer(
-    attack: Callable[..., Tensor],
-    options: dict[str, Any],
-    problem: Problem,
-    tell: Callable[[Tensor], None],
-    threat: Threat,
-) -> Tensor:
-    """An attack of adv-lib, its images brought to the radius."""
-    images, radius = problem.images, threat.radius(problem.images) * (1 - 1e-5)
-    lowest, highest = (float(v) for v in images.aminmax())
-    room = float(radius.max()) + ROOM
-    low, high = lowest - room, highest + room
-    rate = (highest - lowest) / (high - low)
-    scaled = {k: v * rate if k in ("lr_init", "γ", "primal_lr") else v for k, v in options.items()}
-    labels: Tensor = problem.target[:, 0]
-    # They want 99 % of the voxels wrong. Of all voxels that is out of reach within a small radius, and then they return
-    # the clean image; of the foreground it is what the Dice asks for. Slices without foreground: all voxels.
-    wanted = labels > 0
-    wanted |= ~wanted.flatten(1).any(1).view(-1, *[1] * (labels.ndim - 1))
-    torch.manual_seed(0)
-    unit = OnUnitRange(problem.network, low, high)
-    found = attack(unit, (images - low) / (high - low), labels, masks=wanted, **scaled)
-    delta = (found.detach() * (high - low) + low - images).nan_to_num()
-    size = per_sample(threat.size(delta), delta)
-    full = torch.where(size > 0, delta * (per_sample(radius, delta) / size.clamp(min=1e-12)), delta)
-    result = problem.combine(*(images + threat.project(d, images, radius) for d in (delta, full)))
-    assert float(result.min()) > low
-    assert float(result.max()) < high  # the clamp was never in the way
-    return result
-
-
 def attacks(threat: Threat, steps: int, starts: int) -> dict[str, Run]:
     """Name -> function of the problem that returns its images; ours is first."""
 
@@ -123,25 +80,28 @@ def attacks(threat: Threat, steps: int, starts: int) -> dict[str, Run]:
         "SegPGD-100": run([SegPGD(threat, 100)]),
         "CosPGD-100": run([CosPGD(threat, 100)]),
     }
-    try:
-        from adv_lib.attacks import segmentation as advlib  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
+    if find_spec("adv_lib") is None:
         print("adv-lib is not installed: its attacks are left out")
         return table
-    peers: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]]
+    peers: dict[str, tuple[str, dict[str, Any]]]
     if threat.norm == "l2":
         peers = {
-            "DAG-200 (adv-lib)": (advlib.dag, {"p": 2, "γ": 0.5}),
-            "PDGD-500 (adv-lib)": (advlib.pdgd, {"primal_lr": 0.1}),
-            "PDPGD-500 (adv-lib)": (advlib.pdpgd, {"norm": 2, "primal_lr": 0.1}),
+            "DAG-200 (adv-lib)": ("dag", {"p": 2, "γ": 0.5}),
+            "PDGD-500 (adv-lib)": ("pdgd", {"primal_lr": 0.1}),
+            "PDPGD-500 (adv-lib)": ("pdpgd", {"norm": 2, "primal_lr": 0.1}),
         }
     else:
         peers = {
-            "DAG-200 (adv-lib)": (advlib.dag, {"p": math.inf, "γ": 0.5 / 255}),
-            "PDPGD-500 (adv-lib)": (advlib.pdpgd, {"norm": math.inf, "primal_lr": 0.1}),
-            "ALMA-prox-500 (adv-lib)": (advlib.alma_prox, {"lr_init": 0.001}),
+            "DAG-200 (adv-lib)": ("dag", {"p": math.inf, "γ": 0.5 / 255}),
+            "PDPGD-500 (adv-lib)": ("pdpgd", {"norm": math.inf, "primal_lr": 0.1}),
+            "ALMA-prox-500 (adv-lib)": ("alma_prox", {"lr_init": 0.001}),
         }
-    return table | {name: partial(peer, *both, threat=threat) for name, both in peers.items()}
+    for name, (function, options) in peers.items():
+        lengths = tuple(options.keys() & {"γ", "primal_lr", "lr_init"})
+        attack = f"adv_lib:segmentation.{function}"
+        most = Passes(forward=500, backward_input=500)
+        table[name] = run([Foreign(threat, attack, options, most=most, oversteps="project", lengths=lengths)])
+    return table
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -218,7 +178,17 @@ def main() -> None:
                 continue
             seconds = time.perf_counter() - begin
             rows += [
-                {**key, "case": c, "clean": clean[c], "dice": v, "after": [a[c] for a in after], "seconds": seconds}
+                {
+                    **key,
+                    "case": c,
+                    "clean": clean[c],
+                    "dice": v,
+                    "after": [a[c] for a in after],
+                    "seconds": seconds,
+                    "seed": 0,
+                    "date": date.today().isoformat(),
+                    "machine": machine(),
+                }
                 for c, v in dice.items()
             ]
             arguments.output.write_text(json.dumps(rows, indent=1))
