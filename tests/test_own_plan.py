@@ -88,6 +88,19 @@ def test_what_makes_two_plans_differ() -> None:
     assert Plan.of(make(3)) == Plan.of(make(3))
 
 
+def test_of_an_installed_package_all_files_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "installed_attacks"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "plan.py").write_text("def plan(threat, classes):\n    from installed_attacks import parts\n")
+    (package / "parts.py").write_text("STEPS = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("monai_adv.evaluation.models.fingerprint._own", lambda name, file: False)  # as if installed
+    before = Plan.named("installed_attacks.plan:plan")
+    (package / "parts.py").write_text("STEPS = 2\n")
+    assert Plan.named("installed_attacks.plan:plan") != before
+
+
 def test_another_process_finds_it_or_says_that_it_has_another_version(tmp_path: Path) -> None:
     file = tmp_path / "plan.py"
     file.write_text(FILE.read_text())

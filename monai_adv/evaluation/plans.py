@@ -6,6 +6,7 @@ Its code is part of what an evaluation is: where it changed, records of the old 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -149,7 +150,13 @@ def _in_words(threat: Any, other: Any) -> str:
 
 def _identity(function: Any, module: str) -> str:
     """Of the code in memory, and of the user's files behind it."""
-    files = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in code_files([module])]
+    paths = {path.resolve() for path in code_files([module])}
+    name = module.partition(".")[0]
+    package = sys.modules.get(name)
+    if name not in ("monai_adv", "nnunet_trainers"):  # an installed package is no file of the user's own, its plan is
+        for folder in getattr(package, "__path__", ()):
+            paths |= {path.resolve() for path in Path(folder).rglob("*.py")}
+    files = sorted((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths)
     return fingerprint(_code(function), files)
 
 
