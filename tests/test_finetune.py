@@ -18,9 +18,6 @@ from tests.nnunet_host import datasets, host, same, weights  # noqa: F401  (fixt
 
 FINETUNE: dict[str, Any] = {"preset": "finetune", "epochs": None, "steps": 1, "clean_weight": 0.0, "threshold": 1e-6}
 
-ATTACKED: dict[str, Any] = {**FINETUNE, "clean_weight": 0.0}
-"""SAT's own part of the preset has half of the loss on clean images, which is a plain step more."""
-
 
 @pytest.fixture
 def plain(host: Any) -> Any:
@@ -37,7 +34,7 @@ def _log(trainer: Any) -> str:
 
 def test_from_the_plain_model_within_its_budget_to_the_best_robust_weights(host: Any, plain: Any) -> None:
     """SAT with one step: 5 forwards a sample; 2 steps an epoch: 0.19 of 120 forwards pay for two (10 each)."""
-    trainer = host(SATTrainer, **ATTACKED, budget=0.19)
+    trainer = host(SATTrainer, **FINETUNE, budget=0.19)
     assert trainer.num_epochs == 2
     seen: list[Any] = []
     trainer.on_epoch_start = lambda own=trainer.on_epoch_start: (seen.append(weights(trainer)), own())
@@ -52,20 +49,20 @@ def test_from_the_plain_model_within_its_budget_to_the_best_robust_weights(host:
 
 
 def test_a_budget_is_no_setting_that_changes_on_the_way(host: Any, plain: Any) -> None:
-    trainer = host(SATTrainer, **ATTACKED, budget=0.19)
+    trainer = host(SATTrainer, **FINETUNE, budget=0.19)
     trainer.run_training()
     file = os.path.join(trainer.output_folder, "checkpoint_final.pth")
     again = host(SATTrainer, epochs=None)
     again.load_checkpoint(file)
     assert again.num_epochs == 2
     with pytest.raises(InputError, match=r"budget: received 0.5, allowed is that of the checkpoint \(0.19\)"):
-        host(SATTrainer, **ATTACKED, budget=0.5).load_checkpoint(file)
+        host(SATTrainer, **FINETUNE, budget=0.5).load_checkpoint(file)
 
 
 def test_a_budget_below_one_epoch_makes_no_folder(host: Any, plain: Any) -> None:
     results = Path(plain.output_folder_base).parent
     with pytest.raises(InputError, match=r"budget: received 0.05, allowed is at least 0.084: one epoch, 2 steps at 5 "):
-        host(SATTrainer, **ATTACKED, budget=0.05)
+        host(SATTrainer, **FINETUNE, budget=0.05)
     assert [p.name for p in results.iterdir()] == [Path(plain.output_folder_base).name]
 
 
@@ -76,7 +73,7 @@ def test_a_plain_model_that_segments_nothing(host: Any, plain: Any) -> None:
 
 def test_without_a_plain_model(host: Any) -> None:
     with pytest.raises(InputError, match="initial_weights: received 'plain', allowed is a finished plain training of "):
-        host(SATTrainer, **ATTACKED)
+        host(SATTrainer, **FINETUNE)
 
 
 @pytest.mark.parametrize(
