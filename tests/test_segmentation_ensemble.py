@@ -49,7 +49,7 @@ def test_what_a_sample_costs_that_never_finishes(threat: Threat) -> None:
         backward = sum(s.attack.most_passes().backward_input for s in found)
         random = sum(s.attack.most_passes().forward for s in found if s.attack.most_passes().backward_input == 0)
         assert backward == steps
-        assert queries <= random <= queries + 1
+        assert random == (queries + 1 + queries // 10 if queries else 0)  # the start, and what looking ahead may waste
         assert len({s.name for s in found}) == len(found)
         assert all(s.attack.threat == threat for s in found)
 

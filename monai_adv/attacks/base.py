@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -208,6 +208,24 @@ def is_finished(wrong: Tensor, margin: Tensor, lowest_margin: float, until: Unti
     return wrong if until == "wrong" else wrong & (margin <= lowest_margin)
 
 
+class Verdict(NamedTuple):
+    """What the task says of some images.
+
+    Attributes:
+        wrong: ``(b,)`` bool: the network is wrong on them.
+        margin: ``(b,)`` the task's margin.
+        broken: ``(b,)`` bool: NaN or infinity in the output; such an image is wrong, with the lowest margin.
+    """
+
+    wrong: Tensor
+    margin: Tensor
+    broken: Tensor
+
+    def of(self, rows: Tensor) -> Verdict:
+        """The verdict on these images."""
+        return Verdict(*(values[rows] for values in self))
+
+
 class Strongest:
     """The strongest image of each sample so far: smallest margin, then largest loss.
 
@@ -227,7 +245,6 @@ class Strongest:
         self.wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self.broken = torch.zeros_like(self.wrong)
 
-    @torch.no_grad()
     def update(
         self,
         index: Tensor,
@@ -249,10 +266,29 @@ class Strongest:
         Returns:
             ``(b,)`` bool: the network is wrong on these images.
         """
+        verdict = self.judge(output, target)
+        self.keep(index, images, verdict, loss, allowed)
+        return verdict.wrong
+
+    @torch.no_grad()
+    def judge(self, output: Output, target: Target) -> Verdict:
+        """What the task says of images with this output; nothing is kept."""
         margin = self.task.margin(output, target).to(self.margin)
         broken = _not_finite(output)
         margin = torch.where(broken, self.task.lowest_margin, margin)
-        wrong = broken | ~self.task.correct(output, target)
+        return Verdict(broken | ~self.task.correct(output, target), margin, broken)
+
+    @torch.no_grad()
+    def keep(
+        self,
+        index: Tensor,
+        images: Tensor,
+        verdict: Verdict,
+        loss: Tensor | None = None,
+        allowed: Tensor | None = None,
+    ) -> None:
+        """Keep judged images that are stronger; see :meth:`update`."""
+        wrong, margin, broken = verdict
         loss = torch.full_like(margin, -torch.inf) if loss is None else loss.detach().to(margin)
         best_margin, best_loss, best_wrong = self.margin[index], self.loss[index], self.wrong[index]
         # An image that is wrong always beats one that is right: at margin 0 both can be.
@@ -266,7 +302,10 @@ class Strongest:
         self.wrong[index] = best_wrong | (better & wrong)
         self.broken[index] |= broken
         self.images[index] = torch.where(per_sample(better, images), images.detach(), self.images[index])
-        return wrong
+
+    def ends(self, verdict: Verdict) -> Tensor:
+        """``(b,)`` bool: with these images their samples are finished."""
+        return is_finished(verdict.wrong, verdict.margin, self.task.lowest_margin, self.until)
 
     def finished(self) -> Tensor:
         """``(B,)`` bool: nothing more to be found."""

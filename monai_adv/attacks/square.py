@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_adv.attacks.base import (
@@ -23,22 +21,27 @@ from monai_adv.attacks.base import (
     Problem,
     Strongest,
     Until,
+    Verdict,
     one_of,
     sample_loss,
     sync_interval,
 )
 from monai_adv.attacks.losses import margin
+from monai_adv.attacks.square_windows import Window, moved, redrawn, stripes, tiles
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen, padded
 from monai_adv.statistics import Passes
 from monai_adv.tasks.base import Output, Target, Task, take
-from monai_adv.threats import Threat, per_sample
+from monai_adv.threats import per_sample
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After these iterations the share of voxels in a window is halved (section 3.2, not rescaled to ``queries``)."""
 
-TILES = 5
-"""The L2 start is a grid of 5 windows along each axis."""
+WASTE = 10
+"""Looking ahead may add one pass in vain to so many queries."""
+
+TOGETHER_ENTRIES = 2**18
+"""Entries (channels times voxels) of the images in one forward that looks ahead: a larger one gains nothing by it."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,23 @@ class Square(BaseAttack[AttackResult]):
         until: a sample leaves when it is ``"wrong"``, or when its score cannot fall further (``"lowest"``).
         loss: what must rise, of the task's points; ``None``: for one point per sample (classification) the negative
             logit margin, as in the paper; otherwise ``task.sample_loss``.
+        together: where fewer samples are left than this, proposals of several queries go through the network together
+            (16 images of 128 x 128, one of 64 x 64 x 64 at most); 1: one query after the other. It saves time and
+            changes nothing; in train mode, where the images of a batch may see each other, it is not done.
         mode: network mode during the attack, restored afterwards.
 
-    A window has ``round((p * voxels) ** (1 / d))`` voxels along each of d axes, cut to the axis: for a square image the
-    paper's. The L-inf start is constant along all axes but the last (the paper's vertical stripes).
+    In L-inf on a CPU a proposal is left out if it changes nothing, or if its image was judged before: a network that
+    answers alike each time would not accept it, so the result is the same. A window has ``round((p * voxels) ** (1 /
+    d))`` voxels along each of d axes, cut to the axis: for a square image the paper's. The L-inf start is constant
+    along all axes but the last (the paper's vertical stripes).
 
     Example:
         Without a box every L-inf perturbation is at its bound everywhere:
 
         >>> from monai_adv.tasks import ClassificationTask
-        >>> attack, network = Square(Threat("linf", 0.5), queries=20), nn.Sequential(nn.Flatten(), nn.Linear(24, 3))
+        >>> from monai_adv.threats import Threat
+        >>> threat = Threat("linf", 0.5, unit="norm")
+        >>> attack, network = Square(threat, queries=20), nn.Sequential(nn.Flatten(), nn.Linear(24, 3))
         >>> images, seed = torch.zeros(2, 1, 4, 6), torch.Generator().manual_seed(0)
         >>> result = attack(network, images, torch.tensor([0, 1]), ClassificationTask(), generator=seed)
         >>> result.images.abs().unique()
@@ -72,11 +82,13 @@ class Square(BaseAttack[AttackResult]):
     p_init: float = 0.8
     until: Until = "wrong"
     loss: Loss | None = None
+    together: int = 64
     mode: Mode = "eval"
 
     def __post_init__(self) -> None:
-        if self.queries < 1:
-            raise InputError.of("queries", self.queries, "a whole number >= 1")
+        for name, whole in (("queries", self.queries), ("together", self.together)):
+            if whole < 1:
+                raise InputError.of(name, whole, "a whole number >= 1")
         if not 0 < self.p_init <= 1:
             raise InputError.of("p_init", self.p_init, "a number in (0, 1]", "it is the share of voxels in a window")
         one_of("until", self.until, get_args(Until))
@@ -94,70 +106,22 @@ class Square(BaseAttack[AttackResult]):
         Raises:
             InputError: images without a spatial axis.
         """
-        images, target, task, radius = problem.images, problem.target, problem.task, problem.radius
-        generator = problem.generator
-        assert generator is not None
-        if images.ndim < 3:
-            raise InputError.of("images", tuple(images.shape), "(B, C, *spatial) with at least one spatial axis")
-        linf = self.threat.norm == "linf"
-        best = Strongest(images, task, self.until)
-        passes = Passes()
-        current = (_stripes if linf else _tiles)(self.threat, images, radius, generator)
-        window = Window(images, self.threat.channels, self._sides(images, 0))
-        # Two places, an axis, and a sign per attacked channel.
-        draws_per_query = 2 * (images.ndim - 2) + 1 + len(window.channels)
-        losses = torch.full_like(best.margin, -torch.inf)
+        shape = tuple(problem.images.shape)
+        if len(shape) < 3:
+            raise InputError.of("images", shape, "(B, C, *spatial) with at least one spatial axis")
         with frozen(problem.network, self.mode) as model:
-            active = padded(torch.arange(len(images), device=images.device), model)
-            for query in range(self.queries + 1):
-                if query == 0:
-                    proposal = current[active]
-                else:
-                    sides = self._sides(images, query - 1)
-                    if sides != window.sides:
-                        window = Window(images, self.threat.channels, sides)
-                    # Drawn also for samples that have left: what a sample gets must not depend on its neighbours.
-                    draws = torch.rand(len(images), draws_per_query, generator=generator, device=images.device)
-                    proposal = (_linf if linf else _l2)(
-                        self.threat, images[active], current[active], radius[active], window, draws[active]
-                    )
-                rows, proposal = self._worth_a_look(query, active, current, proposal, model)
-                if len(rows) > 0:
-                    labels = take(target, rows)
-                    output = model(any_batch_size(proposal, model))
-                    passes.forward += len(proposal)
-                    if query == 0:
-                        task.check(output, labels)
-                    loss = self._loss(task, output, labels).to(losses)
-                    first = ~best.wrong[rows]
-                    wrong = best.update(rows, proposal, output, labels, loss)
-                    accepted = (loss > losses[rows]) | (wrong & first)
-                    losses[rows] = torch.where(accepted, loss, losses[rows])
-                    current[rows] = torch.where(per_sample(accepted, proposal), proposal, current[rows])
-                if query % sync_interval(images.device) == 0:
-                    active = padded(best.running(), model)
-                    if len(active) == 0:
-                        break
-        return AttackResult(best.images, best.wrong, best.margin, torch.zeros_like(best.wrong), best.broken, passes)
+            search = _Search(self, model, problem)
+            search.run()
+        best = search.best
+        dead = torch.zeros_like(best.wrong)
+        return AttackResult(best.images, best.wrong, best.margin, dead, best.broken, search.passes)
 
     def most_passes(self) -> Passes:
-        """One forward per query, and one for the start."""
-        return Passes(forward=self.queries + 1)
+        """One forward per query, one for the start, and what looking ahead may waste."""
+        return Passes(forward=self.queries + 1 + self._most_wasted())
 
-    @staticmethod
-    def _worth_a_look(
-        query: int, active: Tensor, current: Tensor, proposal: Tensor, network: nn.Module
-    ) -> tuple[Tensor, Tensor]:
-        """The proposals that change something; the others would be judged as before.
-
-        In L-inf a window often has the sign already that it draws: of grey images every third or second one. Counting
-        them makes a GPU wait, so there they are looked at again.
-        """
-        if query == 0 or active.device.type != "cpu":
-            return active, proposal
-        changed = (proposal != current[active]).flatten(1).any(1).nonzero()[:, 0]
-        rows = padded(changed, network)
-        return active[rows], proposal[rows]
+    def _most_wasted(self) -> int:
+        return self.queries // WASTE if self.together > 1 and self.mode == "eval" else 0
 
     def _sides(self, images: Tensor, iteration: int) -> tuple[int, ...]:
         shape = images.shape[2:]
@@ -174,6 +138,233 @@ class Square(BaseAttack[AttackResult]):
         return sample_loss(task, self.loss, output, target)
 
 
+class _Search:
+    """The search of a batch.
+
+    The random numbers of a query do not depend on what came before it, so proposals of several queries can be made from
+    one image and judged in one forward. Up to the first that is accepted they are what one query after the other would
+    have made; those after it are made again, from the new image.
+
+    Attributes:
+        best: strongest image of each sample.
+        current, losses: the image of each sample whose windows are redrawn, and its loss.
+        judged: which images the network has judged already.
+        passes: made so far.
+        wasted: those of them whose proposals were made again.
+        worth, rises: running shares of the proposals that had to be judged, and of those that were accepted.
+    """
+
+    def __init__(self, attack: Square, network: nn.Module, problem: Problem) -> None:
+        images, radius, generator = problem.images, problem.radius, problem.generator
+        assert generator is not None
+        self.attack, self.network, self.images = attack, network, images
+        self.target, self.task = problem.target, problem.task
+        self.threat, self.radius, self.generator = attack.threat, radius, generator
+        linf = self.threat.norm == "linf"
+        self.best = Strongest(images, problem.task, attack.until)
+        self.current = (stripes if linf else tiles)(self.threat, images, radius, generator)
+        self.losses = torch.full_like(self.best.margin, -torch.inf)
+        # To leave proposals out makes a GPU wait; in train mode they change what the others of the batch get.
+        leaves_out = linf and images.device.type == "cpu" and attack.mode == "eval"
+        self.judged = Judged(images, attack.queries) if leaves_out else None
+        self.passes = Passes()
+        self.wasted = 0
+        self.worth, self.rises = 1.0, 0.5
+
+    def run(self) -> None:
+        """All queries, a few at a time, for those that are not finished."""
+        attack, images = self.attack, self.images
+        active = padded(torch.arange(len(images), device=images.device), self.network)
+        window = Window(images, self.threat.channels, attack._sides(images, 0))
+        self._judge(active, active, torch.zeros_like(active), self.current[active], 1, None)
+        interval = sync_interval(images.device)
+        query, next_look = 0, 0
+        while query < attack.queries:
+            if query >= next_look:
+                active, next_look = padded(self.best.running(), self.network), query + interval
+                if len(active) == 0:
+                    return
+            sides = attack._sides(images, query)
+            if sides != window.sides:
+                window = Window(images, self.threat.channels, sides)
+            ahead = self._ahead(query, len(active))
+            self._queries(window, active, ahead)
+            query += ahead
+
+    def _ahead(self, query: int, active: int) -> int:
+        """How many queries to take together: enough to fill a forward, few enough that hardly any is made again."""
+        attack, images = self.attack, self.images
+        room = min(attack.together, TOGETHER_ENTRIES // images[0].numel()) / (active * self.worth)
+        # Were each of n accepted, n - 1 would be made again, then n - 2, ...
+        left = max(0, len(images) * attack._most_wasted() - self.wasted) / active  # 0 in train mode: one at a time
+        affordable = (1 + math.sqrt(1 + 8 * left)) / 2
+        ahead = int(min(room, max(2.0, 1 / self.rises), affordable, attack.together, attack.queries - query))
+        sides = attack._sides(images, query)
+        while ahead > 1 and attack._sides(images, query + ahead - 1) != sides:
+            ahead -= 1
+        return max(1, ahead)
+
+    def _queries(self, window: Window, active: Tensor, ahead: int) -> None:
+        """The next queries of the active samples."""
+        images = self.images
+        # Two places, an axis, and a sign per attacked channel; drawn also for samples that have left: what a sample
+        # gets must not depend on its neighbours.
+        shape = len(images), 2 * (images.ndim - 2) + 1 + len(window.channels)
+        draws = torch.stack([torch.rand(shape, generator=self.generator, device=images.device) for _ in range(ahead)])
+        number = torch.arange(ahead, device=images.device)[:, None]
+        settled = torch.zeros_like(active)
+        query, which = settled, torch.arange(len(active), device=images.device)
+        rises = 0
+        while True:
+            if ahead > 1:
+                query, which = (number >= settled).nonzero(as_tuple=True)
+                if len(which) == 0:
+                    break
+            accepted = self._propose(window, active, which, query, draws)
+            if ahead == 1:
+                break
+            rises += int((accepted < ahead).sum())
+            settled = torch.where(self.best.finished()[active], ahead, accepted + 1)
+        if ahead > 1:
+            self.rises = 0.8 * self.rises + 0.2 * max(rises / (ahead * len(active)), 1e-3)
+
+    def _propose(self, window: Window, active: Tensor, which: Tensor, query: Tensor, draws: Tensor) -> Tensor:
+        """Make proposals of the samples ``active[which]`` for these queries, and judge them; see :meth:`_judge`."""
+        ahead, rows = len(draws), active[which]
+        worth, key = torch.arange(len(rows), device=rows.device), None
+        if self.threat.norm == "linf":
+            entries, values = redrawn(self.threat, self.images, self.radius, rows, window, draws[query, rows])
+            if self.judged is not None:
+                key = self.judged.keys(rows, entries, self.current.flatten(1)[rows[:, None], entries], values)
+                worth = (~self.judged.knows(rows, key)).nonzero()[:, 0]
+                self.worth = 0.95 * self.worth + 0.05 * max(len(worth) / len(rows), 1e-3)
+                if len(worth) == 0:
+                    return torch.full_like(active, ahead)
+        if ahead > 1 or len(worth) < len(rows):
+            worth = padded(worth, self.network)
+        rows, which, query = rows[worth], which[worth], query[worth]
+        if self.threat.norm == "linf":
+            current = self.current[rows]
+            proposal = current.flatten(1).scatter_(1, entries[worth], values[worth]).view_as(current)
+        else:
+            images, current, radius = self.images[rows], self.current[rows], self.radius[rows]
+            proposal = moved(self.threat, images, current, radius, window, draws[query, rows])
+        return self._judge(active, which, query, proposal, ahead, None if key is None else key[worth])
+
+    def _judge(
+        self, active: Tensor, which: Tensor, query: Tensor, proposal: Tensor, ahead: int, key: Tensor | None
+    ) -> Tensor:
+        """Judge proposals of the samples ``active[which]``, query by query, and take the first of each that is better.
+
+        Returns:
+            ``(len(active),)`` its query; ``ahead`` where there is none.
+        """
+        best, rows = self.best, active[which]
+        labels = take(self.target, rows)
+        output = self.network(any_batch_size(proposal, self.network))
+        if self.passes.forward == 0:
+            self.task.check(output, labels)
+        self.passes.forward += len(proposal)
+        loss = self.attack._loss(self.task, output, labels).to(self.losses)
+        verdict = best.judge(output, labels)
+        accepted = (loss > self.losses[rows]) | (verdict.wrong & ~best.wrong[rows])
+        first = query
+        if ahead > 1:
+            stop = torch.where(accepted | best.ends(verdict), query, ahead)
+            first = torch.full_like(active, ahead).scatter_reduce(0, which, stop, "amin")
+            # What comes after it would not have been proposed.
+            valid = (query <= first[which]).nonzero()[:, 0]
+            self.wasted += len(rows) - len(valid)
+            one = valid[strongest_of_each(rows[valid], verdict.of(valid), loss[valid])]
+            best.keep(rows[one], proposal[one], verdict.of(one), loss[one])
+            if self.judged is not None and key is not None:
+                self.judged.add(rows[valid], key[valid])
+            taken = (accepted & (query == first[which])).nonzero()[:, 0]
+            rows, proposal, loss, accepted = rows[taken], proposal[taken], loss[taken], accepted[taken]
+            key = None if key is None else key[taken]
+        else:
+            best.keep(rows, proposal, verdict, loss)
+            if self.judged is not None and key is not None:
+                self.judged.add(rows, key)
+        before = self.losses[rows]
+        self.losses[rows] = torch.where(accepted, loss, before)
+        self.current[rows] = torch.where(per_sample(accepted, proposal), proposal, self.current[rows])
+        if self.judged is not None and key is not None:
+            self.judged.move(rows[accepted], key[accepted])
+            # The first wrong image is taken whatever its loss: what was rejected before may now be better.
+            self.judged.forget(rows[accepted & ~(loss >= before)])
+        return first
+
+
+class Judged:
+    """Which images the network has judged, of each sample: they cannot be accepted again, because losses only rise.
+
+    An image is known by 64 bits: every voxel that is raised adds a random number of its own, so that two images are
+    taken for each other with a chance of 2^-64. What shares a slot with a later image is forgotten, and judged again.
+
+    Args:
+        images: clean ones.
+        queries: for how many there must be slots.
+    """
+
+    def __init__(self, images: Tensor, queries: int) -> None:
+        low, high = -(2**63), 2**63 - 1
+        entries = images[0].numel()
+        self.values = torch.randint(low, high, (entries,), generator=torch.Generator().manual_seed(0))
+        self.slots = torch.full((len(images), 2 ** (2 * queries).bit_length()), low)
+        self.now = torch.zeros(len(images), dtype=torch.long)  # keys of the images whose windows are redrawn
+        self.add(torch.arange(len(images)), self.now)
+
+    def keys(self, rows: Tensor, entries: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        """``(b,)`` keys of the current images of these samples with other values at some entries.
+
+        Args:
+            rows: ``(b,)`` samples.
+            entries: ``(b, n)`` indices into the flattened sample.
+            old, new: ``(b, n)`` values there, each at one of its two bounds.
+        """
+        change = (new > old).to(torch.int8) - (new < old).to(torch.int8)
+        return self.now[rows] + self.values[entries].mul_(change).sum(1)
+
+    def knows(self, rows: Tensor, keys: Tensor) -> Tensor:
+        """``(b,)`` bool: judged before."""
+        return self.slots[rows, self._slot(keys)] == keys
+
+    def add(self, rows: Tensor, keys: Tensor) -> None:
+        """These were judged."""
+        self.slots[rows, self._slot(keys)] = keys
+
+    def move(self, rows: Tensor, keys: Tensor) -> None:
+        """These are the current images now."""
+        self.now[rows] = keys
+
+    def forget(self, rows: Tensor) -> None:
+        """Nothing of these samples was judged, but their current image."""
+        self.slots[rows] = -(2**63)
+        self.add(rows, self.now[rows])
+
+    def _slot(self, keys: Tensor) -> Tensor:
+        return keys & (self.slots.shape[1] - 1)
+
+
+def strongest_of_each(rows: Tensor, verdict: Verdict, loss: Tensor) -> Tensor:
+    """One index for each sample in ``rows``: wrong before right, the smallest margin, the largest loss, the first.
+
+    Example:
+        >>> rows = torch.tensor([0, 1, 0])
+        >>> verdict = Verdict(torch.tensor([False, False, True]), torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3).bool())
+        >>> strongest_of_each(rows, verdict, torch.zeros(3))
+        tensor([2, 1])
+    """
+    order = torch.arange(len(rows), device=rows.device)
+    for key in (-loss, verdict.margin, (~verdict.wrong).long(), rows):
+        order = order[key[order].argsort(stable=True)]
+    ordered = rows[order]
+    begins = torch.ones_like(ordered, dtype=torch.bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    return order[begins]
+
+
 def share(p_init: float, iteration: int) -> float:
     """Share of the voxels in a window.
 
@@ -182,134 +373,3 @@ def share(p_init: float, iteration: int) -> float:
         [0.8, 0.8, 0.4, 0.2]
     """
     return float(p_init / 2 ** sum(iteration > h for h in HALVINGS))
-
-
-class Window:
-    """A window shape, and its places as indices of a sample's attacked entries.
-
-    Attributes:
-        sides: voxels along each axis.
-        patterns: ``(d, n)`` the L2 window along each of d axes, over its n voxels.
-    """
-
-    def __init__(self, images: Tensor, channels: tuple[int, ...] | None, sides: tuple[int, ...]) -> None:
-        self.sides = sides
-        self.like = images
-        shape, device = images.shape[2:], images.device
-        every = range(images.shape[1]) if channels is None else sorted(set(channels))
-        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-        self.room = torch.tensor([length - side + 1 for length, side in zip(shape, sides, strict=True)], device=device)
-        self.lengths = torch.tensor(sides, device=device)
-        self.strides = torch.tensor(strides, device=device)
-        self.channels = torch.tensor(list(every), device=device)[:, None] * math.prod(shape)
-        self.offsets = _offsets(sides, device)
-        self.flat_offsets = (self.offsets * self.strides).sum(1)
-
-    def corner(self, draws: Tensor) -> Tensor:
-        """``(b, d)`` first corner from numbers in [0, 1), uniform over all places where the window fits."""
-        return (draws * self.room).long()
-
-    def entries(self, corner: Tensor) -> Tensor:
-        """``(b, c, n)`` indices into the flattened ``(C, *spatial)`` of a sample: c attacked channels, n voxels."""
-        voxels = (corner * self.strides).sum(1, keepdim=True) + self.flat_offsets
-        return self.channels + voxels[:, None]
-
-    def covers(self, corner: Tensor, other: Tensor) -> Tensor:
-        """``(b, n)`` bool: which voxels of the window at ``other`` also belong to the one at ``corner``."""
-        there = self.offsets + (other - corner)[:, None]
-        return ((there >= 0) & (there < self.lengths)).all(2)
-
-    @cached_property
-    def patterns(self) -> Tensor:
-        return torch.stack([_eta(self.sides, axis, self.like) for axis in range(len(self.sides))])
-
-
-def _offsets(sides: tuple[int, ...], device: torch.device) -> Tensor:
-    """``(n, d)`` coordinates of the voxels of a window."""
-    grids = torch.meshgrid(*(torch.arange(side, device=device) for side in sides), indexing="ij")
-    return torch.stack(grids, -1).reshape(-1, len(sides))
-
-
-def _signs(draws: Tensor, like: Tensor) -> Tensor:
-    """+1 or -1 with equal chance, from numbers in [0, 1)."""
-    return torch.where(draws < 0.5, -1.0, 1.0).to(like.dtype)
-
-
-def _unit(values: Tensor) -> Tensor:
-    """``(b, c, n)`` values with norm 1 over the last axis; zeros stay zeros."""
-    size = values.norm(dim=2, keepdim=True)
-    return torch.where(size > 0, values / size, values)
-
-
-def _eta(sides: tuple[int, ...], axis: int, like: Tensor) -> Tensor:
-    """``(n,)`` window of the L2 attack: a positive and a negative peak side by side along ``axis``; norm 1.
-
-    At the largest coordinate distance m from its centre a peak is ``sum_{k=m}^{r} 1 / (k + 1)^2``, with r half its
-    longest side (equation 2).
-    """
-    first = sides[axis] // 2
-    peaks = []
-    for length, sign in ((first, 1), (sides[axis] - first, -1)):
-        shape = (*sides[:axis], length, *sides[axis + 1 :])
-        centre = torch.tensor([side // 2 for side in shape], device=like.device)
-        distance = (_offsets(shape, like.device) - centre).abs().amax(1)
-        terms = torch.arange(1, max(shape) // 2 + 2, device=like.device).to(like.dtype).pow(-2)
-        peaks.append(sign * terms.flip(0).cumsum(0).flip(0)[distance].view(shape))
-    return F.normalize(torch.cat(peaks, axis).flatten(), dim=0)
-
-
-def _stripes(threat: Threat, images: Tensor, radius: Tensor, generator: torch.Generator) -> Tensor:
-    """The L-inf start: + or - radius, one sign per channel and place on the last axis."""
-    lengths = (*images.shape[:2], *[1] * (images.ndim - 3), images.shape[-1])
-    sign = _signs(torch.rand(lengths, generator=generator, device=images.device), images)
-    return images + threat.project((sign * per_sample(radius, images)).expand_as(images), images, radius)
-
-
-def _linf(threat: Threat, images: Tensor, current: Tensor, radius: Tensor, window: Window, draws: Tensor) -> Tensor:
-    """A window goes to + or - radius, one sign per channel: the paper's +-2 eps, projected (Algorithm 2)."""
-    axes = images.ndim - 2
-    entries = window.entries(window.corner(draws[:, :axes]))
-    index = entries.flatten(1)
-    clean = images.flatten(1).gather(1, index).view_as(entries)
-    changed = clean + _signs(draws[:, 2 * axes + 1 :, None], images) * radius[:, None, None]
-    changed = threat.clip(changed, clean)
-    return current.flatten(1).scatter(1, index, changed.flatten(1)).view_as(current)
-
-
-def _tiles(threat: Threat, images: Tensor, radius: Tensor, generator: torch.Generator) -> Tensor:
-    """The L2 start: a centred grid of windows, each with an axis of its own and signs per channel."""
-    shape = tuple(images.shape[2:])
-    sides = tuple(max(1, length // TILES) for length in shape)
-    places = []
-    for length, side in zip(shape, sides, strict=True):
-        count = min(TILES, length)
-        places.append(torch.arange(count, device=images.device) * side + (length - count * side) // 2)
-    corners = torch.cartesian_prod(*places).view(-1, len(shape))
-    window = Window(images, threat.channels, sides)
-    channels = len(window.channels)
-    draws = torch.rand(len(images), channels + 1, len(corners), generator=generator, device=images.device)
-    patterns = window.patterns[(draws[:, 0] * len(shape)).long()]  # (B, tiles, n)
-    values = patterns[:, None] * _signs(draws[:, 1:, :, None], images)  # (B, c, tiles, n)
-    index = window.entries(corners).transpose(0, 1).reshape(1, -1).expand(len(images), -1)
-    delta = torch.zeros_like(images).flatten(1).scatter(1, index, values.flatten(1)).view_as(images)
-    return images + threat.project(delta * per_sample(radius / threat.size(delta), delta), images, radius)
-
-
-def _l2(threat: Threat, images: Tensor, current: Tensor, radius: Tensor, window: Window, draws: Tensor) -> Tensor:
-    """One window is wiped; its mass, and what the ball has left, go to another one (Algorithm 3)."""
-    axes = images.ndim - 2
-    to, wiped = window.corner(draws[:, :axes]), window.corner(draws[:, axes : 2 * axes])
-    entries, wiped_entries = window.entries(to), window.entries(wiped)
-    delta = (current - images).flatten(1)
-    old = delta.gather(1, entries.flatten(1)).view_as(entries)
-    lost = delta.gather(1, wiped_entries.flatten(1)).view_as(entries)
-    lost = lost.masked_fill(window.covers(to, wiped)[:, None], 0)  # voxels of both windows count once
-    unused = (radius.square() - delta.square().sum(1)).clamp(min=0)
-    mass = old.square().sum(2) + lost.square().sum(2) + unused[:, None] / len(window.channels)
-    pattern = window.patterns[(draws[:, 2 * axes] * axes).long()][:, None]
-    new = _unit(_signs(draws[:, 2 * axes + 1 :, None], images) * pattern + _unit(old)) * mass.sqrt()[..., None]
-    delta = delta.scatter(1, wiped_entries.flatten(1), 0.0).scatter(1, entries.flatten(1), new.flatten(1))
-    # What the box has cut off comes back here; otherwise the radius is filled already.
-    size = delta.norm(dim=1, keepdim=True)
-    delta = torch.where(size > 0, delta * (radius[:, None] / size), delta).view_as(images)
-    return images + threat.project(delta, images, radius)
