@@ -40,8 +40,8 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 WASTE = 10
 """Looking ahead may add one pass in vain to so many queries."""
 
-TOGETHER_ENTRIES = 2**18
-"""Entries (channels times voxels) of the images in one forward that looks ahead: a larger one gains nothing by it."""
+TOGETHER_ENTRIES = 2**15
+"""Entries (channels times voxels) of all images in a forward that looks ahead: a larger one costs as much per image."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Square(BaseAttack[AttackResult]):
         loss: what must rise, of the task's points; ``None``: for one point per sample (classification) the negative
             logit margin, as in the paper; otherwise ``task.sample_loss``.
         together: where fewer samples are left than this, proposals of several queries go through the network together
-            (16 images of 128 x 128, one of 64 x 64 x 64 at most); 1: one query after the other. It saves time and
+            (never more than 2^15 voxels, as 8 images of 64 x 64); 1: one query after the other. It saves time and
             changes nothing; in train mode, where the images of a batch may see each other, it is not done.
         mode: network mode during the attack, restored afterwards.
 
