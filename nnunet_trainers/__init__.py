@@ -17,7 +17,11 @@ _OLDEST_HOST = "2.8.0"  # the first release that looks for trainers in nnUNet_ex
 
 
 def __getattr__(name: str) -> object:
-    """Import a trainer, or the model, when it is asked for: the doctor must start where torch or nnU-Net is broken."""
+    """Import a trainer, or the model, when it is asked for: the doctor must start where torch or nnU-Net is broken.
+
+    The doctor and the demo are modules of this package, so a plain import would cost them what nnU-Net's costs, a
+    hundred times their own start.
+    """
     modules = {"NNUNetModel": "nnunet_trainers.monai_network"}
     if name not in modules and not name.endswith("Trainer"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

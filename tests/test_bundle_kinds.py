@@ -432,5 +432,7 @@ def test_truths_and_outputs_of_another_kind(network: nn.Module, label: Any, more
 
 
 def test_supported_trainers_take_all_arguments_of_supervised_trainer() -> None:
-    toys.trainer(SupervisedTrainer, toys.class_list(), amp_kwargs={}, optim_set_to_none=True)
-    toys.trainer(IMATrainer, toys.class_list(), amp_kwargs={}, optim_set_to_none=True)
+    for kind in (SupervisedTrainer, IMATrainer):
+        engine = toys.trainer(kind, toys.class_list(), amp_kwargs={"cache_enabled": False}, optim_set_to_none=True)
+        assert engine.amp_kwargs == {"cache_enabled": False}
+        assert engine.optim_set_to_none is True

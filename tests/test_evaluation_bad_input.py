@@ -20,7 +20,7 @@ from tiny_evaluate import evaluate
 from tiny_nnunet import write_case, write_model
 
 from monai_adv.cli import main
-from monai_adv.evaluation.checks import flags
+from monai_adv.evaluation.checks.probes import probe
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.report.page import write_report
 from monai_adv.evaluation.store import read_problems, read_records
@@ -488,7 +488,7 @@ def test_an_empty_ground_truth_has_a_stated_score_and_raises_no_flag(
     mean = 100 * found["a"][-1].worst[0].score
     assert re.search(rf"linf-0.1 +{mean:.1f} +1\n", capsys.readouterr().out)
     source = NNUNetSource(str(trained / "model"), str(trained / "imagesTr"), str(trained / "labelsTr"))
-    probed = flags.probe(source.open(), [Level("linf", 0.1)], 0, ["b"], 5)
+    probed = probe(source.open(), [Level("linf", 0.1)], 0, ["b"], 5)
     assert (probed["zero_samples"], probed["zero_voxels"]) == (0, 0)
 
 

@@ -189,7 +189,7 @@ def test_probes_that_meet_a_bad_case_are_made_without_it(
                 model.network(model.load(case).images)
         return {"cases": list(cases)}
 
-    monkeypatch.setattr(flags, "probe", probe)
+    monkeypatch.setattr(workers, "probe", probe)
     jobs = [LiveSource(bad_models.odd_size())]
     monkeypatch.setattr("monai_adv.evaluation.report.page.write_report", lambda folder, results: None)
     monkeypatch.setattr("monai_adv.evaluation.report.results.find_flags", lambda *_: [])

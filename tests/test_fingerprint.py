@@ -98,9 +98,11 @@ def test_an_nnunets_files_are_compared_by_content(nnunet: NNUNetSource, tmp_path
 
 def test_a_data_set_that_moved_is_the_same(nnunet: NNUNetSource, tmp_path: Path) -> None:
     prepare(nnunet, tmp_path / "store")
+    kept = (tmp_path / "store" / "evaluation.json").read_text()
     shutil.move(tmp_path / "imagesTr", tmp_path / "elsewhere")
     moved = NNUNetSource(nnunet.model_folder, str(tmp_path / "elsewhere"), nnunet.labels_folder)
     prepare(moved, tmp_path / "store")
+    assert (tmp_path / "store" / "evaluation.json").read_text() == kept
 
 
 # -------------------------------------------------------------------- bundles

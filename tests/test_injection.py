@@ -161,13 +161,17 @@ def test_the_host_itself_would_have_run_it(trap: Path) -> None:
 def test_what_nnunet_plans_itself_is_allowed(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     for scheme in ("ZScoreNormalization", "CTNormalization", "NoNormalization", "RescaleTo01Normalization"):
-        DeployedModel.from_folder(changed(folder, "2d/normalization_schemes", [scheme]))
+        model = DeployedModel.from_folder(changed(folder, "2d/normalization_schemes", [scheme]))
+        assert model.configuration_manager.normalization_schemes == [scheme]
     for reader in ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient", "NaturalImage2DIO", "Tiff3DIO"):
-        DeployedModel.from_folder(changed(folder, "image_reader_writer", reader))
+        model = DeployedModel.from_folder(changed(folder, "image_reader_writer", reader))
+        assert model.plans_manager.image_reader_writer_class.__name__ == reader
     for function in ("resample_torch_fornnunet", "no_resampling_hack", "resample_data_or_seg_to_shape"):
-        DeployedModel.from_folder(changed(folder, "2d/resampling_fn_data", function))
+        model = DeployedModel.from_folder(changed(folder, "2d/resampling_fn_data", function))
+        assert model.configuration_manager.resampling_fn_data.func.__name__ == function
     moved = NETWORK.replace("unet.", "residual_unet.")  # nnU-Net finds it by its name alone
-    DeployedModel.from_folder(changed(folder, "2d/architecture/network_class_name", moved))
+    model = DeployedModel.from_folder(changed(folder, "2d/architecture/network_class_name", moved))
+    assert type(model.network).__name__ == "PlainConvUNet"
 
 
 # ---------------------------------------------------------------------------------------- names in tables and on screen

@@ -206,6 +206,10 @@ def test_a_store_that_is_a_link_is_the_users_own(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "store").symlink_to(tmp_path / "disk")
     read_all(fill(tmp_path / "store").folder)
+    plain = fill(tmp_path / "plain").folder
+    assert read_records(tmp_path / "store") == read_records(plain)
+    names = [sorted(f.relative_to(d) for f in d.rglob("*")) for d in (tmp_path / "disk", plain)]
+    assert names[0] == names[1]  # on the disk that the link names
 
 
 def test_the_command_goes_on_only_after_the_advice_and_then_with_the_same_numbers(

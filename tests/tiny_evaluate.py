@@ -10,9 +10,9 @@ from typing import Any
 from unittest.mock import patch
 
 from monai_adv.cli import main
-from monai_adv.evaluation.checks import flags
 from monai_adv.evaluation.checks.verdict import Verdict
 from monai_adv.evaluation.report import results
+from monai_adv.evaluation.run import workers
 
 SUBJECTS = Path(__file__).with_name("tiny_models.py")
 
@@ -26,7 +26,7 @@ def evaluate(folder: Path, *words: str, models: Sequence[str] = ("classifier",),
         words = ("--norm", "linf", "--eps", "0.02", "0.06", *words)
     with (
         patch.dict(sys.modules, {"monai_adv.evaluation.report.page": report}),
-        patch.object(flags, "probe", lambda model, levels, seed, cases, steps, once: {"cases": list(cases)}),
+        patch.object(workers, "probe", lambda model, levels, seed, cases, steps, once: {"cases": list(cases)}),
         patch.object(results, "find_flags", lambda *_: []),
         patch.object(results, "verdict", lambda *_: Verdict(word, ("a reason",))),  # type: ignore[arg-type]
     ):

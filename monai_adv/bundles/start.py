@@ -39,7 +39,8 @@ def check_keys() -> None:
     """Refuse keys of the running config that nothing uses: what MONAI accepts without a word.
 
     Known are the keys of the files in the bundle's ``configs``, and keys that some other value refers to. To be called
-    by a config: it looks for the workflow that runs it, and does nothing where there is none.
+    by a config: it looks for the workflow that runs it, and does nothing where there is none. It looks among its
+    callers, because MONAI gives an expression the items that it refers to, and never the config that they stand in.
 
     Raises:
         InputError: a key that is neither, with the nearest known one.

@@ -23,6 +23,6 @@ if TYPE_CHECKING:
 
 
 _TRAINERS = {m.trainer: m.trainer_class(RobustTrainer, __name__, "MONAI (docs/monai.md)") for m in METHODS.values()}
-globals().update(_TRAINERS)
+globals().update(_TRAINERS)  # a config names them, and other packages add methods: no list of imports can know them
 
 __all__ = ["RobustMetric", "RobustScores", "RobustState", "RobustTrainer", "indexed", *sorted(_TRAINERS)]

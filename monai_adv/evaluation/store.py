@@ -153,7 +153,7 @@ def read_problems(folder: str | Path) -> list[tuple[str, str, str]]:
 
 
 def read_probes(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """What ``flags.probe`` returned, by model, with ``seconds``; models whose probes have not run are missing."""
+    """What ``probes.probe`` returned, by model, with ``seconds``; models whose probes have not run are missing."""
     store = Store(folder)
     found = {m["name"]: store.probe(m["name"]) for m in read_evaluation(folder)["models"]}
     return {name: probe for name, probe in found.items() if probe is not None}

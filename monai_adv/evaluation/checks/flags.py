@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from monai_adv.evaluation.checks.probes import STEPS, probe
+from monai_adv.evaluation.checks.probes import STEPS
 from monai_adv.evaluation.checks.verdict import Flag
 from monai_adv.evaluation.records import (
     CLEAN,
@@ -28,8 +28,6 @@ from monai_adv.evaluation.records import (
 )
 from monai_adv.metrics.score import Kind, mean_known
 from monai_adv.metrics.statistics import Scores
-
-__all__ = ["STEPS", "find_flags", "probe"]
 
 Families = Mapping[str, str]
 """Name of an attack -> random, white-box, black-box or transfer."""

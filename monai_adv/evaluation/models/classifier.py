@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,24 +11,14 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.base import Strongest
 from monai_adv.errors import InputError
-from monai_adv.evaluation.models.plain import (
-    check_box,
-    code_of,
-    fingerprint,
-    forward,
-    images_of,
-    plain_threat,
-    slice_2d,
-)
+from monai_adv.evaluation.models.plain import PlainCase, PlainModel, fingerprint, forward, images_of, slice_2d
 from monai_adv.evaluation.models.protocol import Picture, check_distinct
-from monai_adv.evaluation.records import Level
 from monai_adv.given import Box
 from monai_adv.metrics.score import Kind, Score
 from monai_adv.tasks import ClassificationTask
-from monai_adv.threats import Threat
 
 
-class Classifier:
+class Classifier(PlainModel):
     """See :class:`monai_adv.evaluation.models.protocol.Model`; a case is a group of images in their order.
 
     Args:
@@ -54,8 +43,6 @@ class Classifier:
     """
 
     kind: Kind = "classification"
-    space = "images as the network gets them; each image has a radius of its own"
-    problems: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -70,13 +57,12 @@ class Classifier:
         group: int = 64,
         names: Sequence[str] | None = None,
     ) -> None:
-        check_box(box)
-        self.files: Sequence[Path] = code_of(network)
+        super().__init__(name, network, box, unit)
         if group < 1:
             raise InputError.of("group", group, "a whole number >= 1")
         if labels is None:
             images, labels = _from_data_set(images)
-        self.name, self.network, self.box, self.unit, self.group = name, network.eval(), box, unit, group
+        self.group = group
         self.images, self.labels = images_of(images, "images"), torch.as_tensor(labels).detach().cpu()
         self.classes = tuple(classes)
         self.names = tuple(names) if names is not None else tuple(map(str, range(len(self.images))))
@@ -133,25 +119,13 @@ class Classifier:
         self.labels = self.task.labels(self.labels, heads)
 
 
-class ClassificationCase:
+class ClassificationCase(PlainCase[ClassificationTask]):
     """See :class:`monai_adv.evaluation.models.protocol.Case`."""
 
     def __init__(self, model: Classifier, name: str, part: slice) -> None:
-        self.name, self.network, self.task = name, model.network, model.task
+        super().__init__(name, model, model.task)
         self.images, self.target = model.images[part], model.labels[part]
-        self.names, self.box, self.classes = model.names[part], model.box, model.classes
-
-    def threat(self, level: Level) -> Threat:
-        """The level with the model's box.
-
-        Raises:
-            InputError: ``raw`` radii: these images have no other unit.
-        """
-        return plain_threat(level, self.box)
-
-    def aim(self, images: Tensor) -> ClassificationTask:
-        """The same task: no input shares its score with another."""
-        return self.task
+        self.names, self.classes = model.names[part], model.classes
 
     def scores(self, images: Tensor) -> list[Score]:
         """1 for a right label and 0 for a wrong one, with probabilities."""

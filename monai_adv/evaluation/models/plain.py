@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,41 @@ from monai_adv.evaluation.models.fingerprint import code_files
 from monai_adv.evaluation.records import Level
 from monai_adv.given import Box
 from monai_adv.network_state import device_of, frozen
+from monai_adv.tasks import Task
 from monai_adv.threats import Threat, in_network_units
+
+T = TypeVar("T", bound=Task)
+
+
+class PlainModel:
+    """What plain networks with their images are, whatever their task."""
+
+    space = "images as the network gets them; each image has a radius of its own"
+    problems: tuple[str, ...] = ()
+
+    def __init__(self, name: str, network: nn.Module, box: Box | None, unit: str) -> None:
+        check_box(box)
+        self.files: Sequence[Path] = code_of(network)
+        self.name, self.network, self.box, self.unit = name, network.eval(), box, unit
+
+
+class PlainCase(Generic[T]):
+    """What their cases are."""
+
+    def __init__(self, name: str, model: PlainModel, task: T) -> None:
+        self.name, self.network, self.box, self.task = name, model.network, model.box, task
+
+    def threat(self, level: Level) -> Threat:
+        """The level with the model's box.
+
+        Raises:
+            InputError: ``raw`` radii: these images have no other unit.
+        """
+        return plain_threat(level, self.box)
+
+    def aim(self, images: Tensor) -> T:
+        """The same task: no input shares its score with another."""
+        return self.task
 
 
 def images_of(values: Any, name: str) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,28 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.models.plain import (
-    check_box,
-    code_of,
-    fingerprint,
-    forward,
-    images_of,
-    plain_threat,
-    slice_2d,
-)
+from monai_adv.evaluation.models.plain import PlainCase, PlainModel, fingerprint, forward, images_of, slice_2d
 from monai_adv.evaluation.models.protocol import Picture, check_distinct
-from monai_adv.evaluation.records import Level
 from monai_adv.given import Box
 from monai_adv.metrics.score import Kind, Score
 from monai_adv.metrics.segmentation import check_spacing, volume_score
 from monai_adv.tasks import SegmentationTask, Target
 from monai_adv.tasks.base import check_labels
-from monai_adv.threats import Threat
 
 Mask = npt.NDArray[np.bool_]
 
 
-class Segmenter:
+class Segmenter(PlainModel):
     """See :class:`monai_adv.evaluation.models.protocol.Model`; each image is a case with a radius of its own.
 
     Args:
@@ -56,8 +45,6 @@ class Segmenter:
     """
 
     kind: Kind = "segmentation"
-    space = "images as the network gets them; each image has a radius of its own"
-    problems: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -73,9 +60,7 @@ class Segmenter:
         unit: str = "network inputs as given",
         names: Sequence[str] | None = None,
     ) -> None:
-        check_box(box)
-        self.files: Sequence[Path] = code_of(network)
-        self.name, self.network, self.box, self.unit = name, network.eval(), box, unit
+        super().__init__(name, network, box, unit)
         self.classes, self.regions = tuple(classes), regions
         self.cases = tuple(names) if names is not None else tuple(map(str, range(len(images))))
         if not len(images) or not len(images) == len(labels) == len(set(self.cases)):
@@ -118,30 +103,18 @@ class Segmenter:
         return check_labels(f"labels of {case}", labels, largest, "see the label, and the classes of the network")
 
 
-class SegmentationCase:
+class SegmentationCase(PlainCase[SegmentationTask]):
     """See :class:`monai_adv.evaluation.models.protocol.Case`."""
 
     notes: tuple[str, ...] = ()
 
     def __init__(self, model: Segmenter, name: str, number: int) -> None:
-        self.name, self.network, self.task, self.box = name, model.network, model.task, model.box
+        super().__init__(name, model, model.task)
         self.images = model.images[number][None]
         self.regions, self.classes, self.spacing = model.regions, model.classes, model.spacing
         labels = model.labels[number]
         self.target: Target = labels[None] if self.regions else labels[None, None]
         self.there = _masks(labels, self.regions, len(self.classes))
-
-    def threat(self, level: Level) -> Threat:
-        """The level with the model's box.
-
-        Raises:
-            InputError: ``raw`` radii: these images have no other unit.
-        """
-        return plain_threat(level, self.box)
-
-    def aim(self, images: Tensor) -> SegmentationTask:
-        """The same task: no input shares its score with another."""
-        return self.task
 
     def scores(self, images: Tensor) -> list[Score]:
         """Mean Dice over the classes that are there or found; an output that is not finite is wrong in every voxel."""

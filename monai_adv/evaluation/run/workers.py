@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from monai_adv.errors import InputError, in_a_sentence
+from monai_adv.evaluation.checks.probes import STEPS, probe
 from monai_adv.evaluation.models.classifier import Classifier
 from monai_adv.evaluation.models.fingerprint import Marks, computed, contents, marks_of
 from monai_adv.evaluation.models.protocol import Model, Source
@@ -125,7 +126,6 @@ class Job:
 
     def probe(self, cases: tuple[str, ...], tell: Callable[[], None] = lambda: None) -> str:
         """The probes for the red flags, on these cases, unless the store has them; returns why they failed, or ""."""
-        flags = import_module("monai_adv.evaluation.checks.flags")  # draws the statistics of a report in with it
         store, model = self._store(), self._model()
         if store.probe(model.name) is not None:
             for _ in cases:
@@ -142,8 +142,8 @@ class Job:
 
         try:
             with reproducible(self.settings):
-                steps = flags.STEPS[self.settings.version]
-                found = flags.probe(model, self.settings.levels, self.settings.seed, cases, steps, once)
+                steps = STEPS[self.settings.version]
+                found = probe(model, self.settings.levels, self.settings.seed, cases, steps, once)
         except Exception as error:  # of the model's own code, for some image
             return in_a_sentence(error)
         store.add_probe(model.name, {**found, "seconds": seconds})
