@@ -77,10 +77,9 @@ def test_scores_are_priced_as_scores() -> None:
     assert found.seconds == pytest.approx(1.1 + 1.0 + 9)
 
 
-def test_full_batches_and_single_inputs_are_timed_and_the_dearer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_batches_and_single_inputs_are_timed_and_the_dearer_counts() -> None:
     """A clock that the network moves: a pass costs 3 s whatever it holds."""
     now = [0.0]
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
     case = classifier().load(classifier().cases[0])
     counts: list[int] = []
 
@@ -89,7 +88,7 @@ def test_full_batches_and_single_inputs_are_timed_and_the_dearer_counts(monkeypa
         now[0] += 3.0
 
     case.network.register_forward_pre_hook(passes)
-    timing = cost.measure(case, 4)
+    timing = cost.measure(case, 4, clock=lambda: now[0])
     each = case.images[0].numel()
     assert set(counts) >= {1, 4}
     assert timing.forward == pytest.approx(3.0 / each)  # of a single input; a full batch would be a quarter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,7 +73,7 @@ class Cost:
         return Cost(round(self.forward * factor), round(self.backward * factor), self.seconds * factor)
 
 
-def measure(case: Case, batch_size: int) -> Timing:
+def measure(case: Case, batch_size: int, clock: Callable[[], float] = time.perf_counter) -> Timing:
     """Time steps of attacks and a scoring on one case, each after one that warms up.
 
     Both a full batch and a single input are timed, and the dearer one counts: what survives long attacks is few inputs,
@@ -83,7 +83,7 @@ def measure(case: Case, batch_size: int) -> Timing:
         InputError: a network that cannot be called on these images, or only where no gradient is wanted.
     """
     try:
-        return _timing(case, batch_size)
+        return _timing(case, batch_size, clock)
     except InputError:
         raise
     except Exception as error:  # of the network's own code, or of a loss that does not fit its output
@@ -93,17 +93,17 @@ def measure(case: Case, batch_size: int) -> Timing:
         raise InputError.of("network", found, allowed, in_a_sentence(error).rstrip(".")) from error
 
 
-def _timing(case: Case, batch_size: int) -> Timing:
+def _timing(case: Case, batch_size: int, clock: Callable[[], float]) -> Timing:
     forward = backward = 0.0
     for count in sorted({1, min(batch_size, len(case.images))}):
         voxels = case.images[:count].numel()
-        query = max(_seconds(case, count, attack) / 3 for attack in _without_gradients(case))
-        step = _seconds(case, count, PGD(SOME, 2)) / 3
+        query = max(_seconds(case, count, attack, clock) / 3 for attack in _without_gradients(case))
+        step = _seconds(case, count, PGD(SOME, 2), clock) / 3
         forward, backward = max(forward, query / voxels), max(backward, 1.5 * (step - query) / voxels)
     case.scores(case.images)
-    start = time.perf_counter()
+    start = clock()
     case.scores(case.images)
-    return Timing(forward, backward, (time.perf_counter() - start) / case.images.numel())
+    return Timing(forward, backward, (clock() - start) / case.images.numel())
 
 
 def _without_gradients(case: Case) -> list[Attack]:
@@ -112,17 +112,17 @@ def _without_gradients(case: Case) -> list[Attack]:
     return attacks if case.images.ndim < 3 else [*attacks, Square(SOME, queries=2, until="lowest")]
 
 
-def _seconds(case: Case, count: int, attack: Attack) -> float:
+def _seconds(case: Case, count: int, attack: Attack, clock: Callable[[], float]) -> float:
     """The longer of two runs on the first inputs, after one that warms up."""
     device = device_of(case.network)
     images, target = case.images[:count].to(device), to_device(take(case.target, torch.arange(count)), device)
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = clock()
         attack(case.network, images, target, case.task, generator=torch.Generator(device).manual_seed(0))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     return max(seconds[1:])
 
 
