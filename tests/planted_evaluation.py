@@ -73,11 +73,12 @@ def folder_of(
         records: of one or several models.
         pictures: also a picture for every case.
         probes: model -> what its probes found.
-        more: entries of the first model, or "settings" of the evaluation, to replace.
+        more: entries of the first model, or "settings" and "words" of the evaluation, to replace.
     """
     settings = {
         "attacks": "standard", "seed": 7, "batch_size": 64, "cases": None, "box": None, "device": "cpu", "threads": 1,
     } | more.pop("settings", {})  # fmt: skip
+    words = more.pop("words", {})
     keys = list(dict.fromkeys(r.level for r in records if r.level))
     models = []
     for name in dict.fromkeys(r.model for r in records):
@@ -112,6 +113,7 @@ def folder_of(
         "versions": {"monai-adv": "0.1.0", "torch": "2.15.0"},
         "settings": settings,
         "levels": [{"key": k, **vars(parse_level(k))} for k in keys if k[:2] in ("l2", "li")],
+        "words": words,
         "models": models,
     }
     store = Store.open(path, json.loads(json.dumps(evaluation)))

@@ -102,7 +102,7 @@ def test_report_is_written_from_inside_the_bundle(trained: BundleRun, forget_see
         "train", "phantom", "evaluate", "robustness", report_dir=str(folder), attacks="quick", eps=[1.0], cases=1
     )
     results = json.loads((folder / "results.json").read_text())
-    assert (folder / "report.html").stat().st_size > 10000
+    assert "L2 1 at 224 x 224" in (folder / "report.html").read_text()  # though the phantom's images are smaller
     (model,) = results["models"]
     assert model["name"] == NAME
     assert model["classes"] == ["no COVID-19", "COVID-19"]

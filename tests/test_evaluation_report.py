@@ -24,7 +24,7 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation import store
 from monai_adv.evaluation.checks.verdict import Verdict
 from monai_adv.evaluation.models.protocol import Picture
-from monai_adv.evaluation.records import Level, Record
+from monai_adv.evaluation.records import Level, Record, levels
 from monai_adv.evaluation.report import curves, pictures
 from monai_adv.evaluation.report import page as report
 from monai_adv.evaluation.report.curves import chains, repetitions
@@ -440,14 +440,14 @@ def test_curves_are_written_one_per_norm(tmp_path):
     norms = ("l2", "linf")
     assert names == {f"{kind}-{n}.png" for kind in ("curve", "attacks-1", "attacks-2") for n in norms}
     assert all(matplotlib.image.imread(folder / n).std() > 0 for n in names)
-    groups = chains(store.read_records(folder))
+    groups = chains(gather(folder).levels)
     assert [[level.eps for level in chain] for chain in groups] == [[5.0, 15.0], [0.1]]
 
 
 def test_the_points_of_a_curve_tell_their_values(tmp_path):
     """Clean 83.5, SegPGD 52.0 and 27.0 (see above); noise 77.0 at both."""
     records = _segmentation(NASTY)
-    chain = chains(records)[0]
+    chain = chains(levels(records))[0]
     drawn = curves.worst_case_curve(records, chain, "segmentation", f"L2 radius, in {NASTY}", "white noise")
     again = curves.worst_case_curve(records, chain, "segmentation", f"L2 radius, in {NASTY}", "white noise")
     assert drawn == again
@@ -466,6 +466,27 @@ def test_the_points_of_a_curve_tell_their_values(tmp_path):
     assert "unchanged: 83.5 %, L2 5: 52.0 %, L2 15: 27.0 %" in described["curve-l2-desc"]
     assert NASTY in [e.text for e in found.iter("text")]  # the legend, as text
     assert len({e.get("id") for e in found.iter() if e.get("id")}) == sum(e.get("id") is not None for e in found.iter())
+
+
+def test_a_radius_keeps_the_users_words(tmp_path):
+    """Written as a quotient, or named by a bundle whose images have another size; a plain number stays one."""
+    words = {"l2-0.285714": "1 at 224 × 224", "linf-0.0313725": "8/255"}
+    keys = [*words, "linf-0.1"]
+    table = {(key, "APGD-CE"): [dice_score(n, 0.5) for n in "abcdefgh"] for key in keys}
+    clean = [dice_score(n, 0.8) for n in "abcdefgh"]
+    folder = folder_of(tmp_path, plant("m", clean, table), probes={"m": _probes()}, words=words)
+    page = _page(folder)
+    assert page.row("worst case", "")[2:] == ["50.0"] * 3
+    assert page.row("unchanged", "–")
+    for name in ("L2 1 at 224 × 224", "L-inf 8/255", "L-inf 0.1"):
+        assert page.row(name, "–")[2] == "50.0"
+        assert f"62 % of its clean score at {name}" in page.plain or f"62 % at {name}" in page.plain
+        assert f"m, {name}: 50.0 %" in page.plain  # at the point of the curve
+    assert "0.285714" not in page.plain
+    assert "0.0313725" not in page.plain
+    rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text(encoding="utf-8"))))
+    assert {r["eps"] for r in rows if r["level"] == "l2-0.285714"} == {"0.285714"}  # numbers for machines
+    assert Level("linf", 8 / 255, words="8/255") == Level("linf", 8 / 255)
 
 
 def test_a_point_without_a_value_is_no_point():

@@ -119,6 +119,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     where.add_argument("-o", "--output", required=True, metavar="FOLDER", help="new folder, or one to go on with")
     where.add_argument("--dry-run", action="store_true", help="predict the cost, write nothing")
     where.add_argument("-y", "--yes", action="store_true", help="start without asking")
+    where.add_argument(
+        "--log", nargs="+", default=[], metavar="NAME",
+        help="at the end, hand the figures to tensorboard, mlflow or wandb, into the run that their own variables name",
+    )  # fmt: skip
     then = parser.add_argument_group("for a test that runs by itself")
     then.add_argument("--baseline", metavar="FILE", help="results.json of an earlier report, measured in the same way")
     then.add_argument(
@@ -147,6 +151,7 @@ def run(args: argparse.Namespace) -> int:
     output = _folder(args.output)
     settings = _settings(args)
     baseline = _baseline(args, settings)
+    _check_loggers(args.log)
     sources: list[Source] = list(chain.from_iterable(host.sources(args) for host in args.hosts))
     if not sources:
         raise InputError("models: none were given; see --factory and the others in `monai-adv evaluate --help`.")
@@ -165,6 +170,7 @@ def run(args: argparse.Namespace) -> int:
             if not args.dry_run:
                 print("Nothing was computed.")
             return 0
+        _log(output, args.log)
         if baseline is None:
             return code
         return WORSE if _worse(baseline, output, args.max_drop) else code
@@ -174,6 +180,24 @@ def run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     finally:
         pool.close()
+
+
+def _check_loggers(names: list[str]) -> None:
+    """Before hours of attacks."""
+    if names:
+        from monai_adv.evaluation.report.loggers import logger_of
+
+        for name in names:
+            logger_of(name)
+
+
+def _log(folder: Path, names: list[str]) -> None:
+    if names:
+        from monai_adv.evaluation.outcome import Results
+
+        results = Results(folder)
+        for name in names:
+            results.log_to(name)
 
 
 def _certificates(args: argparse.Namespace) -> dict[str, str]:

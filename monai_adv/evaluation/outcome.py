@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from html import escape
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, level_name
 from monai_adv.evaluation.report import results as report_results
 from monai_adv.evaluation.report.results import ModelResults
+from monai_adv.evaluation.report.sentences import opening, robustness
 from monai_adv.evaluation.store import read_pictures
 from monai_adv.foreign_text import printable
 from monai_adv.metrics.score import Score
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-COLUMNS = ("model", "case", "level", "norm", "eps", "unit", "attack", "measure", "value")
+COLUMNS = dict.fromkeys(("model", "case", "level", "norm", "eps", "unit", "attack", "measure", "value"), "str")
+COLUMNS |= {"eps": "float64", "value": "float64"}
+"""Of :meth:`Results.frame`, with their types."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +105,21 @@ class Results:
         """All scores, a row per model, case, level, attack and measure.
 
         Returns:
-            columns ``model``; ``case``, a patient or an image; ``level``, such as "l2-0.1-rms", with its ``norm``,
-            ``eps`` and ``unit`` ("" and eps 0 for the clean images); ``attack``: "clean", a name, or "worst case" over
-            all attacks at the level; ``measure``: "score" (Dice, or 1 for a right class and 0 for a wrong one), and
-            "dice C", "hd95_mm C", "false_positive C" or "probability C" of a class C; ``value``, scores between 0 and
-            1, NaN where not defined.
+            ``eps`` and ``value`` are float64, all other columns text (:data:`COLUMNS`): ``model``; ``case``, a patient
+            or an image; ``level``, such as "l2-0.1-rms", with its ``norm``, ``eps`` and ``unit`` ("" and eps 0 for the
+            clean images); ``attack``: "clean", a name, or "worst case" over all attacks at the level; ``measure``:
+            "score" (Dice, or 1 for a right class and 0 for a wrong one), and "dice C", "hd95_mm C",
+            "false_positive C" or "probability C" of a class C; ``value``, scores between 0 and 1, NaN where not
+            defined.
+
+        Example:
+            >>> frame = results.frame()  # doctest: +SKIP
+            >>> frame.query("attack == 'worst case' and measure == 'score'").pivot_table(  # doctest: +SKIP
+            ...     "value", "model", "eps")
         """
         import pandas
 
-        return pandas.DataFrame(self._rows, columns=list(COLUMNS))
+        return pandas.DataFrame(self._rows, columns=list(COLUMNS)).astype(COLUMNS)
 
     def plot(self, norm: Norm | None = None) -> Figure:
         """Mean worst-case score against the radius, a line per model; dotted: random noise of the same size.
@@ -122,8 +132,7 @@ class Results:
         """
         curves: Any = import_module("monai_adv.evaluation.report.curves")
         page: Any = import_module("monai_adv.evaluation.report.page")
-        import_module("matplotlib.pyplot")  # only then does a notebook draw figures
-        found = {chain[0].norm: chain for chain in curves.chains(self.numbers.records)}
+        found = {chain[0].norm: chain for chain in curves.chains(self.numbers.levels)}
         if (norm is None and len(found) > 1) or (norm is not None and norm not in found):
             raise InputError.of("norm", norm, " or ".join(map(repr, found)))
         chain = found[norm or next(iter(found))]
@@ -171,16 +180,59 @@ class Results:
         pictures = {p.case: p for p in read_pictures(self.folder, of.name, group, level.key)}
         return Worst(of, name, level, clean[group, name], attacked[group, name], pictures[name])
 
+    def log_to(self, logger: Any) -> None:
+        """Hand the mean scores, the curves, the page and the three sentences to a tracker.
+
+        Args:
+            logger: "tensorboard", "mlflow" or "wandb": into the run that is open, otherwise into a new one. Or what is
+                open: a ``SummaryWriter``, a run of W&B.
+
+        Raises:
+            InputError: a name that is misspelt, a package that is not installed.
+
+        Example:
+            >>> results.log_to("mlflow")  # doctest: +SKIP
+        """
+        loggers: Any = import_module("monai_adv.evaluation.report.loggers")
+        log = loggers.logger_of(logger)
+        norms = {level.norm: None for level in self.numbers.levels}
+        curves = {f"robustness {norm}": self.plot(norm) for norm in norms}
+        with TemporaryDirectory(prefix="monai-adv-") as place:
+            page, text = self.report(Path(place)), " ".join(opening(self.numbers))
+            log(loggers.Tracked(loggers.metrics_of(self.numbers), text, curves, page))
+
+    @property
+    def _said(self) -> list[str]:
+        """What was found; of each model, how far that can be trusted and how robust it is; what is missing."""
+        lines = [opening(self.numbers)[1]]
+        for model in self.numbers.models:
+            trust = f"figures {model.verdict.word}"
+            trust += f" ({'; '.join(model.verdict.reasons)})" if model.verdict.reasons else ""
+            lines.append(f"{model.name}: {trust}; {robustness(model, self.numbers.levels).word}")
+        if self.problems:
+            lines.append(f"not used: {len(self.problems)}, see problems")
+        return lines
+
     def __repr__(self) -> str:
-        numbers = self.numbers
-        lines = [report_results.summary_table(numbers)]
-        lines += [
-            f"{name}: figures {found.word}" + (f" ({'; '.join(found.reasons)})" if found.reasons else "")
-            for name, found in self.verdict.items()
+        lines = [*report_results.summary_table(self.numbers).splitlines(), *self._said]
+        return "\n".join(printable(line).rstrip() for line in lines)
+
+    def _repr_html_(self) -> str:
+        numbers, shown = self.numbers, partial(escape, quote=True)
+        found, *others = (shown(printable(line)) for line in self._said)
+        head = ["", "unchanged", *(level_name(level) for level in numbers.levels)]
+        rows = [
+            [model.name, *(_percent(model.summaries[key].mean) for key in ["", *(v.key for v in numbers.levels)])]
+            for model in numbers.models
         ]
-        if numbers.problems:
-            lines.append(f"not used: {len(numbers.problems)}, see problems")
-        return printable("\n".join(line.rstrip() for line in lines))
+        table = [
+            "".join(f"<{tag}>{shown(printable(cell))}</{tag}>" for cell in row)
+            for tag, row in (("th", head), *(("td", row) for row in rows))
+        ]
+        body = "".join(f"<tr>{row}</tr>" for row in table)
+        caption = f"worst-case {_word(numbers.models[0])} in %"
+        lines = "".join(f"<br>{line}" for line in others)
+        return f"<p><b>{found}</b>{lines}</p><table><caption>{caption}</caption>{body}</table>"
 
 
 def _chosen(word: str, given: str | None, known: Mapping[str, Any], default: Any) -> Any:

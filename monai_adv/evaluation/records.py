@@ -24,6 +24,7 @@ class Level:
     norm: Norm
     eps: float
     unit: RadiusUnit | None = None
+    words: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit", unit_of(self.norm, self.unit, self.eps))
@@ -32,6 +33,11 @@ class Level:
     def is_rms(self) -> bool:
         """Whether the radius is a root mean square change per voxel, in network units or in those of the files."""
         return self.norm == "l2" and self.unit != "norm"
+
+    @property
+    def radius(self) -> str:
+        """The radius as it was written: ``8/255`` stays that, where a number would be one that nobody chose."""
+        return self.words or f"{self.eps:g}"
 
     @property
     def key(self) -> str:
@@ -109,15 +115,20 @@ def level_of(saved: Mapping[str, Any] | None) -> Level | None:
 
 
 def level_name(level: Level) -> str:
-    """A level as tables call it.
+    """A level as tables call it; in the user's own words where there are some.
 
     Example:
         >>> level_name(Level("l2", 0.1)), level_name(Level("l2", 21, "raw")), level_name(Level("linf", 10, "raw"))
         ('L2, 0.1 RMS', 'L2, 21 RMS (file units)', 'L-inf 10 (file units)')
     """
     norm = "L2" if level.norm == "l2" else "L-inf"
-    eps = f", {level.eps:g} RMS" if level.is_rms else f" {level.eps:g}"
+    eps = f", {level.radius} RMS" if level.is_rms else f" {level.radius}"
     return f"{norm}{eps}" + (" (file units)" if level.unit == "raw" else "")
+
+
+def place_of(level: Level) -> dict[str, Any]:
+    """``norm``, ``eps`` and ``unit``, for a table."""
+    return {"norm": level.norm, "eps": level.eps, "unit": level.unit}
 
 
 def models(records: Iterable[Record]) -> list[str]:

@@ -53,7 +53,7 @@ from monai_adv.metrics.score import Score
 FORMAT = 3
 EVALUATION = "evaluation"
 AGAIN = "delete it and give the same command again"
-NOT_COMPARED = ("started", "machine", "run_file")
+NOT_COMPARED = ("started", "machine", "run_file", "words")
 """Entries of ``evaluation.json`` that may differ when an evaluation goes on."""
 
 
@@ -71,6 +71,7 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
           hash of its code), ``seed``, ``batch_size``, ``cases`` (None, a number or names), ``box`` (None or [low,
           high]), ``device`` (type), ``threads``.
         - ``levels``: ``[{"key", "norm", "eps", "unit"}, ...]``, ascending within a norm.
+        - ``words``: ``{level key: how the user wrote the radius}``, where that is not the number itself.
         - ``models``: one dict per model, in the order of the command line: ``name``, ``kind``, ``classes``,
           ``fingerprint`` (of what is in memory), ``files`` (of the contents of all files), ``computes`` (see
           :func:`monai_adv.evaluation.models.fingerprint.computed`), ``space``, ``unit`` (in words, of network inputs),

@@ -19,13 +19,13 @@ from monai.data.dataloader import DataLoader
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler, RandomSampler
-from tqdm import tqdm
 
 from monai_adv.errors import InputError
 from monai_adv.files import whole_file
 from monai_adv.network_state import device_of, unwrap_ddp
 from monai_adv.networks.dual_batch_norm import DualNorm, branch_state_dict
 from monai_adv.pretraining.views import Images, TwoViewDataset, TwoViews, ViewSettings
+from monai_adv.progress_bar import tqdm
 from monai_adv.settings import Settings, differences, not_negative, positive, setting
 
 Network = TypeVar("Network", bound=nn.Module)

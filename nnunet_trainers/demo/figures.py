@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from monai_adv.evaluation.models.protocol import Picture
-from monai_adv.evaluation.records import Record
+from monai_adv.evaluation.records import Record, levels
 from monai_adv.evaluation.report.curves import chains, worst_case_curve
 from nnunet_trainers.demo.phantom import LABELS
 from nnunet_trainers.demo.summary import CLASSES, NOISE
@@ -75,7 +75,7 @@ def picture(slices: Mapping[str, Picture], rms: float, path: Path) -> float:
 
 def curve(records: Sequence[Record], path: Path) -> None:
     """Dice against the radius, as the report of ``monai-adv evaluate`` draws it."""
-    (chain,) = chains(records)
+    (chain,) = chains(levels(records))
     axis = "noise: RMS per voxel, in standard deviations of the image"
     path.write_bytes(worst_case_curve(records, chain, "segmentation", axis, NOISE).png)
 

@@ -31,6 +31,9 @@ from monai_adv.metrics.statistics import Scores
 
 Families = Mapping[str, str]
 """Name of an attack -> random, white-box, black-box or transfer."""
+Names = Mapping[str, str]
+"""Key of a level -> how a page calls it."""
+NO_NAMES: Names = {}
 
 GAIN: dict[Kind, float] = {"classification": 0.002, "segmentation": 0.01}
 """A black-box attack may lower the mean score by this much below the white-box attacks. Dice gets more room: it is a
@@ -41,7 +44,11 @@ FIRST_LOOK = 0.05
 
 
 def find_flags(
-    records: Sequence[Record], kind: Kind, families: Mapping[str, Families], found: Mapping[str, Any] | None = None
+    records: Sequence[Record],
+    kind: Kind,
+    families: Mapping[str, Families],
+    found: Mapping[str, Any] | None = None,
+    levels: Sequence[Level] = (),
 ) -> list[Flag]:
     """All flags of one model.
 
@@ -50,23 +57,25 @@ def find_flags(
         kind: classification or segmentation.
         families: level -> attack -> family.
         found: what :func:`probe` returned, or None if it did not run.
+        levels: the radii in the user's own words; others are named by their numbers.
     """
     probed = dict(found or {})
+    names = {level.key: level_name(level) for level in levels}
     return [
-        black_box(records, kind, families),
-        longer(records, kind, probed),
-        monotone(records, families),
-        noise(records, families),
+        black_box(records, kind, families, names),
+        longer(records, kind, probed, names),
+        monotone(records, families, names),
+        noise(records, families, names),
         unbounded(probed),
         zero_gradients(records, families, probed),
         batch(probed),
         repeat(probed),
-        inputs(probed),
+        inputs(probed, names),
         *([probabilities(probed)] if kind == "classification" else []),
     ]
 
 
-def black_box(records: Sequence[Record], kind: Kind, families: Mapping[str, Families]) -> Flag:
+def black_box(records: Sequence[Record], kind: Kind, families: Mapping[str, Families], names: Names = NO_NAMES) -> Flag:
     """Does an attack without gradients find what the attacks with gradients miss?"""
     gains: dict[str, float] = {}
     for _, level, names in _levels(records, families):
@@ -76,7 +85,7 @@ def black_box(records: Sequence[Record], kind: Kind, families: Mapping[str, Fami
     largest = max(gains, key=gains.__getitem__, default="")
     measured = "No black-box or transfer attack was run; the standard attacks include one."
     if gains:
-        more = f"lower the mean worst case by up to {_points(gains[largest])} points more ({_name(largest)})"
+        more = f"lower the mean worst case by up to {_points(gains[largest])} points more ({_name(largest, names)})"
         measured = f"Black-box and transfer attacks {more if gains[largest] >= 5e-4 else 'find nothing more'}."
     return Flag(
         "black-box",
@@ -95,7 +104,7 @@ def black_box(records: Sequence[Record], kind: Kind, families: Mapping[str, Fami
     )
 
 
-def longer(records: Sequence[Record], kind: Kind, found: Mapping[str, Any]) -> Flag:
+def longer(records: Sequence[Record], kind: Kind, found: Mapping[str, Any], names: Names = NO_NAMES) -> Flag:
     """Do more steps from a new random start still find more than the evaluation did?"""
     gains: dict[str, float] = {}
     for level, cases in found.get("longer", {}).items():
@@ -114,7 +123,7 @@ def longer(records: Sequence[Record], kind: Kind, found: Mapping[str, Any]) -> F
     measured = "No case with a defined score: nothing to compare." if found.get("longer") else _not_probed(found)
     if gains:
         less = (
-            f"up to {_points(gains[largest])} points less ({_name(largest)})"
+            f"up to {_points(gains[largest])} points less ({_name(largest, names)})"
             if gains[largest] >= 5e-4
             else "nothing less"
         )
@@ -132,7 +141,7 @@ def longer(records: Sequence[Record], kind: Kind, found: Mapping[str, Any]) -> F
     )
 
 
-def monotone(records: Sequence[Record], families: Mapping[str, Families]) -> Flag:
+def monotone(records: Sequence[Record], families: Mapping[str, Families], names: Names = NO_NAMES) -> Flag:
     """Does the white-box score rise although the enemy may do more?"""
     means: dict[str, float] = {}
     for model, level, names in _levels(records, families):
@@ -152,7 +161,7 @@ def monotone(records: Sequence[Record], families: Mapping[str, Families]) -> Fla
     if rises:
         rise = rises[largest]
         measured = (
-            f"The white-box score rises by {_points(rise)} points from a smaller radius to {_name(largest)}."
+            f"The white-box score rises by {_points(rise)} points from a smaller radius to {_name(largest, names)}."
             if rise > 0
             else "The white-box score never rises with the radius."
         )
@@ -168,7 +177,7 @@ def monotone(records: Sequence[Record], families: Mapping[str, Families]) -> Fla
     )
 
 
-def noise(records: Sequence[Record], families: Mapping[str, Families]) -> Flag:
+def noise(records: Sequence[Record], families: Mapping[str, Families], names: Names = NO_NAMES) -> Flag:
     """Does noise without aim do what the attacks do with aim?"""
     shares: dict[str, tuple[float, float, float]] = {}
     for model, level, names in _levels(records, families):
@@ -190,7 +199,7 @@ def noise(records: Sequence[Record], families: Mapping[str, Families]) -> Flag:
     elif judged:
         drops = shares[largest]
         costs = f"costs {_points(drops[0])} points and the white-box attacks {_points(drops[1])}"
-        measured = f"At {_name(largest)} random noise {costs}."
+        measured = f"At {_name(largest, names)} random noise {costs}."
     else:
         measured = (
             "At every radius the attacks cost less than 1 point or leave less than 5: nothing to compare; add a radius "
@@ -292,7 +301,7 @@ def repeat(found: Mapping[str, Any]) -> Flag:
     )
 
 
-def inputs(found: Mapping[str, Any]) -> Flag:
+def inputs(found: Mapping[str, Any], names: Names = NO_NAMES) -> Flag:
     """Are the images what the stated box and unit say?"""
     box, faults = found.get("box"), []
     if found.get("outside"):
@@ -304,11 +313,10 @@ def inputs(found: Mapping[str, Any]) -> Flag:
         faults.append(f"their standard deviation is {found['sd']:.3g}, but the stated unit is: {found['unit']}")
     for key, share in found.get("relative", {}).items():
         if share < (4e-4 if key.startswith("linf") else 1e-5):
-            faults.append(
-                f"the radius {_name(key)} is {100 * share:.1g} % of the intensity range per voxel, next to nothing"
-            )
+            little = f"{100 * share:.1g} % of the intensity range per voxel, next to nothing"
+            faults.append(f"the radius {_name(key, names)} is {little}")
         elif share > 1:
-            faults.append(f"the radius {_name(key)} is {share:.1f} times the intensity range per voxel")
+            faults.append(f"the radius {_name(key, names)} is {share:.1f} times the intensity range per voxel")
     measured = (
         f"The images range from {_number(found['low'])} to {_number(found['high'])}" if found else _not_probed(found)
     )
@@ -391,8 +399,8 @@ def _number(value: float) -> str:
     return f"{value:.3g}".replace("-", "−")
 
 
-def _name(level: str) -> str:
-    return level_name(parse_level(level))
+def _name(level: str, names: Names) -> str:
+    return names.get(level) or level_name(parse_level(level))
 
 
 def _percent(share: float) -> str:

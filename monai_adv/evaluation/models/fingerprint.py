@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -160,7 +161,9 @@ def _content(path: Path) -> str:
 
 def _module_of(value: Any) -> str | None:
     try:
-        name = value.__name__ if isinstance(value, ModuleType) else value.__module__
+        with warnings.catch_warnings():  # of objects that call being looked at a use, such as torch's reduce_op
+            warnings.simplefilter("ignore")
+            name = value.__name__ if isinstance(value, ModuleType) else value.__module__
     except Exception:  # objects that answer to everything, or to nothing
         return None
     return name if isinstance(name, str) else None

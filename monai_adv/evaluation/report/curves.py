@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, groupby
+from textwrap import wrap
 
 import matplotlib.style
 import numpy as np
@@ -16,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from monai_adv.evaluation.records import CLEAN, Level, Record, level_name, levels, own_scores, worst_scores
+from monai_adv.evaluation.records import CLEAN, Level, Record, level_name, own_scores, worst_scores
 from monai_adv.evaluation.report.inline_svg import inline_svg
 from monai_adv.foreign_text import printable
 from monai_adv.metrics.score import Kind, mean_known
@@ -48,9 +49,18 @@ class Curve:
     svg: str
 
 
-def chains(records: Sequence[Record]) -> list[list[Level]]:
-    """The levels in groups that share an axis: one norm and one unit."""
-    return [list(group) for _, group in groupby(levels(records), key=lambda v: (v.norm, v.unit))]
+class ShownFigure(Figure):
+    """A notebook shows it also where nobody has set up pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def chains(levels: Sequence[Level]) -> list[list[Level]]:
+    """The levels, sorted as a report has them, in groups that share an axis: one norm and one unit."""
+    return [list(group) for _, group in groupby(levels, key=lambda v: (v.norm, v.unit))]
 
 
 def worst_case_curve(records: Sequence[Record], chain: Sequence[Level], kind: Kind, axis: str, noise: str) -> Curve:
@@ -59,7 +69,9 @@ def worst_case_curve(records: Sequence[Record], chain: Sequence[Level], kind: Ki
     return _drawn(figure, "curve", chain, f"{SCORE[kind]} against {axis}, worst case for each model")
 
 
-def worst_case_figure(records: Sequence[Record], chain: Sequence[Level], kind: Kind, axis: str, noise: str) -> Figure:
+def worst_case_figure(
+    records: Sequence[Record], chain: Sequence[Level], kind: Kind, axis: str, noise: str
+) -> ShownFigure:
     """One thick line per model: the mean worst case. Dotted: random noise of the same size.
 
     The band is the middle half of the cases for Dice, the 95 % interval for accuracy. Models that differ only in a
@@ -186,16 +198,19 @@ def _mean(scores: Scores) -> float:
 
 
 @matplotlib.style.context("default")  # nnU-Net's logger enlarges every font of the process
-def _figure(kind: Kind, axis: str, chain: Sequence[Level]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.6, 3.5), dpi=DPI, layout="constrained")  # narrow: a telephone shows it as it is
+def _figure(kind: Kind, axis: str, chain: Sequence[Level]) -> tuple[ShownFigure, Axes]:
+    figure = ShownFigure(figsize=(4.6, 3.5), dpi=DPI, layout="constrained")  # narrow: a telephone shows it as it is
     FigureCanvasAgg(figure)
     plot = figure.subplots()
-    plot.set(xlabel=plain_text(axis), ylabel=SCORE[kind], ylim=(-1, 101), xlim=(0, chain[-1].eps * 1.02))
+    plot.set(
+        xlabel="\n".join(wrap(plain_text(axis), 50)), ylabel=SCORE[kind], ylim=(-1, 101), xlim=(0, chain[-1].eps * 1.02)
+    )
     ticks = [0.0]
     for level in chain:
         if level.eps - ticks[-1] > (0.2 if len(ticks) == 1 else 0.08) * chain[-1].eps:
             ticks.append(level.eps)
-    plot.set_xticks(ticks, labels=[UNCHANGED, *(f"{eps:g}" for eps in ticks[1:])])
+    written = {level.eps: "\n".join(wrap(plain_text(level.radius), 14)) for level in chain}
+    plot.set_xticks(ticks, labels=[UNCHANGED, *(written[eps] for eps in ticks[1:])])
     plot.grid(alpha=0.3)
     plot.spines[["top", "right"]].set_visible(False)
     return figure, plot
@@ -211,17 +226,15 @@ def _legend(figure: Figure, plot: Axes) -> None:
     handles, labels = zip(*shown, strict=True)
     longest = max(map(len, labels), default=0)
     columns = 1 if longest > 20 else 2 if longest > 12 else 3
-    figure.set_figheight(2.9 + 0.2 * math.ceil(len(labels) / columns))
+    figure.set_figheight(2.7 + 0.2 * (math.ceil(len(labels) / columns) + 1 + plot.get_xlabel().count("\n")))
     figure.legend(handles, labels, fontsize=9, frameon=False, loc="outside upper center", ncols=columns)
 
 
 @matplotlib.style.context("default")
-def _drawn(figure: Figure, name: str, chain: Sequence[Level], title: str) -> Curve:
+def _drawn(figure: ShownFigure, name: str, chain: Sequence[Level], title: str) -> Curve:
     name = f"{name}-{chain[0].norm}" + ("" if chain[0].unit == "norm" else f"-{chain[0].unit}")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
     radii = {0.0: UNCHANGED} | {level.eps: level_name(level) for level in chain}
-    return Curve(name, buffer.getvalue(), inline_svg(figure, name, title, radii))
+    return Curve(name, figure._repr_png_(), inline_svg(figure, name, title, radii))
 
 
 def plain_text(name: str) -> str:

@@ -115,7 +115,7 @@ def render(
         settings=results.evaluation["settings"],
         models=results.models,
         levels=results.levels,
-        chains=chains(results.records),
+        chains=chains(results.levels),
         curves=curves,
         repeated=len(repetitions([m.name for m in results.models])) < len(results.models),
         per_model=per_model,
@@ -321,7 +321,7 @@ def _short(value: Any) -> str:
 
 
 def _curves(results: Figures) -> tuple[list[Curve], dict[str, list[Curve]]]:
-    groups, records, kind = chains(results.records), results.records, results.kind
+    groups, records, kind = chains(results.levels), results.records, results.kind
     if not records:
         return [], {m.name: [] for m in results.models}
     unit = results.models[0].unit if len({m.unit for m in results.models}) == 1 else "units of each model's input"

@@ -133,12 +133,13 @@ def gather(folder: str | Path) -> Figures:
     lost = {(model, case) for model, case, _ in problems}
     unfinished = {entry["name"]: _unfinished(entry, records) for entry in evaluation["models"]}
     records = finished_records(evaluation, records)
-    keys = [level.key for level in kept.levels(records)]  # of all models: one of them may not have begun
+    words = evaluation.get("words", {})
+    levels = [replace(level, words=words.get(level.key, "")) for level in kept.levels(records)]
     models = [
         _model(
             entry,
             [r for r in records if r.model == entry["name"]],
-            keys,
+            levels,  # of all models: one of them may not have begun
             tuple(case for case in unfinished[entry["name"]] if (entry["name"], case) not in lost),
             probes.get(entry["name"], {}),
             seed,
@@ -148,7 +149,7 @@ def gather(folder: str | Path) -> Figures:
     comparisons = compare_all(records, models[0].kind, seed=seed)
     notes = [(r.model, r.case, note) for r in records for note in r.settings.get("notes", ()) if r.attack == CLEAN]
     return Figures(
-        evaluation, store.read_cost(folder), problems, kept.levels(records), models, comparisons, records, notes,
+        evaluation, store.read_cost(folder), problems, levels, models, comparisons, records, notes,
         _shared(records),
     )  # fmt: skip
 
@@ -184,16 +185,17 @@ def _unfinished(entry: Mapping[str, Any], records: Iterable[Record]) -> tuple[st
 def _model(
     entry: Mapping[str, Any],
     records: list[Record],
-    keys: list[str],
+    levels: list[Level],
     unfinished: tuple[str, ...],
     probes: dict[str, Any],
     seed: int,
 ) -> ModelResults:
     name, kind, classes = entry["name"], entry["kind"], tuple(entry["classes"])
+    keys = [level.key for level in levels]
     scores = {"": kept.own_scores(records, name, CLEAN)}
     scores |= {key: kept.worst_scores(records, name, key) for key in keys}
     families = {level: {s["name"]: s["family"] for s in stages} for level, stages in entry["stages"].items()}
-    flags = find_flags(records, kind, families, probes)
+    flags = find_flags(records, kind, families, probes, levels)
     meanings: dict[str, str] = {}
     for record in records:
         if record.attack.startswith(kept.CORRUPTION):
@@ -288,7 +290,7 @@ def as_csv(results: Figures) -> str:
         values: dict[str, Any] = {"model": model.name, "case": case, "patient": score.case, "level": key}
         values |= {"attack": attack, "family": model.families.get(key, {}).get(attack, ""), "label": score.label}
         if key in levels:
-            values |= asdict(levels[key])
+            values |= kept.place_of(levels[key])
         lines.append(_cells(values | measures_of(score, model.classes)))
     return csv_text(list(map(printable, head)), lines)
 
@@ -340,7 +342,7 @@ def as_table(results: Figures) -> str:
     head += ["value", "low", "high", "lowest", "lowest_patient", "count"]
     lines: list[dict[str, Any]] = []
     measures = {"dice": "mean Dice", "hd95": "median HD95 in mm", "false_positives": "false positives"}
-    levels = {level.key: asdict(level) for level in results.levels}
+    levels = {level.key: kept.place_of(level) for level in results.levels}
     for model in results.models:
         tables = [("", "clean", model.summaries[""], model.rows[""])]
         for key in levels:

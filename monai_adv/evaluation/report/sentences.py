@@ -85,7 +85,7 @@ def radius_name(level: Level) -> str:
     """
     if not level.is_rms:
         return level_name(level)
-    return f"RMS {level.eps:g}" + (" (file units)" if level.unit == "raw" else "")
+    return f"RMS {level.radius}" + (" (file units)" if level.unit == "raw" else "")
 
 
 def _measured(results: Figures) -> str:

@@ -10,13 +10,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
-from tqdm.auto import tqdm
-
 from monai_adv.errors import InputError
 from monai_adv.evaluation.checks.probes import CASES, most_passes, spread
 from monai_adv.evaluation.models.fingerprint import Marks
 from monai_adv.evaluation.models.protocol import Source, check_distinct
-from monai_adv.evaluation.records import Record
+from monai_adv.evaluation.records import Record, place_of
 from monai_adv.evaluation.report.trained import trained
 from monai_adv.evaluation.run.workers import Job, Killed, Pool, ThisProcess, forget, plan_of
 from monai_adv.evaluation.search import cost
@@ -32,6 +30,7 @@ from monai_adv.evaluation.store import (
 )
 from monai_adv.files import locked, unlocked
 from monai_adv.foreign_text import say
+from monai_adv.progress_bar import tqdm
 
 SAMPLE = 20
 """Cases of a model that a dry run reads: enough for a prediction, and minutes less than reading thousands."""
@@ -102,7 +101,8 @@ class Session:
             "machine": told[0]["machine"],
             "versions": told[0]["versions"],
             "settings": self.settings.as_dict(),
-            "levels": [{"key": v.key, "norm": v.norm, "eps": v.eps, "unit": v.unit} for v in self.settings.levels],
+            "levels": [{"key": v.key, **place_of(v)} for v in self.settings.levels],
+            "words": {v.key: v.words for v in self.settings.levels if v.words},
             "models": self.models,
             "run_file": self.asked,
         }

@@ -15,6 +15,7 @@ import torch
 
 from monai_adv import given
 from monai_adv.engines.bundle_rule import Rule, check_rule
+from monai_adv.errors import InputError
 from monai_adv.evaluation.models.bundle.opened import OpenBundle, as_model, channel_names
 from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.run.measure import LiveSource, measure, threads_for
@@ -41,6 +42,7 @@ def evaluate(
     seed: int = 0,
     activation: Rule | None = None,
     channels: Sequence[int] | None = None,
+    words: Sequence[str] = (),
 ) -> Path:
     """Attack a bundle's network as it is now, and write the report.
 
@@ -56,6 +58,8 @@ def evaluate(
         activation: ``"softmax"`` or ``"sigmoid"``: how a segmentation's logits become a decision; default:
             labels with a channel for each output that overlap are sigmoids, all others are not.
         channels: input channels that may be attacked; default: all.
+        words: how the report calls the radii, one for each, where the bundle computes them from others: "8/255";
+            default: by their numbers.
 
     Returns:
         the page, ``report.html``.
@@ -73,9 +77,12 @@ def evaluate(
         channels=None if channels is None else tuple(channels),
     )  # fmt: skip
     folder = Path(output).resolve()
+    if words and len(words) != len(eps):
+        raise InputError.of("words", f"{len(words)} words", f"one for each radius, here {len(eps)}")
+    written = zip(eps, words or [""] * len(eps), strict=True)
     settings = EvaluationSettings(
-        tuple(Level(norm, given.number("eps", radius), unit) for radius in eps), attacks_of(attacks), seed, batch_size,
-        cases, limits, device_of(bare).type, threads_for(folder, None),
+        tuple(Level(norm, given.number("eps", radius), unit, word) for radius, word in written), attacks_of(attacks),
+        seed, batch_size, cases, limits, device_of(bare).type, threads_for(folder, None),
     )  # fmt: skip
     measure([LiveSource(as_model(bundle))], settings, folder)
     return folder / "report.html"
