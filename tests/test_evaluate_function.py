@@ -143,7 +143,7 @@ def test_a_segmentation() -> None:
     ("changed", "said"),
     [
         ({"labels": torch.zeros(5)}, "labels: received '5 labels', allowed is one per image, here 24"),
-        ({"attacks": "standrd"}, "attacks: received 'standrd', allowed is one of quick, standard, full"),
+        ({"attacks": "standrd"}, "attacks: received 'standrd', allowed is quick, standard, full, or a plan as"),
         ({"norm": "l1"}, "norm: received 'l1', allowed is 'l2' or 'linf'"),
         ({"unit": "HU"}, "unit: received 'HU', allowed is one of norm, rms, raw"),
         ({"eps": "much"}, "eps: received 'much'"),
