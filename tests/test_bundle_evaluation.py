@@ -223,7 +223,7 @@ def test_one_hot_labels_are_classes_and_others_regions(tmp_path: Path) -> None:
         case = model.load("image0.nii.gz")
         assert case.target.shape[1] == (1 if name == "hot" else 2)  # type: ignore[union-attr]
         # An unknown function may change intensities as well.
-        with pytest.raises(InputError, match="unless ScaleIntensityRanged is all that changes the intensities"):
+        with pytest.raises(InputError, match="only where ScaleIntensityRange is all that changes the intensities"):
             case.threat(Level("linf", 1.0, "raw"))
 
 
