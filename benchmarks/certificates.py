@@ -111,7 +111,7 @@ def one_nnunet(arguments: argparse.Namespace) -> None:
         )
         assert source is not None
         settings = Certification(sigma, n0=20, n=100, tau=0.75, seed=SEED, inputs_per_pass=64)
-        found = certify_models([source], settings, select=lambda cases: cases[: arguments.cases], bars=True)
+        found = certify_models([source], settings, cases=arguments.cases, bars=True)
         rows.append({
             "set": name, "method": "segmentation", "sigma": sigma, "repr": repr(found),
             "cases": [case.as_dict() for case in found.cases], **where(),

@@ -10,6 +10,7 @@ from monai_adv.errors import InputError
 
 if TYPE_CHECKING:
     from monai_adv.evaluation.api import evaluate
+    from monai_adv.evaluation.certify.api import certify
     from monai_adv.threats import Threat
 
 try:
@@ -17,9 +18,13 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["InputError", "Threat", "__version__", "evaluate"]
+__all__ = ["InputError", "Threat", "__version__", "certify", "evaluate"]
 
-_NEEDS_TORCH = {"Threat": "monai_adv.threats", "evaluate": "monai_adv.evaluation.api"}
+_NEEDS_TORCH = {
+    "Threat": "monai_adv.threats",
+    "certify": "monai_adv.evaluation.certify.api",
+    "evaluate": "monai_adv.evaluation.api",
+}
 
 
 def __getattr__(name: str) -> object:

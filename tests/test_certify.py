@@ -6,16 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas
 import pytest
+import tiny_models
 import torch
 from scipy import stats
 from torch import nn
 
+import monai_adv
 from monai_adv import InputError
 from monai_adv.certificates import Certification, certify_classes, certify_labels
+from monai_adv.cli import main
 from monai_adv.evaluation.certify.run import certify_models
 from monai_adv.evaluation.models.classifier import Classifier
 from monai_adv.evaluation.models.segmenter import Segmenter
+from monai_adv.evaluation.outcome import COLUMNS
 from monai_adv.evaluation.run.measure import LiveSource
 from nnunet_trainers.evaluation.arguments import source_at
 from tests.linear_classifier import problem
@@ -54,12 +60,8 @@ def test_a_classifier_image_by_image() -> None:
 
 
 def test_a_frame_has_the_columns_of_the_evaluations() -> None:
-    from monai_adv.evaluation.certify.results import COLUMNS
-    from monai_adv.evaluation.outcome import COLUMNS as THOSE
-
-    assert COLUMNS == THOSE
     frame = certify_models([_segmenter()], SETTINGS).frame()
-    assert tuple(frame.columns) == COLUMNS
+    assert list(frame.columns) == list(COLUMNS)
     rows = frame[frame.case == "0"].set_index("measure").value
     radius = 0.5 * stats.norm.ppf(0.75)
     assert rows["radius rms"] == pytest.approx(radius / 6)
@@ -153,3 +155,47 @@ def test_sigmoids_over_label_maps_are_regions_without_the_background() -> None:
 def test_models_of_two_kinds() -> None:
     with pytest.raises(InputError, match="models: received .*one kind in one call"):
         certify_models([_classifier(), _segmenter()], SETTINGS)
+
+
+# ------------------------------------------------------------------ the two doors
+
+
+def test_python_and_the_command_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network in memory and the same one from a factory: the same certificates, bit for bit."""
+    network, images, labels = tiny_models.classifier().network, *_tiny()
+    found = monai_adv.certify(network, images, labels, sigma=0.1, n0=5, n=30, name="tiny", cases=8)
+    words = ["certify", "--factory", f"{tiny_models.__file__}:classifier", "--sigma", "0.1", "--n0", "5", "--n", "30"]
+    words += ["--cases", "8", "--device", "cpu", "-o", str(tmp_path / "out")]
+    assert main([*words, "--dry-run"]) == 0
+    assert "About 280 passes of one input" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "Certified is the smoothed model" in said
+    table = pandas.read_csv(tmp_path / "out" / "certificates.csv")
+    mine = found.frame()
+    assert list(table.columns) == list(mine.columns)
+    assert np.allclose(table.eps, mine.eps)
+    assert len(mine[mine.measure == "score"]) == 8
+
+
+def _tiny() -> tuple[torch.Tensor, torch.Tensor]:
+    model = tiny_models.classifier()
+    return model.images, model.labels
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sigma", "0"], "sigma: received 0.0, allowed is a finite number > 0"),
+        (["--sigma", "0.1", "--n", "5"], "n: received 5, allowed is at least 10"),
+        (["--sigma", "0.1", "--alpha", "2"], "alpha: received 2.0"),
+        (["--sigma", "0.1", "--cases", "nobody"], "cases: received nobody"),
+    ],
+)
+def test_what_the_command_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    factory = ["--factory", f"{tiny_models.__file__}:classifier", "--device", "cpu"]
+    assert main(["certify", *factory, *words, "-o", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1].replace("'", "")

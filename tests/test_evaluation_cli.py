@@ -18,8 +18,8 @@ import tiny_evaluate
 from tiny_evaluate import SUBJECTS, evaluate
 from tiny_models import KILL_AT
 
-from monai_adv.cli import evaluate as command
 from monai_adv.cli import main
+from monai_adv.cli.models import cases
 from monai_adv.evaluation.models import hosts
 from monai_adv.evaluation.records import Record
 from monai_adv.evaluation.run import workers
@@ -201,7 +201,7 @@ def test_a_broken_host_leaves_the_others_alone(
     broken = metadata.EntryPoint("broken", "no_such_package.evaluation", hosts.ENTRY_POINTS)
     monkeypatch.setattr(hosts.metadata, "entry_points", lambda group: [broken])
     assert evaluate(tmp_path / "out", "--dry-run") == 0
-    assert "models of broken cannot be evaluated here (ModuleNotFoundError" in capsys.readouterr().err
+    assert "models of broken cannot be opened here (ModuleNotFoundError" in capsys.readouterr().err
 
 
 def test_the_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,7 +213,7 @@ def test_the_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_file_names_that_look_like_numbers_are_names() -> None:
-    assert command._cases(["5"]) == 5
-    assert command._cases(["007"]) == ("007",)
-    assert command._cases(["5", "6"]) == ("5", "6")
+    assert cases(["5"]) == 5
+    assert cases(["007"]) == ("007",)
+    assert cases(["5", "6"]) == ("5", "6")
     assert SUBJECTS.exists()

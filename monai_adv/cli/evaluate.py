@@ -6,22 +6,18 @@ The models come from hosts, see :mod:`monai_adv.evaluation.models.hosts`.
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import sys
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from monai_adv import given
+from monai_adv.cli.models import add_models, cases, device, folder, models
 from monai_adv.cli.run_file import as_run_file
 from monai_adv.errors import InputError
-from monai_adv.evaluation.models import factory
-from monai_adv.evaluation.models.hosts import load_hosts
 from monai_adv.openmp import wait_passively
 
 if TYPE_CHECKING:
-    from monai_adv.evaluation.models.protocol import Source
     from monai_adv.evaluation.report.baseline import Baseline
     from monai_adv.evaluation.settings import EvaluationSettings
 
@@ -62,16 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--run", dest="run_file", metavar="FILE",
         help="YAML with these options under their long names (eps: [1, 2]); what is given here as well comes first",
     )  # fmt: skip
-    factory.add_arguments(parser)
-    hosts: list[Any] = [factory]
-    others, broken = load_hosts()
-    for name, host in others.items():
-        try:
-            host.add_arguments(parser)
-        except Exception as error:
-            broken[name] = f"{type(error).__name__}: {error}"
-        else:
-            hosts.append(host)
+    add_models(parser)
     what = parser.add_argument_group("what the enemy may do")
     what.add_argument(
         "--norm", action="append", choices=("l2", "linf"),
@@ -129,7 +116,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--max-drop", type=float, metavar="POINTS",
         help=f"exit code {WORSE} if a mean score, clean or at a radius, is lower than there by more than this",
     )  # fmt: skip
-    parser.set_defaults(run=run, hosts=hosts, broken_hosts=broken, parser=parser)
+    parser.set_defaults(run=run, parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -145,16 +132,12 @@ def run(args: argparse.Namespace) -> int:
     from monai_adv.evaluation.run.measure import measure
     from monai_adv.evaluation.run.workers import Dask, Pool, ThisProcess
 
-    for name, reason in args.broken_hosts.items():
-        print(f"monai-adv: models of {name} cannot be evaluated here ({reason})", file=sys.stderr)
-    args.device = _device(args.device)
-    output = _folder(args.output)
+    args.device = device(args.device)
+    output = folder(args.output)
     settings = _settings(args)
     baseline = _baseline(args, settings)
     _check_loggers(args.log)
-    sources: list[Source] = list(chain.from_iterable(host.sources(args) for host in args.hosts))
-    if not sources:
-        raise InputError("models: none were given; see --factory and the others in `monai-adv evaluate --help`.")
+    sources = models(args)
     if args.dask not in (None, "local") and args.workers is not None:
         raise InputError.of("workers", args.workers, "given for a local cluster only", "the scheduler has its own")
     if args.workers is not None and args.workers < 1:
@@ -229,7 +212,7 @@ def _settings(args: argparse.Namespace) -> EvaluationSettings:
         raise InputError.of("norm", norms, "each norm once", "give all its radii after one --eps")
     levels = tuple(Level(norm, eps, args.unit) for norm, radii in zip(norms, args.eps, strict=True) for eps in radii)
     return EvaluationSettings(
-        levels, attacks_of(args.attacks), args.seed, args.batch_size, _cases(args.cases), args.box,
+        levels, attacks_of(args.attacks), args.seed, args.batch_size, cases(args.cases), args.box,
         args.device.split(":")[0], threads_for(Path(args.output), args.threads),
     )  # fmt: skip
 
@@ -258,41 +241,6 @@ def _worse(baseline: Baseline, folder: Path, most: float) -> bool:
     if not worse:
         say(f"No score is worse than in {baseline.file} by more than {most:g} points.")
     return bool(worse)
-
-
-def _cases(words: list[str] | None) -> int | tuple[str, ...] | None:
-    if words is None:
-        return None
-    # A single number is a count, unless it has zeros in front, as names of files do.
-    if len(words) == 1 and re.fullmatch("-?(0|[1-9][0-9]{0,17})", words[0]):
-        return int(words[0])
-    return tuple(words)
-
-
-def _folder(word: str) -> Path:
-    """Absolute: a worker may have another current folder."""
-    try:
-        folder = Path(word).resolve()
-        folder.exists()
-    except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError.of("-o", word, "the path of a folder", f"the system says: {reason}") from error
-    return folder
-
-
-def _device(name: str | None) -> str:
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    allowed = "cpu, cuda, cuda:1, ..."
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise InputError.of("device", name, allowed) from error
-    if kind == "meta":
-        raise InputError.of("device", name, allowed, "a meta device has shapes and no numbers")
-    return name
 
 
 def _agreed() -> bool:

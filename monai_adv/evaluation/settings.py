@@ -96,17 +96,7 @@ class EvaluationSettings:
         Raises:
             InputError: no cases, or names that the model does not have.
         """
-        if not cases:
-            raise InputError("cases: the model has no case that can be used; see the problems above.")
-        if self.cases is None:
-            return tuple(cases)
-        if isinstance(self.cases, int):
-            return tuple(cases[: self.cases])
-        unknown = sorted(set(self.cases) - set(cases))
-        if unknown:
-            known = ", ".join([*cases[:10], *(["..."] if len(cases) > 10 else [])])
-            raise InputError.of("cases", ", ".join(unknown), f"names among {known}")
-        return tuple(c for c in cases if c in self.cases)
+        return selected(self.cases, cases)
 
     def ascending(self) -> tuple[tuple[Level, ...], ...]:
         """The levels, norm by norm: each group is a chain in which every level starts from the one before."""
@@ -143,3 +133,26 @@ def attacks_of(given: Any) -> Version | Plan:
             raise InputError.of("attacks", given, f"quick, standard, full, or a plan as {ALLOWED}", todo)
         return Plan.named(given)
     return Plan.of(given)
+
+
+def selected(asked: int | tuple[str, ...] | None, cases: Sequence[str]) -> tuple[str, ...]:
+    """Those of a model's cases that are asked for, in the model's order.
+
+    Args:
+        asked: None: all; a number: the first ones; or names.
+        cases: that the model has.
+
+    Raises:
+        InputError: no cases, or names that the model does not have.
+    """
+    if not cases:
+        raise InputError("cases: the model has no case that can be used; see the problems above.")
+    if asked is None:
+        return tuple(cases)
+    if isinstance(asked, int):
+        return tuple(cases[:asked])
+    unknown = sorted(set(asked) - set(cases))
+    if unknown:
+        known = ", ".join([*cases[:10], *(["..."] if len(cases) > 10 else [])])
+        raise InputError.of("cases", ", ".join(unknown), f"names among {known}")
+    return tuple(c for c in cases if c in asked)

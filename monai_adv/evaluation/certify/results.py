@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 
 from monai_adv.certificates import Certification
 from monai_adv.evaluation.certify.cases import Certified
+from monai_adv.evaluation.outcome import COLUMNS
 from monai_adv.foreign_text import printable
 from monai_adv.metrics.score import Kind, mean_known
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
-
-COLUMNS = ("model", "case", "level", "norm", "eps", "unit", "attack", "measure", "value")
-"""Those of :meth:`monai_adv.evaluation.outcome.Results.frame`: the two can be put below each other."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Certificates:
             measures |= {f"dice {name}": value for name, value in case.per_class.items()}
             measures["radius rms"] = case.radius / math.sqrt(case.voxels)
             rows += [(*place, measure, value) for measure, value in measures.items()]
-        return pd.DataFrame(rows, columns=COLUMNS)
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
     def at(self, radius: float, model: str | None = None) -> float:
         """Mean certified score at an L2 radius: of a classifier the certified accuracy, else the certified Dice.

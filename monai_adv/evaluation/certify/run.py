@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation import seal
 from monai_adv.evaluation.certify.cases import Certified, certify_case
 from monai_adv.evaluation.certify.results import Certificates
+from monai_adv.evaluation.models.classifier import first_of
 from monai_adv.evaluation.models.fingerprint import contents, marks_of
 from monai_adv.evaluation.models.protocol import Model, Source
+from monai_adv.evaluation.settings import selected
 from monai_adv.evaluation.store import safe_name
 from monai_adv.files import locked, unlocked, write_whole
 
@@ -29,7 +31,7 @@ def certify_models(
     settings: Certification,
     folder: Path | None = None,
     *,
-    select: Callable[[Sequence[str]], Sequence[str]] = tuple,
+    cases: int | tuple[str, ...] | None = None,
     bars: bool = False,
 ) -> Certificates:
     """Certify all cases of models.
@@ -38,16 +40,16 @@ def certify_models(
         sources: of the models, all of one kind.
         settings: noise and draws; every case has a random stream of its own.
         folder: new, or of the same certification that did not finish; None: nothing is written.
-        select: which of a model's cases.
+        cases: the first so many patients or images, or names; None: all.
         bars: show how far it is.
 
     Raises:
         InputError: a model or folder that cannot be used, or settings with which nothing can be shown.
     """
-    models = [source.open() for source in sources]
+    models: list[Model] = [first_of(source.open(), cases) for source in sources]
     if len({model.kind for model in models}) > 1:
         raise InputError.of("models", "classifiers and segmentation models", "one kind in one call")
-    chosen = {model.name: tuple(select(model.cases)) for model in models}
+    chosen = {model.name: selected(cases, model.cases) for model in models}
     problems = [(model.name, "", reason) for model in models for reason in model.problems]
     lock = None if folder is None else _opened(folder, models, settings, chosen)
     found: list[Certified] = []

@@ -164,6 +164,11 @@ class ClassificationCase(PlainCase[ClassificationTask]):
         return forward(self.network, images)
 
 
+def first_of(model: Any, cases: object) -> Any:
+    """The model with its first so many images if it is a classifier, whose cases are groups of them; else itself."""
+    return model.first(cases) if isinstance(cases, int) and isinstance(model, Classifier) else model
+
+
 def _from_data_set(items: Any) -> tuple[Tensor, Tensor]:
     """All images and labels of a map-style data set."""
     if isinstance(items, Tensor) or not hasattr(items, "__getitem__") or not hasattr(items, "__len__"):

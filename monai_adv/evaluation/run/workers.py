@@ -20,7 +20,7 @@ import torch
 
 from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation.checks.probes import STEPS, probe
-from monai_adv.evaluation.models.classifier import Classifier
+from monai_adv.evaluation.models.classifier import first_of
 from monai_adv.evaluation.models.fingerprint import Marks, computed, contents, marks_of
 from monai_adv.evaluation.models.protocol import Model, Source
 from monai_adv.evaluation.models.radii import in_words
@@ -163,8 +163,7 @@ class Job:
             for old in [k for k in _models if k[0] != self.run]:
                 del _models[old]
             model = self.source.open()
-            if isinstance(self.settings.cases, int) and isinstance(model, Classifier):
-                model = model.first(self.settings.cases)  # images: a case is a group of them
+            model = first_of(model, self.settings.cases)
             _models[key] = model
         return _models[key]
 

@@ -1,0 +1,78 @@
+"""The door to certificates from Python: one function, with the words of :func:`monai_adv.evaluate`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_adv.certificates import Certification
+from monai_adv.evaluation.api import chosen_cases, in_notebook
+from monai_adv.evaluation.certify.results import Certificates
+from monai_adv.evaluation.certify.run import certify_models
+from monai_adv.evaluation.models.handed_in import HandedIn
+
+
+def certify(
+    model: Any,
+    images: Any = None,
+    labels: Any = None,
+    *,
+    sigma: float,
+    n: int = 1000,
+    n0: int = 100,
+    alpha: float = 0.001,
+    tau: float = 0.75,
+    folder: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    regions: bool | None = None,
+    name: str | None = None,
+    cases: int | Sequence[str] | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    inputs_per_pass: int = 64,
+    options: Mapping[str, Any] | None = None,
+    verbose: bool = False,
+) -> Certificates:
+    """Prove what no attack can do to the smoothed versions of models; see :mod:`monai_adv.certificates`.
+
+    Args:
+        model, images, labels, classes, regions, name, cases, device, options: as in :func:`monai_adv.evaluate`.
+        sigma: standard deviation of the noise in every voxel, in the unit of the network's input.
+        n: draws that count how often an answer comes.
+        n0: draws before them, that choose the answer.
+        alpha: probability that what is said of an image is wrong.
+        tau: of a segmentation: how often a voxel's class must come.
+        folder: where finished cases are kept, new, or one to go on with; default: nothing is written.
+        seed: of the draws.
+        inputs_per_pass: noisy copies in one pass of the network.
+        verbose: show how far it is, as a notebook always does.
+
+    Returns:
+        the certificates; their ``frame()`` has the columns of ``Results.frame()``.
+
+    Raises:
+        InputError: something that cannot be used, or too few draws to show anything.
+
+    Warns:
+        UserWarning: some cases could not be used; they are in no figure.
+
+    Example:
+        >>> import torch
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        >>> images, labels = torch.rand(20, 1, 4, 4), torch.arange(20) % 3
+        >>> certificates = certify(network, images, labels, sigma=0.25, n=100)
+        >>> certificates.at(0.0) >= certificates.at(0.1)
+        True
+    """
+    settings = Certification(sigma, n0, n, alpha, tau, seed, None, inputs_per_pass)
+    place = None if folder is None else Path(folder).resolve()
+    with HandedIn.of(model, name, device).sources(
+        images, labels, classes=classes, regions=regions, options=options
+    ) as sources:
+        found = certify_models(sources, settings, place, cases=chosen_cases(cases), bars=verbose or in_notebook())
+    if found.problems:
+        which = "; ".join(f"{m}{', ' + c if c else ''}: {reason}" for m, c, reason in found.problems[:3])
+        warnings.warn(f"{len(found.problems)} could not be used, see problems: {which}", stacklevel=2)
+    return found
