@@ -103,9 +103,12 @@ def test_one_logit_is_two_classes() -> None:
         one[1].weight.copy_((two.weight[1] - two.weight[0]).flatten()[None])
         one[1].bias.copy_((two.bias[1] - two.bias[0])[None])
     settings = Certification(sigma=0.5, n=200)
-    single, double = (certify_classes(network, images, settings) for network in (one, two))
-    assert torch.equal(single.label, double.label)
-    assert torch.equal(single.radius, double.radius)
+    layouts = (one, nn.Sequential(one, nn.Flatten(0)), nn.Sequential(two, nn.Unflatten(1, (2, 1, 1))))
+    double = certify_classes(two, images, settings)
+    for network in layouts:
+        single = certify_classes(network, images, settings)
+        assert torch.equal(single.label, double.label)
+        assert torch.equal(single.radius, double.radius)
 
 
 # ------------------------------------------------------------------ segmentation

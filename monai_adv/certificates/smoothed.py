@@ -80,8 +80,9 @@ class Noise:
 
 
 def first(output: Any) -> Tensor:
-    """The full resolution of an output with deep supervision."""
-    return cast(Tensor, output if isinstance(output, Tensor) else output[0])
+    """The full resolution of an output with deep supervision; ``(B,)`` logits as ``(B, 1)``."""
+    logits = cast(Tensor, output if isinstance(output, Tensor) else output[0])
+    return logits[:, None] if logits.ndim == 1 else logits
 
 
 def decided(output: Tensor, regions: bool) -> Tensor:
