@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+import PIL.Image
 
 from monai_adv.errors import InputError, did_you_mean
 from monai_adv.evaluation.report.results import WORST, Figures
@@ -108,12 +111,19 @@ def to_wandb(tracked: Tracked, given: Any = None) -> None:
     open_run = given or wandb.run
     run = open_run or wandb.init(project=PROJECT)
     try:
-        images = {name: wandb.Image(figure) for name, figure in tracked.curves.items()}
+        images = {name: wandb.Image(_picture(figure)) for name, figure in tracked.curves.items()}
         run.log({**tracked.metrics, **images, "report": wandb.Html(tracked.page.read_text(encoding="utf-8"))})
         run.summary["robustness"] = tracked.text
     finally:
         if open_run is None:
             run.finish()
+
+
+def _picture(figure: Figure) -> PIL.Image.Image:
+    """W&B knows figures by the exact name of their class, and ours is derived."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return PIL.Image.open(file)
 
 
 LOGGERS: dict[str, Callable[..., None]] = {"tensorboard": to_tensorboard, "mlflow": to_mlflow, "wandb": to_wandb}
