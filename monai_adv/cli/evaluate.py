@@ -126,7 +126,8 @@ def run(args: argparse.Namespace) -> int:
         InputError: input that cannot be used.
     """
     wait_passively()
-    args.eps = [[given.number("eps", word) for word in radii] for radii in args.eps]
+    read = [[(given.number("eps", word), word) for word in radii] for radii in args.eps]
+    args.eps = [[word if "/" in word else radius for radius, word in radii] for radii in read]  # 8/255 stays that
     args.box = given.box("box", ", ".join(args.box)) if args.box else None
     asked = as_run_file(args, args.parser)
     from monai_adv.evaluation.run.measure import measure
@@ -210,7 +211,9 @@ def _settings(args: argparse.Namespace) -> EvaluationSettings:
         )  # fmt: skip
     if len(set(norms)) < len(norms):
         raise InputError.of("norm", norms, "each norm once", "give all its radii after one --eps")
-    levels = tuple(Level(norm, eps, args.unit) for norm, radii in zip(norms, args.eps, strict=True) for eps in radii)
+    levels = tuple(
+        Level.written(norm, eps, args.unit) for norm, radii in zip(norms, args.eps, strict=True) for eps in radii
+    )
     return EvaluationSettings(
         levels, attacks_of(args.attacks), args.seed, args.batch_size, cases(args.cases), args.box,
         args.device.split(":")[0], threads_for(Path(args.output), args.threads),

@@ -97,7 +97,7 @@ def evaluate(
     """
     limits = None if box is None else given.box("box", box)
     place = None if folder is None else Path(folder).resolve()
-    levels = tuple(Level(norm, radius, unit) for radius in _radii(eps))
+    levels = tuple(Level.written(norm, radius, unit) for radius in _radii(eps))
     handed = HandedIn.of(model, name, device)
     settings = EvaluationSettings(
         levels,
@@ -127,9 +127,8 @@ def evaluate(
     return results
 
 
-def _radii(eps: Any) -> list[float]:
-    several = [eps] if isinstance(eps, str) or not hasattr(eps, "__iter__") else eps
-    return [given.number("eps", radius, "a radius, or several in ascending order") for radius in several]
+def _radii(eps: Any) -> list[Any]:
+    return [eps] if isinstance(eps, str) or not hasattr(eps, "__iter__") else list(eps)
 
 
 def chosen_cases(cases: Any) -> int | tuple[str, ...] | None:

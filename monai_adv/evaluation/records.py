@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from monai_adv.errors import InputError
+from monai_adv.given import number
 from monai_adv.metrics.score import Score
 from monai_adv.metrics.statistics import Scores
 from monai_adv.threats import Norm, RadiusUnit, unit_of
@@ -28,6 +29,20 @@ class Level:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit", unit_of(self.norm, self.unit, self.eps))
+
+    @classmethod
+    def written(cls, norm: Norm, eps: object, unit: RadiusUnit | None) -> Level:
+        """Of a radius as a user writes it; a quotient stays one where it is shown.
+
+        Raises:
+            InputError: no number.
+
+        Example:
+            >>> Level.written("linf", "8/255", None).radius
+            '8/255'
+        """
+        words = eps.strip() if isinstance(eps, str) and "/" in eps else ""
+        return cls(norm, number("eps", eps, "a radius, or several in ascending order"), unit, words)
 
     @property
     def is_rms(self) -> bool:
