@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 
 from monai.engines.utils import IterationEvents
 from monai.losses.focal_loss import FocalLoss
-from monai.transforms.compose import Compose
 from monai.transforms.post.array import Activations, AsDiscrete
 from monai.transforms.post.dictionary import Activationsd, AsDiscreted
 from monai.utils.enums import CommonKeys
 from torch import nn
 
+from monai_adv.engines.raw_unit import flat
 from monai_adv.errors import InputError
 
 Rule = Literal["softmax", "sigmoid"]
@@ -74,7 +74,7 @@ def rule_of_postprocessing(transform: Any) -> Rule | None:
         InputError: a threshold that is not that of an argmax or of a probability of 0.5.
     """
     activation: Rule | None = None
-    for part in _transforms(transform):
+    for part in flat(transform):
         for place in _places(part):
             if isinstance(part, Activations | Activationsd):
                 flags = {rule: _at(getattr(part, rule), place) for rule in RULES}
@@ -119,13 +119,6 @@ def _said_by_kind(part: Any) -> Rule | None:
     if isinstance(part, nn.CrossEntropyLoss):
         return "softmax"
     return "sigmoid" if isinstance(part, nn.BCEWithLogitsLoss | nn.MultiLabelSoftMarginLoss) else None
-
-
-def _transforms(transform: Any) -> Iterator[Any]:
-    if isinstance(transform, Compose):
-        yield from transform.flatten().transforms  # type: ignore[no-untyped-call]
-    else:
-        yield transform
 
 
 def _places(part: Any) -> list[int | None]:

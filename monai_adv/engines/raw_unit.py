@@ -17,9 +17,13 @@ WHY_NOT = (
 
 
 def flat(transform: Any) -> Sequence[Any]:
-    """The transforms one after the other."""
-    parts: Any = transform.flatten() if isinstance(transform, Compose) else None  # type: ignore[no-untyped-call]
-    return [transform] if parts is None else parts.transforms
+    """The transforms one after the other.
+
+    Not by MONAI's ``flatten``: the Compose that it makes seeds the random transforms in it anew.
+    """
+    kind = type(transform)
+    # OneOf and the like are a transform of their own.
+    return [part for each in transform.transforms for part in flat(each)] if kind is Compose else [transform]
 
 
 def raw_unit_of(dataset: Any) -> float | None:

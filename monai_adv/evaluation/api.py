@@ -89,7 +89,8 @@ def evaluate(
         UserWarning: some cases could not be used; they are in no figure.
 
     Example:
-        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        >>> import torch
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
         >>> images, labels = torch.rand(20, 1, 4, 4), torch.arange(20) % 3
         >>> results = evaluate(network, images, labels, norm="linf", eps=[0.01, 0.03], box=(0, 1), attacks="quick")
         >>> list(results.frame().columns)

@@ -25,7 +25,7 @@ class Level:
     norm: Norm
     eps: float
     unit: RadiusUnit | None = None
-    words: str = field(default="", compare=False)
+    words: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit", unit_of(self.norm, self.unit, self.eps))
