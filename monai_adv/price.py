@@ -55,7 +55,7 @@ class Clock:
         >>> ticks = iter([0.0, 9.0, 10.0, 11.0, 12.0])
         >>> clock = Clock(steps=100, now=lambda: next(ticks))
         >>> [clock.step(epochs_left=36) for _ in range(5)][-1]
-        'About 100 s per epoch, 1.0 hours for the 36 that are left.'
+        'About 100 s of training per epoch, 1.0 hours for the 36 that are left; validation comes on top.'
     """
 
     steps: int
@@ -73,11 +73,20 @@ class Clock:
         self._seen.append(self.now())
         if len(self._seen) < LOOK_AFTER + 2:
             return None
-        return forecast(self.steps * (self._seen[-1] - self._seen[1]) / LOOK_AFTER, epochs_left)
+        seconds = self.steps * (self._seen[-1] - self._seen[1]) / LOOK_AFTER
+        return (
+            f"About {seconds:.3g} s of training per epoch, {_duration(seconds * epochs_left)} for the {epochs_left} "
+            "that are left; validation comes on top."
+        )
 
 
 def forecast(seconds: float, epochs_left: int) -> str:
-    """Seconds of an epoch, and how long the rest takes."""
-    rest = seconds * epochs_left
-    left = f"{rest / 3600:.1f} hours" if rest >= 3600 else f"{rest / 60:.0f} minutes"
-    return f"About {seconds:.3g} s per epoch, {left} for the {epochs_left} that are left."
+    """Seconds of a whole epoch, and how long the rest takes."""
+    left = "the last one" if epochs_left == 1 else f"the {epochs_left} that are left"
+    return f"About {seconds:.3g} s per epoch, {_duration(seconds * epochs_left)} for {left}."
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"

@@ -12,7 +12,7 @@ import torch
 
 from monai_adv import InputError
 from monai_adv.defenses import METHODS, method
-from monai_adv.price import Clock, cheaper_way, price_line
+from monai_adv.price import Clock, cheaper_way, forecast, price_line
 from nnunet_trainers.plain_model import PlainModel, check_worth_attacking, epochs_within, find_plain, read_plain
 from tests.defense_toys import BATCH, optimizer_of, step, toy
 
@@ -48,7 +48,15 @@ def test_the_clock_leaves_out_the_first_step_and_speaks_once() -> None:
     ticks = iter([0.0, 60.0, 62.0, 64.0, 66.0])
     clock = Clock(steps=250, now=lambda: next(ticks))
     said = [clock.step(epochs_left=100) for _ in range(6)]
-    assert said == [None] * 4 + ["About 500 s per epoch, 13.9 hours for the 100 that are left."] + [None]
+    assert said == [None] * 4 + [
+        "About 500 s of training per epoch, 13.9 hours for the 100 that are left; validation comes on top."
+    ] + [None]
+
+
+def test_a_whole_epoch_is_the_measure_once_there_was_one() -> None:
+    assert forecast(111, 1) == "About 111 s per epoch, 111 s for the last one."
+    assert forecast(111, 3) == "About 111 s per epoch, 6 minutes for the 3 that are left."
+    assert forecast(360, 20) == "About 360 s per epoch, 2.0 hours for the 20 that are left."
 
 
 def test_a_budget_becomes_epochs_by_hand() -> None:
