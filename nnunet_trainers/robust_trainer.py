@@ -486,13 +486,17 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         return end - start
 
     def on_train_end(self) -> None:
+        if self.run.final_weights == "best_robust":
+            self._take_best_robust()
+        super().on_train_end()
+
+    def _take_best_robust(self) -> None:
         if self.is_ddp:
             dist.barrier()  # the first rank may still be writing its best
         best = Path(self.output_folder) / "checkpoint_best_robust.pth"
-        if self.run.final_weights == "best_robust" and best.exists():
+        if best.exists():
             bare(self.network).load_state_dict(read_any(best)["network_weights"])
             self.print_to_log_file(f"The final weights are those of {best.name} (`final_weights`).")
-        super().on_train_end()
 
     # ---------------------------------------------------------------- checkpoints
 

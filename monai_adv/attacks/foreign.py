@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.attacks import budget
-from monai_adv.attacks.base import AttackResult, Strongest, Until, one_of, prepared
+from monai_adv.attacks.base import AttackResult, BaseAttack, Problem, Strongest, Until, one_of
 from monai_adv.errors import AttackError, InputError, did_you_mean
 from monai_adv.network_state import device_of, frozen
 from monai_adv.statistics import Passes
@@ -36,7 +36,7 @@ LIBRARIES = {"torchattacks": "torchattacks", "foolbox": "foolbox", "adv_lib": "a
 
 
 @dataclass(frozen=True)
-class Foreign:
+class Foreign(BaseAttack[AttackResult]):
     """An attack of another library. What it returns is checked, never mended in silence.
 
     It sees a network of images in [0, 1]: with a box the box is mapped on it; without one a range so wide that a clamp
@@ -78,7 +78,6 @@ class Foreign:
         Passes(forward=9, backward_input=3, backward_full=0)
     """
 
-    threat: Threat
     attack: str | ForeignFunction
     options: Mapping[str, Any] = field(default_factory=dict)
     most: Passes = field(kw_only=True)
@@ -110,28 +109,23 @@ class Foreign:
         """In messages."""
         return self.attack if isinstance(self.attack, str) else getattr(self.attack, "__name__", "function")
 
-    def __call__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        target: Target,
-        task: Task,
-        *,
-        radius: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> AttackResult:
-        """Attack a batch; see :class:`~monai_adv.attacks.base.Attack`.
+    @property
+    def random(self) -> bool:
+        """Nobody knows what it draws."""
+        return True
+
+    def run(self, problem: Problem) -> AttackResult:
+        """Call the attack, check what it returns, and judge it.
 
         Raises:
             AttackError: the library is not installed or has no such attack; images of another shape or dtype, NaN, or
                 a perturbation beyond the radius, which is named.
-            InputError: images that the threat cannot be applied to, no generator.
         """
-        images, radius = prepared(self.threat, images, radius, generator, random=True)
+        images, radius, target, task = problem.images, problem.radius, problem.target, problem.task
         run = self._found(task)
         delta, passes = torch.zeros_like(images), Passes(forward=len(images))
         best = Strongest(images, task, self.until)
-        with frozen(network) as model, torch.enable_grad():
+        with frozen(problem.network) as model, torch.enable_grad():
             with torch.no_grad():
                 clean = model(images)
             labels = _labels(task, clean, target)
@@ -143,7 +137,7 @@ class Foreign:
                 index = (groups == group).nonzero()[:, 0]
                 some, own = images[index], radius[index]
                 seen = _Seen(model, head, self.threat, some, float(own.min()), self._range(some, own))
-                delta[index] = self._perturbation(run, seen, some, labels[index], own, generator)
+                delta[index] = self._perturbation(run, seen, some, labels[index], own, problem.generator)
                 passes += seen.passes
                 with torch.no_grad():
                     for attacked in self._brought_to(some, delta[index], own):
