@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,24 @@ def plain(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(plain(v) for v in value)
     return value
+
+
+def as_written(save: Callable[[Any], None]) -> dict[str, Any] | None:
+    """The checkpoint that nnU-Net's ``save_checkpoint`` writes, onto the CPU: nnU-Net has no hook to add to it.
+
+    Args:
+        save: writes into the file that it is given.
+
+    Returns:
+        None if it wrote nothing.
+    """
+    buffer = io.BytesIO()
+    save(buffer)
+    if not buffer.getbuffer():
+        return None
+    buffer.seek(0)
+    checkpoint: dict[str, Any] = torch.load(buffer, map_location="cpu", weights_only=False)
+    return checkpoint
 
 
 def write_checkpoint(checkpoint: dict[str, Any], filename: str | Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_results
+from torch import Tensor, nn
 
 from monai_adv.defenses.method import CLEAN_PASSES
 from monai_adv.errors import InputError
@@ -30,21 +31,38 @@ class PlainModel:
         epochs: that it was trained for; 0 if the checkpoint does not say.
         iterations: steps of an epoch.
         dice: nnU-Net's pseudo Dice of its last epoch, mean over the classes; NaN if the checkpoint does not say.
+        weights: of its network, on the CPU; None once they have been used, which frees their memory.
     """
 
     file: Path
     epochs: int
     iterations: int
     dice: float
+    weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
     def passes(self) -> float:
         """Network passes per sample of a batch over the whole training, in forwards."""
         return self.epochs * self.iterations * CLEAN_PASSES
 
+    def load_into(self, network: nn.Module) -> None:
+        """Give a network of the same architecture the weights, output layers included.
 
-def find_plain(results: Path, dataset: str, plans: str, configuration: str, fold: int | str) -> Path:
-    """The final checkpoint of the one plain model of a data set, plans, configuration and fold.
+        Raises:
+            InputError: another architecture.
+        """
+        assert self.weights is not None
+        try:
+            network.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise InputError.of(
+                "initial_weights", str(self.file), "a checkpoint of the same plans and configuration",
+                f"PyTorch says: {' '.join(str(error).split())[:200]}",
+            ) from None  # fmt: skip
+
+
+def find_plain(results: Path, dataset: str, plans: str, configuration: str, fold: int | str) -> PlainModel:
+    """The one plain model of a data set, plans, configuration and fold, at its final checkpoint.
 
     A model is plain if no defence has trained it; nnU-Net's variants and trainers of your own are.
 
@@ -57,7 +75,11 @@ def find_plain(results: Path, dataset: str, plans: str, configuration: str, fold
         InputError: there is none, or several to choose from.
     """
     pattern = f"*__{plans}__{configuration}/fold_{fold}/{FINAL}"
-    found = [file for file in sorted((results / dataset).glob(pattern)) if SECTION not in read_any(file)]
+    found = []
+    for file in sorted((results / dataset).glob(pattern)):
+        checkpoint = read_any(file)
+        if SECTION not in checkpoint:
+            found.append(_plain_model(file, checkpoint))
     wanted = f"{dataset}, {plans}, {configuration}, fold {fold}"
     if not found:
         others = sorted(p.parts[-3] + "/" + p.parts[-2] for p in (results / dataset).glob(f"*/fold_*/{FINAL}"))
@@ -69,19 +91,23 @@ def find_plain(results: Path, dataset: str, plans: str, configuration: str, fold
     if len(found) > 1:
         raise InputError.of(
             "initial_weights", PLAIN, f"one plain model of {wanted}",
-            "there are several; name one of " + ", ".join(map(str, found)),
+            "there are several; name one of " + ", ".join(str(model.file) for model in found),
         )  # fmt: skip
     return found[0]
 
 
 def read_plain(file: Path) -> PlainModel:
-    """What is known about a checkpoint's training.
+    """The model of a checkpoint, whoever trained it, and what is known about its training.
 
     Raises:
         InputError: it cannot be read.
     """
-    checkpoint = read_any(file)
-    return PlainModel(file, int(checkpoint.get("current_epoch", 0)), _iterations(file), _last_dice(checkpoint))
+    return _plain_model(file, read_any(file))
+
+
+def _plain_model(file: Path, checkpoint: Mapping[str, Any]) -> PlainModel:
+    epochs, weights = int(checkpoint.get("current_epoch", 0)), checkpoint["network_weights"]
+    return PlainModel(file, epochs, _iterations(file), _last_dice(checkpoint), weights)
 
 
 def starting_model(
@@ -97,7 +123,7 @@ def starting_model(
     if weights != PLAIN:
         return read_plain(Path(weights))
     results = Path(nnUNet_results.require())
-    return read_plain(find_plain(results, plans["dataset_name"], plans["plans_name"], configuration, fold))
+    return find_plain(results, plans["dataset_name"], plans["plans_name"], configuration, fold)
 
 
 def epochs_within(budget: float, plain: PlainModel, iterations: int, forwards: float) -> int:

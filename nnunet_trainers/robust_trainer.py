@@ -7,8 +7,6 @@ is the host's own. trainers.py makes one for every method of the registry.
 from __future__ import annotations
 
 import inspect
-import io
-import math
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -16,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
@@ -24,14 +21,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, autocast, nn
 
-from monai_adv.attacks import PGD
 from monai_adv.defenses.base import Batch, Defense
 from monai_adv.defenses.method import CLEAN_PASSES, Method
 from monai_adv.defenses.nothing_attacked import NothingAttacked
-from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import bare, is_compiled
-from monai_adv.price import Clock, cheaper_way, forecast, price_line
+from monai_adv.price import Clock, forecast
 from monai_adv.sample_state import SampleIds
 from monai_adv.settings import (
     ENV_FILE,
@@ -39,9 +34,7 @@ from monai_adv.settings import (
     Settings,
     as_dict,
     combine,
-    differences,
     expand_preset,
-    flat,
     read_settings,
     table,
 )
@@ -49,14 +42,17 @@ from monai_adv.tasks import SegmentationSettings, SegmentationTask
 from monai_adv.threats import Threat
 from nnunet_trainers import pretrained
 from nnunet_trainers.batch_checks import refuse_bad_samples
-from nnunet_trainers.checkpoint import SECTION, plain, read_any, read_checkpoint, write_checkpoint
+from nnunet_trainers.batch_samples import ids_of, samples_of, unknown_samples
+from nnunet_trainers.checkpoint import SECTION, as_written, plain, read_any, read_checkpoint, write_checkpoint
 from nnunet_trainers.console import end_with_the_sentence
 from nnunet_trainers.enemy import Enemy, enemy_of
 from nnunet_trainers.mixing import Mixing
-from nnunet_trainers.plain_model import NNUNET_ITERATIONS, check_worth_attacking, epochs_within, starting_model
+from nnunet_trainers.plain_model import NNUNET_ITERATIONS, starting_model
+from nnunet_trainers.price import RunPrice
 from nnunet_trainers.ranks import frozen_ranks_named, wait_at_most
+from nnunet_trainers.robust_validation import attacked, pseudo_dice
 from nnunet_trainers.robustness_log import RobustnessLog
-from nnunet_trainers.run_settings import FINE_TUNING, RunSettings
+from nnunet_trainers.run_settings import FINE_TUNING, RunSettings, resumed
 from nnunet_trainers.slice_loader import slices_in_batches
 from nnunet_trainers.start_checks import check_device, check_mixture, check_writable
 
@@ -91,7 +87,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         # Only what is given now: a checkpoint remembers a file that may be gone.
         self.start = starting_model(cast(RunSettings, sections["run"]).initial_weights, plans, configuration, fold)
         self.sections = sections
-        self._epochs_within_budget(NNUNET_ITERATIONS)
+        self._price.epochs(NNUNET_ITERATIONS)
         check_device(device)
         check_writable()
         check_mixture(type(self))
@@ -124,18 +120,14 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         own = cls.method.presets
         return {**own, "finetune": {**FINE_TUNING, **own.get("finetune", {})}}
 
-    def _epochs_within_budget(self, iterations: int) -> int | None:
-        """Epochs that the setting ``budget`` pays for; None without one, or where a checkpoint knows them."""
-        if self.run.budget is None or self.start is None:
-            return None
-        check_worth_attacking(self.start, cast(SegmentationSettings, self.sections["task"]).threshold)
-        forwards = self.method.most(cast(DefenseSettings, self.sections["defense"]))
-        return epochs_within(self.run.budget, self.start, self.run.iterations or iterations, forwards)
+    @property
+    def _price(self) -> RunPrice:
+        return RunPrice(self.method, self.sections, self.start)
 
     def settings_count(self) -> None:
         """Set what a setting names; the rest stays as nnU-Net, its variants and subclasses have set it."""
         values = {
-            "num_epochs": self.run.epochs or self._epochs_within_budget(self.num_iterations_per_epoch),
+            "num_epochs": self.run.epochs or self._price.epochs(self.num_iterations_per_epoch),
             "num_iterations_per_epoch": self.run.iterations,
             "num_val_iterations_per_epoch": self.run.validation_iterations,
             "initial_lr": self.run.initial_lr,
@@ -219,11 +211,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         training, validation = super().get_tr_and_val_datasets()
         assert self.defense is not None
         if self.defense.needs_ids:
-            if self._is_2d:
-                slices = {k: int(training.load_case(k)[0].shape[1]) for k in training.identifiers}
-            else:
-                slices = dict.fromkeys(training.identifiers, 1)
-            self.sample_ids = SampleIds(slices)
+            self.sample_ids = samples_of(training, self._is_2d)
         self._bind()  # before worker processes start, so that a refusal leaves nothing behind
         return training, validation
 
@@ -252,10 +240,14 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         assert self.defense is not None
         if not self._bound:  # loaders of the user's own, which did not ask for our data sets
             if self.defense.needs_ids:
-                raise self._without("the cases to train with", "call get_tr_and_val_datasets() in get_dataloaders()")
+                todo = "call get_tr_and_val_datasets() in get_dataloaders()"
+                raise unknown_samples(self.dataloader_train, "the cases to train with", self.method.name, todo)
             self._bind()
-        if self.start is not None and self.current_epoch == 0:
-            self._load_initial_weights(self.start.file)
+        if self.start is not None and self.start.weights is not None:
+            if self.current_epoch == 0:
+                self.start.load_into(bare(self.network))
+                self.print_to_log_file(f"Fine-tuning from {self.start.file}")
+            self.start = replace(self.start, weights=None)
         patch = torch.empty(1, self.num_input_channels, *self.configuration_manager.patch_size)
         self.print_to_log_file(
             f"{self.__class__.__name__} settings (* differs from the default; set with a file named by {ENV_FILE} "
@@ -263,7 +255,8 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
             f"Threat: {self.threat().describe(patch, self.enemy.raw_unit)}, in units of the normalised image.",
             add_timestamp=False,
         )
-        self._say_price()
+        for line in self._price.lines(self.num_epochs, self.num_iterations_per_epoch):
+            self.print_to_log_file(line, add_timestamp=False)
         self._clock = Clock(self.num_iterations_per_epoch)
         if self.sample_ids is not None:
             self.print_to_log_file(
@@ -273,30 +266,6 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
             self.print_to_log_file(
                 "Compiling graphs for training, attack and search: the first epoch takes minutes longer."
             )
-
-    def _say_price(self) -> None:
-        settings = cast(DefenseSettings, self.sections["defense"])
-        self.print_to_log_file(price_line(self.method, settings), add_timestamp=False)
-        if self.run.budget is not None:
-            self.print_to_log_file(
-                f"Budget {self.run.budget:g}: {self.num_epochs} epochs of {self.num_iterations_per_epoch} steps.",
-                add_timestamp=False,
-            )
-        todo = "From a plain model `preset: finetune` gets there for the price of one plain training."
-        dear = None if self.start else cheaper_way(self.method, settings, self.num_epochs, todo)
-        if dear is not None:
-            self.print_to_log_file(dear, add_timestamp=False)
-
-    def _load_initial_weights(self, filename: Path) -> None:
-        weights = read_any(filename)["network_weights"]
-        try:
-            bare(self.network).load_state_dict(weights)
-        except RuntimeError as error:
-            raise InputError.of(
-                "initial_weights", str(filename), "a checkpoint of the same plans and configuration",
-                f"PyTorch says: {' '.join(str(error).split())[:200]}",
-            ) from None  # fmt: skip
-        self.print_to_log_file(f"Fine-tuning from {filename}")
 
     @property
     def enemy(self) -> Enemy:
@@ -355,28 +324,11 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         return result
 
     def _ids(self, batch: dict[str, Any]) -> Tensor | None:
-        """Which samples a batch holds, where the method remembers samples.
-
-        Raises:
-            InputError: the loader does not say it.
-        """
+        """Which samples a batch holds, where the method remembers samples."""
         if self.sample_ids is None:
             return None
-        for name in ("keys", "slices") if self._is_2d else ("keys",):
-            if name not in batch:
-                raise self._without(
-                    f"the key {name!r} in its batches", "derive it from nnunet_trainers.slice_loader.SliceDataLoader"
-                )
-        members = batch["slices"] if self._is_2d else [0] * len(batch["keys"])
-        return self.sample_ids.index(batch["keys"], members).to(self.device, non_blocking=True)
-
-    def _without(self, what: str, todo: str) -> InputError:
-        loader = self.dataloader_train
-        loader = getattr(loader, "generator", getattr(loader, "data_loader", loader))
-        return InputError.of(
-            "data loader", f"{type(loader).__name__} without {what}",
-            f"a loader that says which case and slice each sample is: {self.method.name} remembers every sample", todo,
-        )  # fmt: skip
+        ids = ids_of(batch, self.sample_ids, self._is_2d, self.dataloader_train, self.method.name)
+        return ids.to(self.device, non_blocking=True)
 
     def _autocast(self) -> Any:
         return autocast("cuda", enabled=self.run.amp) if self.device.type == "cuda" else nullcontext()
@@ -424,7 +376,10 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         if len(self._attacked_validation) < self.run.robust_validation_batches:
             threat = self._validation_threat()
             if threat is not None:
-                self._attacked_validation.append(super().validation_step(self._attack_batch(batch, threat)))
+                assert self.defense is not None
+                with self._autocast():
+                    worst = attacked(batch, threat, self.run.robust_validation_steps, self.network, self.defense.task)
+                self._attacked_validation.append(super().validation_step(worst))
         result: dict[str, Any] = super().validation_step(batch)
         return result
 
@@ -432,38 +387,14 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         eps = self.enemy.validation.eps
         return replace(self.threat(), eps=eps) if eps else None
 
-    def _attack_batch(self, batch: dict[str, Any], threat: Threat) -> dict[str, Any]:
-        assert self.defense is not None
-        images, target = batch["data"], batch["target"]
-        pgd = PGD(threat, steps=self.run.robust_validation_steps)
-        with self._autocast():
-            attacked = pgd(self.network, images, target, self.defense.task).images
-        # The host writes into the target it is given (ignore label), so it gets one of its own.
-        own = [t.clone() for t in target] if isinstance(target, list) else target.clone()
-        return {**batch, "data": attacked, "target": own}
-
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         super().on_validation_epoch_end(val_outputs)
-        self._figures["robust_dice"] = self._robust_dice()
+        self._figures["robust_dice"] = pseudo_dice(self._attacked_validation)
         self._figures["mean_fg_dice"] = float(self.logger.get_value("mean_fg_dice", step=-1))
         self.robustness.add(self.current_epoch, self._figures)
         for logger in self.logger.loggers:  # Weights & Biases and the like; nnU-Net's local logger has fixed keys
             for name, value in self._figures.items():
                 logger.log(f"robustness/{name}", value, self.current_epoch)
-
-    def _robust_dice(self) -> float:
-        """nnU-Net's pseudo Dice (pooled over the batches, mean over foreground classes), under attack."""
-        keys = ("tp_hard", "fp_hard", "fn_hard")
-        if not self._attacked_validation:
-            return math.nan
-        pooled = np.stack([np.sum([o[k] for o in self._attacked_validation], axis=0) for k in keys])
-        if self.is_ddp:
-            gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, pooled)
-            pooled = np.sum(gathered, axis=0)
-        true_positive, false_positive, false_negative = pooled
-        total = 2 * true_positive + false_positive + false_negative
-        return float(np.nanmean(np.where(total > 0, 2 * true_positive / np.maximum(total, 1), np.nan)))
 
     def on_epoch_end(self) -> None:
         row = self.robustness.rows[-1]
@@ -506,12 +437,9 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
             super().save_checkpoint(filename)
             return
         assert self.defense is not None
-        buffer = io.BytesIO()  # nnU-Net has no hook to add to its dict
-        super().save_checkpoint(buffer)
-        if not buffer.getbuffer():
+        checkpoint = as_written(super().save_checkpoint)
+        if checkpoint is None:
             return  # a variant that writes none
-        buffer.seek(0)
-        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
         checkpoint[SECTION] = {
             "settings": as_dict(self.sections),
             "epochs": self.num_epochs,
@@ -530,22 +458,13 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         if not isinstance(filename_or_checkpoint, str):
             raise InputError.of("checkpoint", type(filename_or_checkpoint).__name__, "the path of a checkpoint file")
         saved = read_checkpoint(filename_or_checkpoint, self.__class__.__name__)[SECTION]
-        known = {n for cls in self._sections().values() for n in cls.names()}
-        before = {k: v for k, v in flat(saved["settings"]).items() if k in known}
-        sections = combine(self._sections(), {**before, **self._given})
-        changed = differences(before, flat(as_dict(sections)))
+        sections, changed = resumed(self._sections(), saved["settings"], self._given)
         if changed:
             self.print_to_log_file("Settings that differ from the checkpoint:\n  " + "\n  ".join(changed))
-        budget = cast(RunSettings, sections["run"]).budget
-        if budget is not None and budget != before.get("budget"):
-            raise InputError.of(
-                "budget", budget, f"that of the checkpoint ({before.get('budget')})",
-                "its epochs and learning rates follow from it: go on with it, or start anew without --c",
-            )  # fmt: skip
         if not self.was_initialized:
             self.sections = sections
             self.settings_count()
-            if budget is not None:
+            if self.run.budget is not None:
                 self.num_epochs = saved["epochs"]
         super().load_checkpoint(filename_or_checkpoint)
         self.robustness = RobustnessLog(list(saved["robustness"]))

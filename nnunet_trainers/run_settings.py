@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from monai_adv.errors import InputError
-from monai_adv.settings import Settings, not_negative, positive, setting
+from monai_adv.settings import Settings, as_dict, combine, differences, flat, not_negative, positive, setting
 
 
 @dataclass(frozen=True)
@@ -73,3 +74,31 @@ FINE_TUNING: dict[str, Any] = {
     "final_weights": "best_robust",
 }
 """The run's part of ``preset: finetune``; a method's own part stands in its file."""
+
+
+def resumed(
+    classes: Mapping[str, type[Settings]], saved: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[dict[str, Settings], list[str]]:
+    """Settings of a run that goes on: those of its checkpoint, and what is given anew.
+
+    Args:
+        classes: of the sections, "run" among them.
+        saved: settings by section, as the checkpoint holds them.
+        given: by name.
+
+    Returns:
+        the sections, and a line for each setting that differs from the checkpoint's.
+
+    Raises:
+        InputError: a setting that is not allowed, or another budget.
+    """
+    known = {name for section in classes.values() for name in section.names()}
+    before = {name: value for name, value in flat(saved).items() if name in known}
+    sections = combine(classes, {**before, **given})
+    budget = cast(RunSettings, sections["run"]).budget
+    if budget is not None and budget != before.get("budget"):
+        raise InputError.of(
+            "budget", budget, f"that of the checkpoint ({before.get('budget')})",
+            "its epochs and learning rates follow from it: go on with it, or start anew without --c",
+        )  # fmt: skip
+    return sections, differences(before, flat(as_dict(sections)))

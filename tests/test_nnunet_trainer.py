@@ -364,12 +364,12 @@ def test_fine_tuning_a_plain_model(host: Any, capsys: pytest.CaptureFixture[str]
         assert torch.equal(pretrained.network.state_dict()[name], value) == (name not in heads or not value.any())
 
     whole = host(initial_weights=file)
+    os.rename(file, file + ".moved")  # it has been read, once
     whole.on_train_start()
     assert same(weights(whole), weights(plain))
     assert f"Fine-tuning from {file}" in capsys.readouterr().out
     whole.run_training()
 
-    os.rename(file, file + ".moved")  # a fine-tuned run does not need it any more
     again = host()
     again.load_checkpoint(os.path.join(whole.output_folder, "checkpoint_final.pth"))
     assert again.run.initial_weights == file

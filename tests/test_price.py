@@ -91,7 +91,7 @@ def test_the_plain_model_is_found_among_decoys(tmp_path: Path) -> None:
     _trained(tmp_path / "Dataset005_Prostate" / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0")
     (data / "nnUNetTrainer_5epochs__nnUNetPlans__2d" / "fold_0").mkdir(parents=True)
     (data / "nnUNetTrainer_5epochs__nnUNetPlans__2d" / "fold_0" / "checkpoint_latest.pth").write_bytes(b"")
-    assert find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 0) == wanted
+    assert find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 0).file == wanted
     _trained(data / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0")
     with pytest.raises(InputError, match="there are several; name one of .*nnUNetTrainer_250epochs__.*nnUNetTrainer__"):
         find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 0)
@@ -103,6 +103,9 @@ def test_what_the_plain_training_was(tmp_path: Path) -> None:
     """The epochs stand in the checkpoint, their length in debug.json beside it; nnU-Net's 250 without."""
     file = _trained(tmp_path / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0", epochs=60)
     assert read_plain(file) == PlainModel(file, 60, 250, 0.8)
+    weights = read_plain(file).weights
+    assert weights is not None
+    assert torch.equal(weights["w"], torch.zeros(1))
     (file.parent / "debug.json").write_text(json.dumps({"num_iterations_per_epoch": "40"}))
     plain = read_plain(file)
     assert (plain.iterations, plain.passes) == (40, 60 * 40 * 3)

@@ -1,0 +1,65 @@
+"""What a run costs: the epochs that its budget pays for, and what its log says before the first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from monai_adv.defenses.method import Method
+from monai_adv.defenses.settings import DefenseSettings
+from monai_adv.price import cheaper_way, price_line
+from monai_adv.settings import Settings
+from monai_adv.tasks import SegmentationSettings
+from nnunet_trainers.plain_model import PlainModel, check_worth_attacking, epochs_within
+from nnunet_trainers.run_settings import RunSettings
+
+
+@dataclass(frozen=True)
+class RunPrice:
+    """Of one training.
+
+    Args:
+        method: that trains.
+        sections: settings of the defence, the task and the run.
+        start: the model that is fine-tuned, if any.
+    """
+
+    method: Method
+    sections: dict[str, Settings]
+    start: PlainModel | None
+
+    @property
+    def _defense(self) -> DefenseSettings:
+        return cast(DefenseSettings, self.sections["defense"])
+
+    @property
+    def _run(self) -> RunSettings:
+        return cast(RunSettings, self.sections["run"])
+
+    def epochs(self, iterations: int) -> int | None:
+        """Epochs that the setting ``budget`` pays for; None without one, or where a checkpoint knows them.
+
+        Args:
+            iterations: steps of an epoch, where no setting says them.
+
+        Raises:
+            InputError: the budget does not suffice for one epoch, or the model is not worth attacking.
+        """
+        if self._run.budget is None or self.start is None:
+            return None
+        check_worth_attacking(self.start, cast(SegmentationSettings, self.sections["task"]).threshold)
+        forwards = self.method.most(self._defense)
+        return epochs_within(self._run.budget, self.start, self._run.iterations or iterations, forwards)
+
+    def lines(self, epochs: int, iterations: int) -> list[str]:
+        """For the start of a log: the price, the budget, and the cheaper way where there is one.
+
+        Args:
+            epochs, iterations: of the training; an epoch has so many iterations.
+        """
+        said = [price_line(self.method, self._defense)]
+        if self._run.budget is not None:
+            said.append(f"Budget {self._run.budget:g}: {epochs} epochs of {iterations} steps.")
+        todo = "From a plain model `preset: finetune` gets there for the price of one plain training."
+        dear = None if self.start else cheaper_way(self.method, self._defense, epochs, todo)
+        return said if dear is None else [*said, dear]
