@@ -9,12 +9,14 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from monai_adv import given
 from monai_adv.cli.models import add_models, cases, device, folder, models
 from monai_adv.cli.run_file import as_run_file
-from monai_adv.errors import InputError
+from monai_adv.errors import InputError, first_cause
 from monai_adv.openmp import wait_passively
 
 if TYPE_CHECKING:
@@ -110,6 +112,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--log", nargs="+", default=[], metavar="NAME",
         help="at the end, hand the figures to tensorboard, mlflow or wandb, into the run that their own variables name",
     )  # fmt: skip
+    file = parser.add_argument_group("for the file", "easier said in a run file, see docs/evidence.md")
+    file.add_argument("--intended-use", metavar="TEXT", help="what the model is for; the report begins with it")
+    file.add_argument(
+        "--acceptance", nargs="+", metavar="CRITERION",
+        help="figures to be reached, each as '{measure: score, norm: l2, eps: 0.1, at_least: 0.7, reason: ...}'",
+    )  # fmt: skip
     then = parser.add_argument_group("for a test that runs by itself")
     then.add_argument("--baseline", metavar="FILE", help="results.json of an earlier report, measured in the same way")
     then.add_argument(
@@ -129,12 +137,15 @@ def run(args: argparse.Namespace) -> int:
     read = [[(given.number("eps", word), word) for word in radii] for radii in args.eps]
     args.eps = [[word if "/" in word else radius for radius, word in radii] for radii in read]  # 8/255 stays that
     args.box = given.box("box", ", ".join(args.box)) if args.box else None
+    args.acceptance = [_mapping(word) for word in args.acceptance] if args.acceptance else None
     asked = as_run_file(args, args.parser)
+    from monai_adv.evaluation.evidence.purpose import Purpose
     from monai_adv.evaluation.run.measure import measure
     from monai_adv.evaluation.run.workers import Dask, Pool, ThisProcess
 
     args.device = device(args.device)
     output = folder(args.output)
+    purpose = Purpose.stated(args.intended_use, args.acceptance)
     settings = _settings(args)
     baseline = _baseline(args, settings)
     _check_loggers(args.log)
@@ -148,8 +159,9 @@ def run(args: argparse.Namespace) -> int:
     pool: Pool = Dask(args.dask or "local", args.workers or 1, certificates) if wants_dask else ThisProcess()
     try:
         code = measure(
-            sources, settings, output, pool, dry_run=args.dry_run, agreed=lambda: args.yes or _agreed(), asked=asked
-        )
+            sources, settings, output, pool, dry_run=args.dry_run, agreed=lambda: args.yes or _agreed(), asked=asked,
+            purpose=purpose,
+        )  # fmt: skip
         if code is None:
             if not args.dry_run:
                 print("Nothing was computed.")
@@ -164,6 +176,14 @@ def run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     finally:
         pool.close()
+
+
+def _mapping(word: str) -> Any:
+    """A criterion, in YAML."""
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError as error:
+        raise InputError.of("acceptance", word, "a mapping in YAML", first_cause(error)) from error
 
 
 def _check_loggers(names: list[str]) -> None:

@@ -14,6 +14,7 @@ Example::
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from monai_adv.errors import InputError, first_cause
 OPTION = "--run"
 NOT_KEPT = ("help", "run_file", "dry_run", "yes")
 """Options that decide nothing about an evaluation."""
+MAPPINGS = ("acceptance",)
+"""Options whose values are mappings: words of the command line in JSON, which is YAML as well."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,9 +57,12 @@ def expanded(words: list[str], parser: argparse.ArgumentParser) -> list[str]:
     options = _options(parser)
     if given & {id(options.get(name)) for name in ("norm", "eps")}:  # a radius belongs to its norm
         given |= {id(options.get(name)) for name in ("norm", "eps")}
-    for key, value in _read(files[0]).items():
+    for written, value in _read(files[0]).items():
+        # YAML reads the word yes as true, and Python's underscores are as good as dashes.
+        key = "yes" if written is True else str(written)
+        key = key if key in options else key.replace("_", "-")
         if key not in options:
-            raise InputError.unknown(str(key), f"key in {files[0]}", options)
+            raise InputError.unknown(str(written), f"key in {files[0]}", options)
         action = options[key]
         if id(action) in seen:
             raise InputError.of(files[0], f"{seen[id(action)]} and {key}", "one of the two", "they are the same option")
@@ -118,6 +124,8 @@ def _words(key: str, value: Any, action: argparse.Action, file: str) -> list[str
     groups = [values] if action.nargs is not None else [[each] for each in values]
     if repeated and action.nargs is not None and all(isinstance(each, list) for each in values):
         groups = values
+    if action.dest in MAPPINGS:
+        groups = [[json.dumps(each) if isinstance(each, dict) else each for each in group] for group in groups]
     words = []
     for group in groups:
         for each in group:

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from monai_adv import given
+from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.handed_in import HandedIn
 from monai_adv.evaluation.outcome import Results
 from monai_adv.evaluation.plans import Plan, PlanFunction
@@ -41,6 +42,8 @@ def evaluate(
     batch_size: int = 64,
     threads: int | None = None,
     options: Mapping[str, Any] | None = None,
+    intended_use: str | None = None,
+    acceptance: Sequence[Mapping[str, Any]] | None = None,
     verbose: bool = False,
 ) -> Results:
     """Measure how robust models are.
@@ -77,6 +80,8 @@ def evaluate(
         threads: CPU threads; default: torch's.
         options: for a folder: further arguments of ``BundleSource`` (such as ``overrides``) or ``NNUNetSource`` (such
             as ``folds``).
+        intended_use: what the model is for, in a few words; the report begins with it.
+        acceptance: criteria that the figures have to meet; see :meth:`Purpose.stated`.
         verbose: print what the command line prints. Progress bars are shown then, and always in a notebook.
 
     Returns:
@@ -97,6 +102,7 @@ def evaluate(
         ['model', 'case', 'level', 'norm', 'eps', 'unit', 'attack', 'measure', 'value']
     """
     limits = None if box is None else given.box("box", box)
+    purpose = Purpose.stated(intended_use, acceptance)
     place = None if folder is None else Path(folder).resolve()
     levels = tuple(Level.written(norm, radius, unit) for radius in _radii(eps))
     handed = HandedIn.of(model, name, device)
@@ -116,7 +122,7 @@ def evaluate(
         assert store is not None
         try:
             told = {} if verbose else {"say": lambda line: None}
-            measure(sources, settings, store, bars=verbose or in_notebook(), **told)  # type: ignore[arg-type]
+            measure(sources, settings, store, bars=verbose or in_notebook(), purpose=purpose, **told)  # type: ignore[arg-type]
             results = Results(store, temporary)
         except BaseException:
             if temporary:

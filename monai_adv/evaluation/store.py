@@ -4,6 +4,7 @@ Layout; every file is written beside its place and then moved into it, so a file
 
     evaluation.json                        what is evaluated; see :func:`read_evaluation`
     cost.json                              what it was predicted to cost; see :func:`read_cost`
+    history.json                           its sessions, and what was stated then; see :func:`read_history`
     records/MODEL/CASE/clean.json          one :class:`Record` each, with what is needed to go on
     records/MODEL/CASE/LEVEL.STAGE.json
     images/MODEL/CASE/LEVEL.STAGE.npz      worst images so far, only as long as they are needed to go on
@@ -178,6 +179,17 @@ def read_cost(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "cost.json"
     return Store(folder)._read(path) if path.exists() else {}
+
+
+def read_history(folder: str | Path) -> list[dict[str, Any]]:
+    """When the evaluation was begun and gone on with, see :class:`~monai_adv.evaluation.evidence.history.Session`.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    path = Path(folder) / "history.json"
+    entries: list[dict[str, Any]] = Store(folder)._read(path)["entries"] if path.exists() else []
+    return entries
 
 
 def safe_name(name: str) -> str:
@@ -444,6 +456,10 @@ class Store:
     def add_cost(self, **parts: dict[str, Any]) -> None:
         """Add to ``cost.json``; see :func:`read_cost`."""
         self._write(self.folder / "cost.json", {**read_cost(self.folder), **parts})
+
+    def add_history(self, entry: Mapping[str, Any]) -> None:
+        """Add to ``history.json``; see :func:`read_history`."""
+        self._write(self.folder / "history.json", {"entries": [*read_history(self.folder), dict(entry)]})
 
     def drop_partials(self, age: float = 0.0) -> None:
         """Delete what killed processes had not finished writing.

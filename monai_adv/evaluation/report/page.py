@@ -9,10 +9,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from monai_adv.attacks.autoattack import AutoAttack
 from monai_adv.errors import InputError
+from monai_adv.evaluation.evidence.history import sessions
+from monai_adv.evaluation.evidence.summary import MARKS, Summary, figure_text, summary_of
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, level_name
 from monai_adv.evaluation.report.curves import Curve, chains, per_attack_curve, repetitions, worst_case_curve
@@ -66,7 +68,8 @@ def write_report(folder: str | Path, results: Figures | None = None, output: str
     folder = Path(folder)
     results = gather(folder) if results is None else results
     main, per_model = _curves(results)
-    page = render(results, main, per_model, _worst_cases(folder, results))
+    summary = summary_of(results, sessions(folder))
+    page = render(results, main, per_model, _worst_cases(folder, results), summary)
     folder = folder if output is None else Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +89,7 @@ def render(
     curves: Sequence[Curve],
     per_model: Mapping[str, Sequence[Curve]],
     worst_cases: Mapping[str, Sequence[dict[str, Any]]],
+    summary: Summary | None = None,
 ) -> str:
     """The page as text.
 
@@ -94,10 +98,12 @@ def render(
         curves: the main figures, one per norm and unit.
         per_model: name -> its figures, one line per attack.
         worst_cases: name -> pictures with captions, see ``_worst_cases``.
+        summary: the first page, where a purpose was stated.
     """
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
-    )
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown,
+        loader=FunctionLoader(lambda name: files(__package__).joinpath(name).read_text(encoding="utf-8")),
+    )  # fmt: skip
     environment.filters.update(
         percent=percent,
         points=points,
@@ -107,10 +113,13 @@ def render(
         data_uri=_data_uri,
         number=number,
     )
-    template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
+    template = environment.get_template("page.html.j2")
     segmentation = results.kind == "segmentation"
     return template.render(
         results=results,
+        summary=summary,
+        marks=MARKS,
+        figure_text=figure_text,
         evaluation=results.evaluation,
         settings=results.evaluation["settings"],
         models=results.models,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.protocol import Model, Source
 from monai_adv.evaluation.run.session import Session
 from monai_adv.evaluation.run.workers import Pool, ThisProcess
@@ -39,6 +40,7 @@ def measure(
     dry_run: bool = False,
     agreed: Callable[[], bool] = lambda: True,
     asked: str = "",
+    purpose: Purpose | None = None,
 ) -> int | None:
     """Attack the models, or go on with it, and write the report.
 
@@ -52,6 +54,7 @@ def measure(
         dry_run: only predict the cost.
         agreed: called when the cost is known, unless finished records are there already.
         asked: the run file of this evaluation, for the report.
+        purpose: what the models are for, with acceptance criteria; None: as stated before in this folder.
 
     Returns:
         the exit code of ``monai-adv evaluate``; None if nothing was to be computed.
@@ -59,7 +62,7 @@ def measure(
     Raises:
         InputError: a model, case or folder that cannot be used.
     """
-    with closing(Session(sources, settings, folder, pool or ThisProcess(), say, bars, asked)) as session:
+    with closing(Session(sources, settings, folder, pool or ThisProcess(), say, bars, asked, purpose)) as session:
         session.prepare(write=not dry_run)
         if dry_run or not (session.resumed or agreed()):
             return None

@@ -12,6 +12,8 @@ from typing import Any, TextIO
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.checks.probes import CASES, most_passes, spread
+from monai_adv.evaluation.evidence import history
+from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.fingerprint import Marks
 from monai_adv.evaluation.models.protocol import Source, check_distinct
 from monai_adv.evaluation.records import Record, place_of
@@ -47,6 +49,7 @@ class Session:
         say: prints a line.
         bars: show how far it is.
         asked: the run file of this evaluation, for the report; "" from Python.
+        purpose: what the models are for, with acceptance criteria; None: as stated before.
 
     Attributes:
         resumed: the folder held finished records already.
@@ -61,9 +64,10 @@ class Session:
         say: Callable[[str], None] = say,
         bars: bool = True,
         asked: str = "",
+        purpose: Purpose | None = None,
     ) -> None:
         self.run = run = uuid.uuid4().hex
-        self.bars, self.asked = bars, asked
+        self.bars, self.asked, self.purpose = bars, asked, purpose
         self.jobs = [Job(run, source, settings, str(folder), number) for number, source in enumerate(sources)]
         self.settings, self.folder, self.pool, self.say = settings, folder, pool, say
         self.store = Store(folder)
@@ -85,6 +89,8 @@ class Session:
         Raises:
             InputError: a model that does not load, no case that can be used, a folder that cannot be used.
         """
+        if self.purpose:
+            self.purpose.check_levels(self.settings.levels)
         if write:
             self.store.check_place()
         told = self._all([(job.describe,) for job in self.jobs])
@@ -125,6 +131,7 @@ class Session:
         """
         # Only now: input that was refused, or not agreed to, leaves no folder that the corrected command has to fit.
         self._open()
+        self._keep_history()
         self.store.add_cost(sizes=self._plain_sizes(), **({"bound": self._at_most} if self._at_most else {}))
         self._run_cases()
         if not usable_records(self.folder):
@@ -178,6 +185,11 @@ class Session:
                 ) from error  # fmt: skip
         self.store = Store.open(self.folder, self._evaluation, self._marks)
 
+    def _keep_history(self) -> None:
+        begun, machine = self._evaluation["started"], self._evaluation["machine"]
+        known = len(read_records(self.folder))
+        history.Session(begun, machine, known, self.asked, self.purpose).keep(self.store)
+
     def _all(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Results of (function, arguments...), in their order.
 
@@ -199,6 +211,9 @@ class Session:
         if len({m["kind"] for m in self.models}) > 1:
             kinds = {m["name"]: m["kind"] for m in self.models}
             raise InputError.of("models", kinds, "only classifiers or only segmentation models in one comparison")
+        for model in self.models:
+            if self.purpose:
+                self.purpose.check_model(model["name"], model["kind"], model["classes"])
 
     def _survey(self, goes_on: bool, sample: bool) -> None:
         """Load every case once, or a sample: its size, and whether it can be used, before hours of attacks."""

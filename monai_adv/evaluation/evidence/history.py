@@ -1,0 +1,68 @@
+"""When an evaluation was begun and gone on with, and what was stated then: a threshold set afterwards has to show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from monai_adv.evaluation.evidence.purpose import Purpose
+from monai_adv.evaluation.store import Store, read_history
+
+
+@dataclass(frozen=True)
+class Session:
+    """One command that worked in the folder.
+
+    Attributes:
+        at: date and time, ISO 8601.
+        machine: in words.
+        records: that were finished before it.
+        command: the run file, see ``--run``; "" from Python.
+        purpose: as stated then; None: nothing was stated, what stood before holds.
+    """
+
+    at: str
+    machine: str
+    records: int
+    command: str
+    purpose: Purpose | None = None
+
+    def keep(self, store: Store) -> None:
+        """Add it to the folder's history."""
+        store.add_history(asdict(self) | {"purpose": self.purpose.as_dict() if self.purpose else None})
+
+
+def sessions(folder: str | Path) -> list[Session]:
+    """All sessions of a folder, the first one first.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    return [_session(entry) for entry in read_history(folder)]
+
+
+def purpose_of(history: Sequence[Session]) -> Purpose:
+    """What was stated last; empty if nothing was."""
+    return next((s.purpose for s in reversed(history) if s.purpose), Purpose())
+
+
+def told_late(history: Sequence[Session]) -> list[str]:
+    """What was stated only after something had been measured, a sentence each."""
+    found, before = [], Purpose()
+    for session in history:
+        if session.purpose and session.purpose != before:
+            if session.records:
+                what = "changed" if before else "stated"
+                found.append(
+                    f"Intended use and acceptance criteria were {what} on {session.at[:16].replace('T', ' ')}, after "
+                    f"{session.records} results were known."
+                )
+            before = session.purpose
+    return found
+
+
+def _session(entry: dict[str, Any]) -> Session:
+    stated = entry["purpose"]
+    return Session(**entry | {"purpose": None if stated is None else Purpose.of_dict(stated)})
