@@ -116,14 +116,14 @@ def measure(folder: Path, name: str, method: str, seed: int) -> dict[str, Any]:
     }
 
 
-def small_network() -> nn.Module:
-    """Three convolutions with BatchNorm, 26 thousand weights."""
+def small_network(size: int = 28) -> nn.Module:
+    """Three convolutions with BatchNorm, of images of ``size`` pixels a side 26 thousand weights."""
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
 
-    return nn.Sequential(*block(1, 8), *block(8, 16), *block(16, 32), nn.Flatten(), nn.Linear(32 * 9, 64), nn.ReLU(),
-                         nn.Linear(64, 2))  # fmt: skip
+    hidden = nn.Linear(32 * (size // 8) ** 2, 64)
+    return nn.Sequential(*block(1, 8), *block(8, 16), *block(16, 32), nn.Flatten(), hidden, nn.ReLU(), nn.Linear(64, 2))
 
 
 def train(network: nn.Module, defense: Defense, images: Tensor, labels: Tensor, epochs: int) -> dict[str, float]:
