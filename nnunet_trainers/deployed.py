@@ -6,15 +6,12 @@ taken after the host's own export to the original image geometry.
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -26,6 +23,7 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation.models.geometry import Geometry, compare
 from monai_adv.tasks.base import whole_labels
 from monai_adv.threats import Beyond
+from nnunet_trainers.file_checks import check_complete, check_no_nan
 from nnunet_trainers.raw_units import note_raw_units, plan_range, plan_raw_unit_of_all
 from nnunet_trainers.sliding_window import SlidingWindow
 from nnunet_trainers.trained_folder import load_predictor
@@ -202,7 +200,7 @@ class DeployedModel:
         for file in used:
             if not Path(file).is_file():
                 raise InputError.of("image_files", file, "an existing image", "check the path")
-            _check_complete("ground_truth_file" if file == labels else "image_files", file)
+            check_complete("ground_truth_file" if file == labels else "image_files", file)
         if not files or (len(files) != len(self.channel_names) and len(files) != self.files_per_case(files[0])):
             raise InputError.of("image_files", files, f"one file per channel, here {self.channel_names}")
         preprocessor = self.configuration_manager.preprocessor_class(verbose=False)
@@ -230,13 +228,13 @@ class DeployedModel:
         Raises:
             InputError: it cannot be read, or holds values that the model's dataset.json does not know.
         """
-        _check_complete("ground_truth_file", file)
+        check_complete("ground_truth_file", file)
         try:
             labels, properties = self.plans_manager.image_reader_writer_class().read_seg(str(file))
         except Exception as error:  # every reader raises kinds of its own
             raise InputError.of("ground_truth_file", str(file), "a readable label map", _told(error)) from error
         name = f"ground truth {file}"
-        _check_no_nan(name, file)
+        check_no_nan(name, file)
         labels = whole_labels(name, _tensor(labels)).numpy()
         ignored = [self.label_manager.ignore_label] if self.label_manager.has_ignore_label else []
         known = {int(v) for v in [*self.label_manager.all_labels, *ignored]}
@@ -317,39 +315,27 @@ class DeployedModel:
         Raises:
             InputError: see :meth:`preprocess`, or another file ending, or a folder that does not exist.
         """
-        ending = self.dataset_json["file_ending"]
-        if output_file is not None and not (str(output_file).endswith(ending) and Path(output_file).parent.is_dir()):
-            raise InputError.of("output_file", str(output_file), f"a file that ends in {ending}, in an existing folder")
+        self.check_output(output_file)
         data, properties = self.preprocess(image_files)
         self.predictor.device = self.device  # the network may have been moved since
         labels = self.segmentation(self.predictor.predict_logits_from_preprocessed_data(data), properties)
-        if output_file is not None:
-            self.plans_manager.image_reader_writer_class().write_seg(labels, str(output_file), properties)
+        self.write(labels, output_file, properties)
         return labels
 
+    def check_output(self, output_file: str | Path | None) -> None:
+        """Refuse, before anything is computed, a label map's file that the host could not write.
 
-def _check_complete(name: str, file: str | Path) -> None:
-    """Read a compressed file to its end: some readers fill up what a broken copy lacks, without a word.
+        Raises:
+            InputError: another ending than the data set's, or a folder that does not exist.
+        """
+        ending = self.dataset_json["file_ending"]
+        if output_file is not None and not (str(output_file).endswith(ending) and Path(output_file).parent.is_dir()):
+            raise InputError.of("output_file", str(output_file), f"a file that ends in {ending}, in an existing folder")
 
-    Raises:
-        InputError: it is cut off or damaged.
-    """
-    if str(file).endswith(".gz"):
-        try:
-            with gzip.open(file) as opened:
-                while opened.read(2**24):
-                    pass
-        except (OSError, EOFError, zlib.error) as error:
-            reason = str(error).rstrip(".")
-            raise InputError.of(name, str(file), "a whole gzip file", f"{reason}; copy it again") from error
-
-
-def _check_no_nan(name: str, file: str | Path) -> None:
-    """ITK reads NaN in a NIfTI file as 0, so that it would become background without a word."""
-    if str(file).endswith((".nii", ".nii.gz")):
-        image: Any = nibabel.load(file)
-        if image.get_data_dtype().kind == "f":
-            whole_labels(name, _tensor(image.get_fdata(dtype=np.float32)))
+    def write(self, labels: Labels, output_file: str | Path | None, properties: dict[str, Any]) -> None:
+        """Write a label map as the host does; None: nowhere."""
+        if output_file is not None:
+            self.plans_manager.image_reader_writer_class().write_seg(labels, str(output_file), properties)
 
 
 def _round_labels(preprocessor: Any) -> None:

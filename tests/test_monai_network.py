@@ -13,9 +13,10 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data.meta_tensor import MetaTensor
 from monai.inferers import SimpleInferer
-from tiny_nnunet import CLASSES, dataset_json, plans, write_case, write_model
+from tiny_nnunet import CLASSES, REGIONS, dataset_json, plans, write_case, write_model
 
 from monai_adv.attacks import PGD
+from monai_adv.certificates import NO_CLASS, SmoothedModel
 from monai_adv.errors import InputError
 from monai_adv.sample_state import SampleIds
 from monai_adv.tasks import SegmentationTask
@@ -139,3 +140,49 @@ def test_checkpoints_of_our_trainers_load_with_weights_only(trained: Any) -> Non
     images = torch.randn(2, 1, 16, 12)
     trained.network.eval()
     torch.testing.assert_close(network(images), trained.network(images)[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["2d", "3d"])
+def test_smoothed_it_is_the_vote_of_the_window_slice_by_slice(folders: dict[str, Path], kind: str) -> None:
+    network = NNUNetModel(folders[kind], smooth=0.5, draws=16, seed=3)
+    volume = torch.randn(1, 1, 4, 16, 12, generator=torch.Generator().manual_seed(0))
+    model = network.deployed
+    voted = SmoothedModel(model.as_network(64), 0.5, 16, seed=3, inputs_per_pass=64 if kind == "2d" else 1)
+    with torch.no_grad():
+        expected = model.to_volume(voted(model.to_inputs(volume[0])))
+        logits = network(volume)[0]
+    assert torch.equal(logits, expected)
+    assert torch.equal(network(volume)[0], logits)  # the same each time
+    decided = network.decide(volume, alpha=0.4)
+    sure = decided[0] != NO_CLASS
+    assert 0 < int(sure.sum()) < sure.numel()
+    assert torch.equal(decided[0][sure], logits.argmax(0)[sure])
+
+
+@pytest.mark.parametrize("labels", [CLASSES, REGIONS])
+def test_abstentions_are_a_map_beside_the_segmentation(tmp_path: Path, labels: dict[str, Any]) -> None:
+    """In the file's own geometry; resampling is the identity here, so that it is the map of :meth:`decide`."""
+    folder = write_model(tmp_path / "model", labels=labels)
+    files = write_case(tmp_path, rim=0).image_files
+    image = SimpleITK.ReadImage(str(files[0]))
+    image.SetSpacing((1.0, 1.0, 1.0))
+    SimpleITK.WriteImage(image, str(files[0]))
+    network = NNUNetModel(folder, smooth=0.5, draws=16)
+    segmentation = network.predict(files, tmp_path / "case.nii.gz")
+    abstained = network.abstentions(files, tmp_path / "abstained.nii.gz", alpha=0.4)
+    assert segmentation.shape == abstained.shape
+    decided = network.decide(network.preprocess(files), alpha=0.4)[0] == NO_CLASS
+    expected = decided.any(0) if "whole" in labels else decided
+    backward = network.deployed.plans_manager.transpose_backward
+    np.testing.assert_array_equal(abstained, expected.permute(*backward).numpy())
+    assert 0 < abstained.sum() < abstained.size
+    for name, found in (("case", segmentation), ("abstained", abstained)):
+        written = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / f"{name}.nii.gz")))
+        np.testing.assert_array_equal(written, found)
+
+
+def test_only_a_smoothed_model_abstains(folders: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="smooth: received None, allowed is a standard deviation"):
+        NNUNetModel(folders["2d"]).decide(torch.zeros(1, 1, 16, 12))
+    with pytest.raises(InputError, match="sigma: received 0.0"):
+        NNUNetModel(folders["2d"], smooth=0.0)
