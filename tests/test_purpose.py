@@ -191,13 +191,19 @@ def test_what_is_stated_after_the_results_is_told(tmp_path: Path) -> None:
     classifier(tmp_path, 80)
     store = Store(figures_folder)
     first = Purpose.stated("use", [GOOD])
-    Session("2026-11-21T14:00:00", "m", 0, "", first).keep(store)
-    Session("2026-11-21T15:00:00", "m", 10, "", None).keep(store)
+    Session(at="2026-11-21T14:00:00", machine="m", records=0, command="", purpose=first).keep(store)
+    Session(at="2026-11-21T15:00:00", machine="m", records=10, command="", purpose=None).keep(store)
     assert (purpose_of(sessions(figures_folder)), told_late(sessions(figures_folder))) == (first, [])
-    Session("2026-11-22T15:00:00", "m", 200, "", Purpose.stated("use", [GOOD | {"at_least": 0.4}])).keep(store)
+    Session(
+        at="2026-11-22T15:00:00",
+        machine="m",
+        records=200,
+        command="",
+        purpose=Purpose.stated("use", [GOOD | {"at_least": 0.4}]),
+    ).keep(store)
     (sentence,) = told_late(sessions(figures_folder))
     assert "changed on 2026-11-22 15:00, after 200 results were known" in sentence
-    summary = summary_of(gather(figures_folder), sessions(figures_folder))
+    summary = summary_of(gather(figures_folder), sessions(figures_folder), "")
     assert summary is not None
     assert summary.models[0].decisions[0].criterion.bound == 0.4
     page = write_report(figures_folder).read_text()

@@ -56,6 +56,8 @@ EVALUATION = "evaluation"
 AGAIN = "delete it and give the same command again"
 NOT_COMPARED = ("started", "machine", "run_file", "words")
 """Entries of ``evaluation.json`` that may differ when an evaluation goes on."""
+FOLLOWS = (".stages", ".corruptions", ".data", ".in_files")
+"""Entries of a model that follow from others."""
 
 
 def read_evaluation(folder: str | Path) -> dict[str, Any]:
@@ -75,11 +77,12 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
         - ``words``: ``{level key: how the user wrote the radius}``, where that is not the number itself.
         - ``models``: one dict per model, in the order of the command line: ``name``, ``kind``, ``classes``,
           ``fingerprint`` (of what is in memory), ``files`` (of the contents of all files), ``computes`` (see
-          :func:`monai_adv.evaluation.models.fingerprint.computed`), ``space``, ``unit`` (in words, of network inputs),
-          ``cases`` (names of those selected), ``problems`` (files left out, with reasons), ``stages`` (``{level key:
-          [{"name", "family", "settings"}, ...]}`` in the order they run; family is random, white-box, black-box or
-          transfer), ``corruptions`` (``[{"name", "severity"}, ...]``: of their records these are the attack and the
-          level).
+          :func:`monai_adv.evaluation.models.fingerprint.computed`), ``data`` (of images and labels alone),
+          ``in_files`` (whether weights and data all come from files), ``space``, ``unit`` (in words, of network
+          inputs), ``cases`` (names of those selected), ``problems`` (files left out, with reasons), ``stages``
+          (``{level key: [{"name", "family", "settings"}, ...]}`` in the order they run; family is random, white-box,
+          black-box or transfer), ``corruptions`` (``[{"name", "severity"}, ...]``: of their records these are the
+          attack and the level).
         - ``run_file``: what was asked for on the command line, as YAML for ``--run``; "" from Python.
 
     Raises:
@@ -135,6 +138,17 @@ def read_pictures(folder: str | Path, model: str, case: str, level: str) -> list
         parts: dict[str, Any] = {name: arrays.get(f"{i}.{name}") for name in _ARRAYS}
         pictures.append(Picture(**head, **parts))
     return pictures
+
+
+def check_picture(folder: str | Path, path: Path) -> None:
+    """Hold a file of :meth:`Store.add_pictures` against its checksum, wherever it belongs.
+
+    Raises:
+        InputError: it is not as it was written.
+    """
+    store = Store(folder)
+    with _reading(path, AGAIN), np.load(path) as file:
+        seal.opened_arrays(dict(file), *store._place(path))
 
 
 def read_problems(folder: str | Path) -> list[tuple[str, str, str]]:
@@ -276,8 +290,8 @@ class Store:
             here = read_evaluation(folder)
             store.drop_partials(3600)
             found = dict(_differences(here, content))
-            # Plans follow from settings, levels and kinds: they are news only if nothing else differs.
-            told = {k: v for k, v in found.items() if ".stages" not in k and ".corruptions" not in k} or found
+            # Plans follow from settings, levels and kinds, data from files: they are news only if nothing else differs.
+            told = {k: v for k, v in found.items() if not any(part in k for part in FOLLOWS)} or found
             for model, of_files in (marks or {}).items():
                 files = changed(store.marks(model), of_files)
                 if (name := f"models[{model}].files") in told and files:

@@ -138,6 +138,8 @@ class EvaluatedNNUNet:
         self.cases = tuple(self._files)
         self.problems = tuple(problems)
 
+    in_files = True
+
     @property
     def fingerprint(self) -> str:
         """Of what is in no file: how the model is deployed."""
@@ -146,15 +148,20 @@ class EvaluatedNNUNet:
 
     @property
     def files(self) -> list[Path]:
-        """Weights, plans, images and labels, with the json files that give the spacing of some formats."""
+        """Weights, plans and data."""
         source, folder = self.source, Path(self.source.model_folder)
         weights = [checkpoint_path(folder, fold, source.checkpoint) for fold in source.folds]
+        return [*weights, folder / "plans.json", folder / "dataset.json", *self.data_files]
+
+    @property
+    def data_files(self) -> list[Path]:
+        """Images and labels, with the json files that give the spacing of some formats."""
         data = [file for case in self._files.values() for file in (*case.image_files, case.ground_truth_file)]
         ending = self.model.dataset_json["file_ending"]
         beside = {file.with_name(file.name.removesuffix(ending) + ".json") for file in data}
         beside |= {file.with_name(f"{case.name}.json") for case in self._files.values() for file in case.image_files}
         known = [file for file in sorted(beside) if file.is_file()]
-        return [*weights, folder / "plans.json", folder / "dataset.json", *data, *known]
+        return [*data, *known]
 
     @cached_property
     def trained(self) -> Level | None:

@@ -11,7 +11,7 @@ from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.store import Store, read_history
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Session:
     """One command that worked in the folder.
 
@@ -20,6 +20,7 @@ class Session:
         machine: in words.
         records: that were finished before it.
         command: the run file, see ``--run``; "" from Python.
+        code: hash of the code of monai-adv, see :func:`~monai_adv.evaluation.evidence.code.code_hash`.
         purpose: as stated then; None: nothing was stated, what stood before holds.
     """
 
@@ -27,6 +28,7 @@ class Session:
     machine: str
     records: int
     command: str
+    code: str = ""
     purpose: Purpose | None = None
 
     def keep(self, store: Store) -> None:

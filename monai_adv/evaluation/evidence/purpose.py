@@ -48,6 +48,10 @@ class Criterion:
     at_least: bool
     reason: str
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
     @property
     def in_percent(self) -> bool:
         """Whether the bound is a share."""

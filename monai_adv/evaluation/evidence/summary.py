@@ -46,14 +46,16 @@ class Summary:
         intended_use: as stated.
         models: in their order.
         late: what was stated after results were known, a sentence each.
+        records: hash of the files that the figures rest on, which ties a printed page to them.
     """
 
     intended_use: str
     models: tuple[ModelSummary, ...]
     late: tuple[str, ...]
+    records: str
 
 
-def summary_of(figures: Figures, history: Sequence[Session]) -> Summary | None:
+def summary_of(figures: Figures, history: Sequence[Session], records: str) -> Summary | None:
     """The summary page; None where no purpose was stated."""
     purpose = purpose_of(history)
     if not purpose:
@@ -69,7 +71,7 @@ def summary_of(figures: Figures, history: Sequence[Session]) -> Summary | None:
                 draft_sentence(model, figures, radii),
             )
         )  # fmt: skip
-    return Summary(purpose.intended_use, tuple(models), tuple(told_late(history)))
+    return Summary(purpose.intended_use, tuple(models), tuple(told_late(history)), records)
 
 
 def draft_sentence(model: ModelResults, figures: Figures, keys: set[str]) -> str:

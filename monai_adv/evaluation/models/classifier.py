@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.base import Strongest
 from monai_adv.errors import InputError
-from monai_adv.evaluation.models.plain import PlainCase, PlainModel, fingerprint, forward, images_of, slice_2d
+from monai_adv.evaluation.models.plain import (
+    PlainCase,
+    PlainModel,
+    digest_of,
+    fingerprint,
+    forward,
+    images_of,
+    slice_2d,
+)
 from monai_adv.evaluation.models.protocol import Picture, check_distinct
 from monai_adv.given import Box
 from monai_adv.metrics.score import Kind, Score
@@ -74,6 +82,11 @@ class Classifier(PlainModel):
     def fingerprint(self) -> str:
         """Of weights, layers, images, labels, and what decides how they are grouped and bounded."""
         return fingerprint(self.network, self.images, self.labels, self.classes, self.box, self.group, self.names)
+
+    @property
+    def data_in_memory(self) -> str:
+        """Of images and labels alone."""
+        return digest_of(self.images, self.labels, self.names)
 
     def to(self, device: str) -> Classifier:
         """The network on another device."""

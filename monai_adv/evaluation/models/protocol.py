@@ -112,7 +112,9 @@ class Picture:
 class Model(Protocol):
     """A model with its data.
 
-    It may have ``trained``, the :class:`Level` that it was trained against, or None.
+    It may have ``trained``, the :class:`Level` that it was trained against, or None; ``data_files``, those of ``files``
+    that are images and labels; ``data_in_memory``, a hash of data that are in no file; and ``in_files``, whether
+    weights and data all come from ``files``.
     """
 
     @property

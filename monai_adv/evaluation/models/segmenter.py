@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.models.plain import PlainCase, PlainModel, fingerprint, forward, images_of, slice_2d
+from monai_adv.evaluation.models.plain import (
+    PlainCase,
+    PlainModel,
+    digest_of,
+    fingerprint,
+    forward,
+    images_of,
+    slice_2d,
+)
 from monai_adv.evaluation.models.protocol import Picture, check_distinct
 from monai_adv.given import Box
 from monai_adv.metrics.score import Kind, Score
@@ -79,6 +87,11 @@ class Segmenter(PlainModel):
         """Of weights, layers, images, labels, and what decides the scores."""
         decides = self.classes, self.regions, self.spacing, self.box, self.cases
         return fingerprint(self.network, *self.images, *self.labels, decides)
+
+    @property
+    def data_in_memory(self) -> str:
+        """Of images and labels alone."""
+        return digest_of(*self.images, *self.labels, self.cases)
 
     def to(self, device: str) -> Segmenter:
         """The network on another device."""

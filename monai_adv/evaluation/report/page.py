@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
@@ -13,6 +14,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from monai_adv.attacks.autoattack import AutoAttack
 from monai_adv.errors import InputError
+from monai_adv.evaluation.evidence.document import records_hash, write_evidence
 from monai_adv.evaluation.evidence.history import sessions
 from monai_adv.evaluation.evidence.summary import MARKS, Summary, figure_text, summary_of
 from monai_adv.evaluation.models.protocol import Picture
@@ -48,7 +50,7 @@ KNOWS = {
 
 
 def write_report(folder: str | Path, results: Figures | None = None, output: str | Path | None = None) -> Path:
-    """Write ``report.html``, ``results.json``, ``results.csv``, ``tables.csv`` and the curves as PNG.
+    """Write ``report.html``, ``results.json``, ``results.csv``, ``tables.csv``, curves as PNG, and ``evidence.json``.
 
     Each is written whole or not at all. The page needs no other file and no network; its curves are SVG whose points
     tell their values. A few lines of its own sort the tables of patients, which can be read without them. An
@@ -68,20 +70,23 @@ def write_report(folder: str | Path, results: Figures | None = None, output: str
     folder = Path(folder)
     results = gather(folder) if results is None else results
     main, per_model = _curves(results)
-    summary = summary_of(results, sessions(folder))
+    summary = summary_of(results, sessions(folder), records_hash(folder)["sha256"])
     page = render(results, main, per_model, _worst_cases(folder, results), summary)
-    folder = folder if output is None else Path(output)
+    output = folder if output is None else Path(output)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for curve in (*main, *(c for curves in per_model.values() for c in curves)):
-            write_whole(folder / f"{curve.name}.png", curve.png)
-        write_whole(folder / "results.json", as_json(results))
-        write_whole(folder / "results.csv", as_csv(results))
-        write_whole(folder / "tables.csv", as_table(results))
-        write_whole(folder / "report.html", page)
+        output.mkdir(parents=True, exist_ok=True)
+        curves = (*main, *(c for found in per_model.values() for c in found))
+        parts = {f"{curve.name}.png": curve.png for curve in curves}
+        parts |= {"results.json": as_json(results).encode(errors="backslashreplace")}
+        for name, text in (("results.csv", as_csv(results)), ("tables.csv", as_table(results)), ("report.html", page)):
+            parts[name] = text.encode(errors="backslashreplace")
+        for name, content in parts.items():
+            write_whole(output / name, content)
+        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+        write_evidence(folder, results, output, hashes)
     except OSError as error:
-        raise InputError.of("-o", str(folder), f"a folder that can be written ({error.strerror})") from error
-    return folder / "report.html"
+        raise InputError.of("-o", str(output), f"a folder that can be written ({error.strerror})") from error
+    return output / "report.html"
 
 
 def render(

@@ -340,6 +340,11 @@ def as_table(results: Figures) -> str:
     """
     head = ["model", "level", "norm", "eps", "unit", "attack", "class", "measure"]
     head += ["value", "low", "high", "lowest", "lowest_patient", "count"]
+    return csv_text(head, [_cells(row) for row in table_rows(results)])
+
+
+def table_rows(results: Figures) -> list[dict[str, Any]]:
+    """The rows of :func:`as_table`, by its columns; what is not defined is NaN, None or missing."""
     lines: list[dict[str, Any]] = []
     measures = {"dice": "mean Dice", "hd95": "median HD95 in mm", "false_positives": "false positives"}
     levels = {level.key: kept.place_of(level) for level in results.levels}
@@ -361,14 +366,14 @@ def as_table(results: Figures) -> str:
             }  # fmt: skip
             if model.kind == "classification":
                 del whole["lowest"], whole["lowest_patient"]
-            lines.append(_cells(place | whole))
+            lines.append(place | whole)
             if model.kind == "segmentation":
                 extra = {"measure": "mean over classes", "value": summary.class_mean, "count": len(rows)}
-                lines.append(_cells(place | {"class": "all"} | extra))
+                lines.append(place | {"class": "all"} | extra)
             if summary.absent:
                 share = summary.false_positives / summary.absent
                 extra = {"measure": "false positives", "value": share, "count": summary.absent}
-                lines.append(_cells(place | {"class": "all"} | extra))
+                lines.append(place | {"class": "all"} | extra)
             for row in rows:
                 for measure in [m for m in row.values if m != "lowest"]:
                     interval = row.intervals.get(measure)
@@ -378,8 +383,8 @@ def as_table(results: Figures) -> str:
                         "lowest": row.values.get("lowest") if measure == "dice" else None,
                         "count": row.counts[measure],
                     }  # fmt: skip
-                    lines.append(_cells(place | value))
-    return csv_text(head, lines)
+                    lines.append(place | value)
+    return lines
 
 
 def _corruption(attack: str) -> str:

@@ -13,6 +13,8 @@ from typing import Any, TextIO
 from monai_adv.errors import InputError
 from monai_adv.evaluation.checks.probes import CASES, most_passes, spread
 from monai_adv.evaluation.evidence import history
+from monai_adv.evaluation.evidence.code import code_hash
+from monai_adv.evaluation.evidence.document import digest_in
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.fingerprint import Marks
 from monai_adv.evaluation.models.protocol import Source, check_distinct
@@ -157,6 +159,8 @@ class Session:
             if (known := trained(found.probes, results.levels)) and known.warning:
                 self.say(f"{found.name}: {known.warning}")
         self.say(f"Report: {page if isinstance(page, Path) else self.folder / 'report.html'}")
+        if digest := digest_in(self.folder):
+            self.say(f"Evidence: {self.folder / 'evidence.json'}; keep its digest elsewhere: {digest}")
         if any(found.verdict.word == "not reliable" for found in results.models):
             return 3
         return 1 if problems else 0
@@ -188,7 +192,9 @@ class Session:
     def _keep_history(self) -> None:
         begun, machine = self._evaluation["started"], self._evaluation["machine"]
         known = len(read_records(self.folder))
-        history.Session(begun, machine, known, self.asked, self.purpose).keep(self.store)
+        history.Session(
+            at=begun, machine=machine, records=known, command=self.asked, code=code_hash(), purpose=self.purpose
+        ).keep(self.store)
 
     def _all(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Results of (function, arguments...), in their order.

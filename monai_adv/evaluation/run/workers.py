@@ -21,7 +21,7 @@ import torch
 from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation.checks.probes import STEPS, probe
 from monai_adv.evaluation.models.classifier import first_of
-from monai_adv.evaluation.models.fingerprint import Marks, computed, contents, marks_of
+from monai_adv.evaluation.models.fingerprint import Marks, computed, contents, fingerprint, marks_of
 from monai_adv.evaluation.models.protocol import Model, Source
 from monai_adv.evaluation.models.radii import in_words
 from monai_adv.evaluation.search import cost
@@ -86,7 +86,9 @@ class Job:
         marks = marks_of(getattr(model, "files", ()), Store(self.folder).marks(model.name))
         with reproducible(self.settings):
             found = {"fingerprint": model.fingerprint, "files": contents(marks), "computes": computed(model)}
-        return found, marks
+        data = marks_of(getattr(model, "data_files", ()), marks)
+        found["data"] = fingerprint(contents(data), getattr(model, "data_in_memory", ""))
+        return found | {"in_files": bool(getattr(model, "in_files", False))}, marks
 
     def survey(self, case: str) -> cost.Size | str:
         """The size of a case, or why it cannot be used."""

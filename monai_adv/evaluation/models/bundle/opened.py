@@ -79,7 +79,8 @@ class BundleClassifier(Classifier):
             bundle.name, bundle.network, torch.stack(images), torch.stack(labels), classes,
             box=bundle.box, unit=bundle.unit, names=names,
         )  # fmt: skip
-        self.files, self.trained = bundle.files, bundle.trained
+        self.files, self.trained, self.data_files = bundle.files, bundle.trained, bundle.data_files
+        self.in_files = bundle.in_files
         self.problems = tuple(problems)
         self.space = f"the bundle's preprocessed images{bundle.attacked}; each image has a radius of its own"
 
@@ -87,6 +88,11 @@ class BundleClassifier(Classifier):
     def fingerprint(self) -> str:
         """Of what is in no file of the bundle."""
         return digest_of(self.bundle.fingerprint, self.images, self.labels)
+
+    @property
+    def data_in_memory(self) -> str:
+        """Of data that are in no file; preprocessed images are the bundle's work."""
+        return self.bundle.data_in_memory
 
     def load(self, case: str) -> ClassificationCase:
         """A group of images."""
@@ -103,6 +109,7 @@ class BundleSegmenter:
     def __init__(self, bundle: OpenBundle) -> None:
         self.bundle, self.name, self.unit, self.problems = bundle, bundle.name, bundle.unit, tuple(bundle.problems)
         self.cases, self.files, self.trained = tuple(bundle.names), bundle.files, bundle.trained
+        self.data_files, self.in_files = bundle.data_files, bundle.in_files
         image, heads = bundle.first.image, bundle.heads
         logits = torch.empty(1, heads, *image.shape[1:], device="meta")
         self.layout = layout_of(logits, bundle.first.label[None], None, None, bundle.rule, bundle.background)
@@ -121,6 +128,11 @@ class BundleSegmenter:
             f"decided is {self.layout.decision}{silent}; Dice and HD95 in the bundle's preprocessed space{voxels}; "
             "each image has a radius of its own"
         )
+
+    @property
+    def data_in_memory(self) -> str:
+        """Of the cases that come from no file."""
+        return self.bundle.data_in_memory
 
     @property
     def fingerprint(self) -> str:
@@ -240,9 +252,25 @@ class OpenBundle:
         self.raw_unit = raw_unit_of(self.dataset)
 
     @property
+    def in_files(self) -> bool:
+        """Its weights are in memory."""
+        return False
+
+    @property
     def files(self) -> list[Path]:
         """Of the data, and of the network's code."""
-        return [*code_of(self.network), *(file for files in self._files.values() for file in files if file.exists())]
+        return [*code_of(self.network), *self.data_files]
+
+    @property
+    def data_files(self) -> list[Path]:
+        """Images, labels and whatever else a case names."""
+        return [file for files in self._files.values() for file in files if file.exists()]
+
+    @property
+    def data_in_memory(self) -> str:
+        """Of the cases that come from no file; "" without any."""
+        digests = [[item.digest() for item in self.items(name)] for name in self.names if not self._files[name]]
+        return digest_of(digests) if digests else ""
 
     @property
     def fingerprint(self) -> str:

@@ -160,6 +160,11 @@ class _Bundle(OpenBundle):
         return [self.weights, *self.configs, *own, *super().files]
 
     @property
+    def in_files(self) -> bool:
+        """Whether all data come from files; the weights do."""
+        return all(map(self._files.get, self.names))
+
+    @property
     def fingerprint(self) -> str:
         """Of overrides, and what else is in no file."""
         return fingerprint(super().fingerprint, self.source.overrides)

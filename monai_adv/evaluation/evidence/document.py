@@ -1,0 +1,163 @@
+"""``evidence.json``: an evaluation in one file for machines and archives, with hashes of all that it rests on.
+
+Everything in it but the time of writing follows from the folder of the evaluation, so that :mod:`.verify` can make it
+again and compare. Its schema is ``evidence.schema.json`` beside this file. Names of patients are in it only where a
+case was left out, or chosen by its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from monai_adv.evaluation import seal, store
+from monai_adv.evaluation.evidence.decisions import decide
+from monai_adv.evaluation.evidence.history import purpose_of, sessions
+from monai_adv.evaluation.evidence.left_open import deviations, not_tested
+from monai_adv.evaluation.records import place_of
+from monai_adv.evaluation.report.results import Figures, ModelResults, plain_values, table_rows
+from monai_adv.evaluation.report.sentences import robustness
+from monai_adv.files import write_whole
+
+NAME = "evidence.json"
+SCHEMA = "urn:monai-adv:evidence:1"
+KEPT = ("evaluation.json", "history.json", "subgroups.json", "records", "probes", "problems", "pictures")
+"""What of an evaluation's folder its figures rest on."""
+Content = dict[str, Any]
+
+
+def write_evidence(folder: Path, figures: Figures, output: Path, report: Mapping[str, str]) -> Path:
+    """Write the evidence of an evaluation beside its report.
+
+    Args:
+        folder: of the evaluation.
+        figures: what was gathered there.
+        output: where the report lies.
+        report: its files with their hashes.
+
+    Returns:
+        the file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = document(folder, figures, datetime.now().astimezone().isoformat(timespec="seconds"), report)
+    check_schema(content := content | {"digest": digest_of(content)})
+    write_whole(output / NAME, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
+    return output / NAME
+
+
+def document(folder: Path, figures: Figures, written: str, report: Mapping[str, str]) -> Content:
+    """All but the digest."""
+    evaluation, history = figures.evaluation, sessions(folder)
+    purpose = purpose_of(history)
+    rows = [{k: v for k, v in row.items() if k != "lowest_patient"} for row in table_rows(figures)]
+    found: Content = {
+        "schema": SCHEMA,
+        "written": written,
+        "intended_use": purpose.intended_use,
+        "acceptance": [c.as_dict() for c in purpose.criteria],
+        "measurement": {
+            **{k: evaluation[k] for k in ("started", "machine", "versions", "settings")},
+            "levels": [{"key": v.key, **place_of(v), "words": v.words} for v in figures.levels],
+            "command": evaluation.get("run_file", ""),
+            "sessions": [{"at": s.at, "machine": s.machine, "records": s.records, "code": s.code} for s in history],
+        },
+        "models": [
+            _model(folder, figures, model, evaluation["models"][i], rows) for i, model in enumerate(figures.models)
+        ],
+        "comparisons": [plain_values(c) for c in figures.comparisons],
+        "not_tested": not_tested(figures),
+        "deviations": deviations(figures, history),
+        "hashes": {"records": records_hash(folder), "report": dict(report)},
+    }
+    plain: Content = json.loads(json.dumps(plain_values(found)))
+    return plain
+
+
+def _model(
+    folder: Path, figures: Figures, model: ModelResults, entry: Mapping[str, Any], rows: list[Content]
+) -> Content:
+    marks = store.Store(folder).marks(model.name)
+    purpose = purpose_of(sessions(folder))
+    mine = [{k: v for k, v in row.items() if k != "model"} for row in rows if row["model"] == model.name]
+    mine += [
+        {"level": severity, "attack": f"corruption: {name}", "class": "all", "measure": "mean score",
+         "value": summary.mean, "low": summary.interval.low, "high": summary.interval.high, "count": summary.count}
+        for name, found in model.corruptions.items() for severity, summary in found.items()
+    ]  # fmt: skip
+    robust = robustness(model, figures.levels)
+    return {
+        "name": model.name,
+        "kind": model.kind,
+        "classes": list(model.classes),
+        "attacked": model.space,
+        "unit": model.unit,
+        "cases": {"count": len(entry["cases"]), "hash": seal.checksum({"cases": list(entry["cases"])})},
+        "hashes": {
+            "in_memory": entry["fingerprint"],
+            "all_in_files": bool(entry.get("in_files", False)),
+            "files": entry.get("files", ""),
+            "data": entry.get("data", ""),
+            "plan": seal.checksum({"stages": entry["stages"], "corruptions": entry["corruptions"]}),
+            "plan_code": figures.evaluation["settings"].get("attacks_code", ""),
+        },
+        "files": [{"name": Path(path).name, "bytes": mark[0], "sha256": mark[3]} for path, mark in marks.items()],
+        "trust": {"word": model.verdict.word, "reasons": list(model.verdict.reasons)},
+        "checks": [{"name": f.name, "outcome": f.outcome, "measured": f.measured} for f in model.flags],
+        "robustness": robust.word,
+        "figures": mine,
+        "acceptance": [
+            {"measure": c.measure, "level": c.level, "outcome": d.outcome, "why": d.why, "value": d.measured.value,
+             "low": d.measured.interval.low, "high": d.measured.interval.high, "count": d.measured.count}
+            for c in purpose.criteria for d in [decide(c, model, figures)]
+        ],
+    }  # fmt: skip
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a document without its digest, in whatever order and spacing."""
+    return seal.checksum({name: value for name, value in content.items() if name != "digest"}, SCHEMA)
+
+
+def digest_in(folder: str | Path) -> str:
+    """The digest of the evidence in a folder, computed anew; "" where there is none."""
+    path = Path(folder) / NAME
+    return digest_of(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ""
+
+
+def records_hash(folder: Path) -> Content:
+    """SHA-256 over all files that the figures rest on, and how many there are."""
+    digest, count = hashlib.sha256(), 0
+    for name in KEPT:
+        place = folder / name
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if file.is_file() and not file.name.endswith(".partial"):
+                digest.update(f"{file.relative_to(folder).as_posix()}\0".encode(errors="surrogatepass"))
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+                count += 1
+    return {"sha256": digest.hexdigest(), "files": count}
+
+
+@cache
+def schema() -> Content:
+    """The JSON schema of ``evidence.json``, draft 2020-12."""
+    found: Content = json.loads(files(__package__).joinpath("evidence.schema.json").read_text(encoding="utf-8"))
+    return found
+
+
+def check_schema(content: Mapping[str, Any]) -> None:
+    """Hold a document against the schema.
+
+    Raises:
+        jsonschema.ValidationError: says what does not fit.
+    """
+    from jsonschema import Draft202012Validator
+
+    Draft202012Validator(schema()).validate(dict(content))
