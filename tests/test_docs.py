@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from monai_adv.cli.method_tables import refreshed
+from monai_adv.cli.method_tables import refreshed, settings_table
 from monai_adv.defenses import METHODS
+from monai_adv.engines import run_settings
 from monai_adv.tasks import SegmentationSettings
 from nnunet_trainers.run_settings import RunSettings
 
@@ -32,6 +33,11 @@ def test_every_setting_is_documented_as_it_is() -> None:
     text = (ROOT / "docs" / "nnunet.md").read_text()
     missing = [row for row in rows() if row not in text]
     assert not missing, "put these rows into docs/nnunet.md:\n" + "\n".join(missing)
+
+
+def test_the_settings_of_a_run_in_monai_are_documented() -> None:
+    table = settings_table(run_settings.RunSettings)
+    assert table in (ROOT / "docs" / "monai.md").read_text(), f"put this into docs/monai.md:\n{table}"
 
 
 @pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda p: p.name)

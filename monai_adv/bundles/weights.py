@@ -13,13 +13,14 @@ from monai_adv.errors import InputError, first_cause
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def load_weights(network: Network, file: str | Path) -> Network:
+def load_weights(network: Network, file: str | Path, name: str = "bundle-weights") -> Network:
     """Load a state dict, such as ``models/model.pt``; nothing in the file can run.
 
     Args:
         network: what the weights are for.
         file: a state dict, or a dictionary with one under ``state_dict``, ``model``, ``network`` or ``net``. The prefix
             ``module.`` of DistributedDataParallel is taken off.
+        name: what an error calls the argument.
 
     Returns:
         the network.
@@ -32,13 +33,13 @@ def load_weights(network: Network, file: str | Path) -> Network:
         todo = (
             f"in {file.parent} there is {names_in(file.parent)}; train the bundle, download its weights, or name them"
         )
-        raise InputError.of("bundle-weights", str(file), "an existing file", todo)
+        raise InputError.of(name, str(file), "an existing file", todo)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and pickle raise a dozen kinds
         text = str(error).splitlines()[0][:200] if str(error) else "the file is empty"
         raise InputError.of(
-            "bundle-weights", str(file), "a state dict of tensors, text and numbers", f"{type(error).__name__}: {text}"
+            name, str(file), "a state dict of tensors, text and numbers", f"{type(error).__name__}: {text}"
         ) from error
     for key in ("state_dict", "model", "network", "net"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -46,7 +47,7 @@ def load_weights(network: Network, file: str | Path) -> Network:
     try:
         network.load_state_dict({key.removeprefix("module."): value for key, value in content.items()})
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise InputError.of("bundle-weights", str(file), "weights that fit the network", first_cause(error)) from error
+        raise InputError.of(name, str(file), "weights that fit the network", first_cause(error)) from error
     return network
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
 from monai_adv.defenses.base import on_any_rank
@@ -212,3 +213,14 @@ def _check_values(label: Tensor, layout: Layout, heads: int, ignore_label: int |
         raise InputError.of("ignore_label", ignore_label, "none for regions", "leave such voxels out in the loss")
     todo = f"see the label's transforms, or give ignore_label; {OTHER_KINDS}"
     check_labels("label", label, 1 if layout.regions else heads - 1, todo, ignore_label)
+
+
+def with_meta(output: Output, image: Tensor) -> Any:
+    """The output with the meta data of its image, as MONAI's operations would have passed it on."""
+    if not isinstance(image, MetaTensor):
+        return output
+    if not isinstance(output, Tensor):
+        return [with_meta(o, image) for o in output]
+    result = MetaTensor(output)
+    result.copy_meta_from(image)  # type: ignore[no-untyped-call]
+    return result

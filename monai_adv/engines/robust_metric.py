@@ -108,6 +108,24 @@ class RobustMetric:
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._attack_batch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
+    def join(self, engine: Engine, name: str) -> None:
+        """Attach to an evaluator that has its handlers already, which shall find the metric at the end of its epoch.
+
+        Raises:
+            InputError: its data loader does not say how many batches it has.
+        """
+        length = getattr(engine.state, "epoch_length", None)
+        if length is None:
+            raise InputError.of(
+                "validator", "a data loader without a length", "one with a length",
+                f"or give it a RobustMetric as `{name}` in its key_val_metric",
+            )  # fmt: skip
+        self.name = name
+        last = Events.ITERATION_COMPLETED(event_filter=lambda e, _: e.state.iteration % e.state.epoch_length == 0)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._attack_batch)
+        engine.add_event_handler(last, self._finish)
+
     def _start(self, engine: Any) -> None:
         if not (hasattr(engine, "network") and hasattr(engine, "inferer")):
             raise InputError.of("engine", type(engine).__name__, "a SupervisedEvaluator", "it attacks one network")

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from logging import Logger
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,9 @@ from monai_adv.files import whole_file
 from monai_adv.network_state import device_of, unwrap_ddp
 from monai_adv.settings import differences
 from monai_adv.statistics import wide_dtype
+
+if TYPE_CHECKING:
+    from monai_adv.engines.run import Run
 
 STATE = "robust_state.pt"
 """How the docs call the file of a state."""
@@ -48,15 +51,17 @@ class RobustState:
         self._waiting: dict[str, Any] | None = None
         self._logger: Logger | None = None
         self._goes_on = False
+        self._run: Run | None = None
 
     @classmethod
     def of(cls, given: RobustState | str | Path | None) -> RobustState:
         """The state that the trainer's argument ``state`` means."""
         return given if isinstance(given, RobustState) else cls(given)
 
-    def connect(self, defense: Defense, method: str, settings: Mapping[str, Any], logger: Logger) -> None:
+    def connect(self, defense: Defense, method: str, settings: Mapping[str, Any], logger: Logger, run: Run) -> None:
         """Called by the trainer once the defence is ready; what was loaded before goes into it now."""
         self._defense, self._method, self._settings, self._logger = defense, method, dict(settings), logger
+        self._run = run
         if self._waiting is not None:
             self.load_state_dict(self._waiting)
             self._waiting = None
@@ -76,13 +81,15 @@ class RobustState:
             "settings": self._settings,
             "threat": self._defense.trained_against(),
             "defense": self._defense.state_dict(),
+            "run": None if self._run is None else self._run.state_dict(),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore bit for bit.
 
         Raises:
-            InputError: the state of another method, of other samples or in another unit; nothing is changed then.
+            InputError: the state of another method, of other samples, in another unit or within another budget; nothing
+                is changed then.
         """
         if not {"method", "settings", "defense"} <= set(saved):
             raise InputError.of("state", sorted(map(str, saved)), "what a RobustState saved", "see the load_dict")
@@ -94,7 +101,11 @@ class RobustState:
             raise InputError.of(
                 "state", f"that of {saved['method']}", f"that of {self._method}", "train on with the same trainer"
             )
+        if self._run is not None:
+            self._run.check_budget(saved["settings"], self._settings)
         self._defense.load_state_dict(saved["defense"])
+        if self._run is not None and saved.get("run") is not None:
+            self._run.load_state_dict(saved["run"])
         changed = differences(saved["settings"], self._settings)
         if changed and self._logger is not None:
             self._logger.info("Settings that differ from the checkpoint:\n  " + "\n  ".join(changed))

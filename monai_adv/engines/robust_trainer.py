@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from ignite.engine import Engine, Events
-from monai.data.meta_tensor import MetaTensor
 from monai.engines.trainer import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.inferers.inferer import SimpleInferer
@@ -38,25 +37,21 @@ from monai_adv.engines.bundle_task import (
     kind_of_data,
     layout_of,
     loss_of_each_sample,
+    with_meta,
 )
+from monai_adv.engines.given_settings import Given
+from monai_adv.engines.log_words import words_of_the_first_batch, words_of_the_settings
 from monai_adv.engines.numbering import numbered
 from monai_adv.engines.raw_unit import WHY_NOT, raw_unit_of
+from monai_adv.engines.robust_metric import RobustMetric
 from monai_adv.engines.robust_state import RobustState, check_ranks
+from monai_adv.engines.run import Run
+from monai_adv.engines.run_settings import RunSettings
 from monai_adv.engines.sample_ids import BatchIds, data_list
 from monai_adv.engines.supported import check_arguments, check_present, image_and_label, mask_channels
 from monai_adv.errors import InputError
 from monai_adv.network_state import device_of, frozen, is_compiled
-from monai_adv.settings import (
-    ENV_FILE,
-    ENV_PREFIX,
-    Settings,
-    as_dict,
-    combine,
-    expand_preset,
-    flat,
-    read_settings,
-    table,
-)
+from monai_adv.settings import Settings, as_dict, flat, read_settings
 from monai_adv.tasks import ClassificationTask, Output, SegmentationSettings, SegmentationTask, Target
 from monai_adv.tasks.base import TrainingTask, plain
 
@@ -70,8 +65,8 @@ class RobustTrainer(SupervisedTrainer):
     Args:
         args, kwargs: of SupervisedTrainer, unchanged. ``inferer`` must be a SimpleInferer and ``iteration_update``
             None: a defence calls the network on whole batches.
-        settings: of the defence and of the task, in one flat mapping; ``preset`` names a group of them. Those not given
-            come from the file named by ``MONAI_ADV_SETTINGS`` and from variables ``MONAI_ADV_<NAME>``.
+        settings: of the defence, the task and the run, in one flat mapping; ``preset`` names a group of them. Those not
+            given come from the file named by ``MONAI_ADV_SETTINGS`` and from variables ``MONAI_ADV_<NAME>``.
         defense: a ready one instead of ``settings``; its task trains with this trainer's ``loss_function``.
         task: ``"classification"``, ``"segmentation"``, a task of your own, or ``"auto"``: what the labels of the data
             list say (numbers or files), unless the first batch says otherwise.
@@ -129,8 +124,13 @@ class RobustTrainer(SupervisedTrainer):
         check_arguments(type(self).__name__, kwargs)
         if not args:
             check_present(type(self).__name__, kwargs)
+        self.kind: Kind | None = None
+        self._own_task: TrainingTask | None = None
+        self._given = Given(self.method, {} if defense is not None else {**read_settings(), **(settings or {})})
+        self.run_around = self._make_run(defense)
         # First among the handlers: the others log and save what ours has left in state.metrics.
-        kwargs["train_handlers"] = [_Hooks(), *ensure_tuple(train_handlers or ())]
+        handlers = self.run_around.kept(ensure_tuple(train_handlers or ()))
+        kwargs["train_handlers"] = [_Hooks(), self.run_around, *handlers]
         super().__init__(*args, **kwargs)
         if type(self.inferer) is not SimpleInferer:
             raise InputError.of(
@@ -140,7 +140,6 @@ class RobustTrainer(SupervisedTrainer):
         self.defense: Defense | None = None
         self.robust_state = RobustState.of(state)
         self.sections: dict[str, Settings] = {}
-        self._given = dict(settings or {}) if defense is not None else {**read_settings(), **(settings or {})}
         self._regions, self._ignore_label = regions, ignore_label
         self._given_rule, self._postprocessing = activation, kwargs.get("postprocessing")
         self._channels = None if channels is None else tuple(channels)
@@ -154,8 +153,8 @@ class RobustTrainer(SupervisedTrainer):
             self.data_loader = numbered(self.data_loader) or self.data_loader
         self._guessed = False
         self._nothing_attacked = NothingAttacked()
-        self.kind: Kind | None = task if isinstance(task, str) and task != "auto" else None
-
+        self.run_around.prepare(self, self._metric)  # before the defence, which may double layers or copy weights
+        self.kind = task if isinstance(task, str) and task != "auto" else None
         if defense is not None:
             defense.task = self._own_task = defense.task.with_loss(self._training_loss)
         elif task == "auto":
@@ -171,33 +170,41 @@ class RobustTrainer(SupervisedTrainer):
         elif self.kind is not None or self._own_task is not None:
             self._use(self._make_defense())
         else:
-            combine(self._sections(), self._expanded())  # a bad setting shall not wait for the first batch
+            self._settings()  # a bad setting shall not wait for the first batch
 
     # ---------------------------------------------------------------- set-up
 
-    def _sections(self) -> dict[str, type[Settings]]:
-        sections: dict[str, type[Settings]] = {"defense": self._method().settings}
-        if self.kind != "classification" and self._own_task is None:
-            sections["task"] = SegmentationSettings
-        return sections
+    def _settings(self) -> dict[str, Settings]:
+        return self._given.sections(task=self.kind != "classification" and self._own_task is None)
 
-    def _method(self) -> Method:
-        if self.method is None:
-            raise InputError.of("defense", None, "a defence", "or use the trainer of a method, such as IMATrainer")
-        return self.method
+    def _make_run(self, defense: Defense | None) -> Run:
+        if defense is not None:
+            return Run(RunSettings(), None)
+        sections = self._settings()
+        return Run(cast(RunSettings, sections["run"]), self._given.price(sections))
 
-    def _expanded(self) -> dict[str, Any]:
-        """What was given, with the preset's values; those of other hosts and tasks are not ours."""
-        sections, presets = self._sections(), self._method().presets
-        known = {name for section in sections.values() for name in section.names()}
-        ours = {p: {k: v for k, v in values.items() if k in known} for p, values in presets.items()}
-        return expand_preset(sections, self._given, ours)
+    def _metric(self, eps: float | None, steps: int, batches: int | None) -> RobustMetric:
+        """The enemy of the training, for validation."""
+        enemy = cast(DefenseSettings, self._settings()["defense"])
+        return RobustMetric(
+            eps=enemy.eps if eps is None else eps,
+            unit=enemy.unit,
+            norm=enemy.norm,
+            box=enemy.box,
+            steps=steps,
+            channels=self._channels,
+            regions=self._regions,
+            activation=self._given_rule,
+            ignore_label=self._ignore_label,
+            batches=batches,
+            seed=enemy.seed,
+        )
 
     def _make_defense(self) -> Defense:
-        method = self._method()
+        method = self._given.method
         if self.kind is not None:
             method.check_task(self.kind)
-        self.sections = combine(self._sections(), self._expanded())
+        self.sections = self._settings()
         task = self._own_task
         if task is None and self.kind == "classification":
             task = ClassificationTask(self._training_loss, loss_of_each_sample(self.loss_function))
@@ -223,7 +230,7 @@ class RobustTrainer(SupervisedTrainer):
         defense.attach(self.network, self.optimizer)
         self.defense = defense
         settings = flat(as_dict(self.sections))
-        self.robust_state.connect(defense, name, settings, self.logger)
+        self.robust_state.connect(defense, name, settings, self.logger, self.run_around)
 
     def _training_loss(self, output: Output, target: Target) -> Tensor:
         """The bundle's own loss, called as SupervisedTrainer calls it."""
@@ -276,19 +283,13 @@ class RobustTrainer(SupervisedTrainer):
 
     def _tell(self, images: Tensor, label: Tensor, output: Output) -> None:
         assert self.defense is not None
-        shape = tuple((output if isinstance(output, Tensor) else output[0]).shape)
         what = self.kind or type(self.defense.task).__name__
-        if self._layout is not None:
-            what += f" ({self._layout.words})"
-        ids = "not needed" if self._ids is None else self._ids.source
-        channels = self.defense.channels
-        which = f"all {images.shape[1]}" if channels is None else f"{list(channels)} of {images.shape[1]}"
+        ids = None if self._ids is None else self._ids.source
         self.logger.info(
-            f"{type(self).__name__}: {what}, from labels {tuple(label.shape)} and network outputs {shape}. "
-            f"Threat: {self.defense.threat.describe(images, self._raw_unit)}, in the units of the network's input; "
-            f"attacked channels: {which}. Sample ids: {ids}."
+            f"{type(self).__name__}: "
+            + words_of_the_first_batch(what, self._layout, self.defense, images, label, output, self._raw_unit, ids)
         )
-        if masks := mask_channels(images, channels):
+        if masks := mask_channels(images, self.defense.channels):
             self.logger.warning(
                 f"Channels {masks} of the first batch hold only 0 and 1 and are attacked as intensities. If they are "
                 "masks or clicks, leave them out with the argument channels."
@@ -304,16 +305,11 @@ class RobustTrainer(SupervisedTrainer):
 
     def _on_started(self) -> None:
         self._resumed = False
-        sections = self.sections or combine(self._sections(), self._expanded())
-        self.logger.info(
-            f"{type(self).__name__} settings (* differs from the default; set in the trainer's `settings`, with a file "
-            f"named by {ENV_FILE}, or with {ENV_PREFIX}<NAME>):\n{table(sections)}"
-        )
-        name = self._given.get("preset")
-        preset = {} if name is None else self._method().presets[name]
-        left_out = sorted(set(preset) - {n for s in sections.values() for n in s.names()})
-        if left_out:
-            self.logger.info(f"Not part of this trainer, so left out of the preset: {', '.join(left_out)}.")
+        sections = self.sections or self._settings()
+        if "run" in sections:
+            self.logger.info(f"{type(self).__name__} {words_of_the_settings(sections)}")
+            if left_out := self._given.left_out(sections):
+                self.logger.info(f"Not part of this trainer, so left out of the preset: {', '.join(left_out)}.")
 
     def _on_epoch_started(self) -> None:
         if not self._resumed:  # now, because handlers that load a checkpoint run after our STARTED
@@ -346,6 +342,7 @@ class RobustTrainer(SupervisedTrainer):
         ids = None if self._ids is None else self._ids.of(batchdata).to(images.device, non_blocking=True)
         if self._layout is not None:
             target = self._layout.to_task(target)
+        self.run_around.look(defense, self.network, images, target)
 
         self.state.output = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: label}
         first, last = self._micro_batch()
@@ -371,7 +368,7 @@ class RobustTrainer(SupervisedTrainer):
                 self._zero_grad()
         prediction = noisy if clean is None else clean
         if prediction is not None:
-            self.state.output[CommonKeys.PRED] = _with_meta(prediction, inputs)
+            self.state.output[CommonKeys.PRED] = with_meta(prediction, inputs)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         if not updated:
@@ -425,15 +422,5 @@ class _Hooks:
     """A handler that lets the trainer attach its own before all others."""
 
     def attach(self, engine: Engine) -> None:
+        """Called by the trainer."""
         cast(RobustTrainer, engine).add_hooks()
-
-
-def _with_meta(output: Output, image: Tensor) -> Any:
-    """The output with the meta data of its image, as MONAI's operations would have passed it on."""
-    if not isinstance(image, MetaTensor):
-        return output
-    if not isinstance(output, Tensor):
-        return [_with_meta(o, image) for o in output]
-    result = MetaTensor(output)
-    result.copy_meta_from(image)  # type: ignore[no-untyped-call]
-    return result

@@ -1,0 +1,267 @@
+"""What surrounds the defence in a training: where it starts, how long it lasts, its learning rate, price and end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from ignite.engine import Engine, Events
+from monai.handlers.lr_schedule_handler import LrScheduleHandler
+from torch import Tensor, nn
+
+from monai_adv.defenses.base import Defense, on_any_rank
+from monai_adv.defenses.method import CLEAN_PASSES, Method
+from monai_adv.defenses.settings import DefenseSettings
+from monai_adv.engines.best_robust import BestRobust, validator_of
+from monai_adv.engines.robust_metric import RobustMetric
+from monai_adv.engines.run_settings import RunSettings
+from monai_adv.engines.starting_weights import attached, start_from
+from monai_adv.errors import InputError
+from monai_adv.network_state import frozen
+from monai_adv.price import Clock, cheaper_way, forecast, price_line
+from monai_adv.tasks import SegmentationTask, Target
+
+if TYPE_CHECKING:
+    from monai_adv.engines.robust_trainer import RobustTrainer
+
+LOOKED_AT = 8
+"""Batches within which a model that is worth attacking gets a sample right."""
+CHEAPER = "From trained weights `preset: finetune` gets there for the price of one plain training."
+
+
+def epochs_within(budget: float, plain_epochs: int, forwards: float) -> int:
+    """How many epochs cost no more than a share of the plain training, on the same batches.
+
+    Args:
+        budget: 1: as many network passes as the plain training took.
+        plain_epochs: of that training.
+        forwards: passes per sample and step of ours, at most.
+
+    Raises:
+        InputError: it does not suffice for one epoch; says what does.
+
+    Example:
+        20 epochs at 3 forwards a sample pay for 6 at 10:
+
+        >>> epochs_within(1.0, 20, 10)
+        6
+    """
+    epochs = math.floor(budget * plain_epochs * CLEAN_PASSES / forwards * (1 + 1e-12))
+    if epochs < 1:
+        least = math.ceil(1000 * forwards / (plain_epochs * CLEAN_PASSES)) / 1000
+        raise InputError.of(
+            "budget", budget, f"at least {least:g}: one epoch at {forwards:.3g} forwards a sample",
+            f"the plain training had {plain_epochs} epochs at {CLEAN_PASSES:g}; give a larger budget or fewer attack "
+            "`steps`, or say `plain_epochs` if that training was longer than the config's max_epochs",
+        )  # fmt: skip
+    return epochs
+
+
+class Run:
+    """A handler of the trainer, the first after its own: the others log and save what it has set.
+
+    Args:
+        settings: of the run.
+        price: the method and its settings; None for a ready defence, whose cost nobody knows.
+        now: a clock.
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        price: tuple[Method, DefenseSettings] | None,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.settings, self._price, self._now = settings, price, now
+        self.start: str | None = None
+        self.best: BestRobust | None = None
+        self.finished = 0
+        self._handlers: list[Any] = []
+        self._rates: list[float] = []
+        self._left_out = 0
+        self._batches = self._judged = 0
+        self._worth_it = False
+        self._began: tuple[int, float] | None = None
+
+    @property
+    def owns_schedule(self) -> bool:
+        """Whether the learning rate or the length follows from the number of the epoch, so that it must be restored."""
+        return self.settings.schedule != "bundle" or self.settings.budget is not None
+
+    def kept(self, handlers: Sequence[Any]) -> list[Any]:
+        """The bundle's handlers, without those that would change the learning rate beside our schedule."""
+        self._handlers = list(handlers)
+        if self.settings.schedule != "bundle":
+            self._handlers = [h for h in handlers if not isinstance(h, LrScheduleHandler)]
+        self._left_out = len(handlers) - len(self._handlers)
+        return self._handlers
+
+    def prepare(self, trainer: RobustTrainer, metric: Callable[[float | None, int, int | None], RobustMetric]) -> None:
+        """Once the trainer exists: weights, number of epochs, learning rates, validation under attack.
+
+        Args:
+            trainer: whose handlers are attached.
+            metric: makes the metric of another radius (None: that of the training), with steps and batches.
+
+        Raises:
+            InputError: weights, budget or validator that cannot be used.
+        """
+        run = self.settings
+        if run.budget is not None and self._price is not None:
+            method, settings = self._price
+            plain = run.plain_epochs or trainer.state.max_epochs
+            self._plain_epochs = plain
+            trainer.state.max_epochs = epochs_within(run.budget, plain, method.most(settings))
+        groups = trainer.optimizer.param_groups
+        # A scheduler with a warm-up has lowered `lr` already.
+        self._rates = [float(group.get("initial_lr", group["lr"])) for group in groups]
+        if run.initial_lr is not None:
+            self._rates = [rate * run.initial_lr / self._rates[0] for rate in self._rates]
+        if run.final_weights == "best_robust":
+            added = metric(run.robust_validation_eps, run.robust_validation_steps, run.robust_validation_batches)
+            self.best = BestRobust(self._handlers, trainer.network, added)
+        if run.initial_weights is not None:
+            validator = validator_of(self._handlers)
+            validating = [] if validator is None else attached(validator)
+            self.start = start_from(run.initial_weights, trainer.network, [*self._handlers, *validating])
+
+    def attach(self, engine: Engine) -> None:
+        """Called by the trainer."""
+        engine.add_event_handler(Events.STARTED, self._say_what_it_costs)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin_epoch)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._tick)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
+        engine.add_event_handler(Events.COMPLETED, self._end)
+
+    @torch.no_grad()
+    def look(self, defense: Defense, network: nn.Module, images: Tensor, target: Target) -> None:
+        """Refuse weights that get nothing right in the first batches: next to nothing would be attacked.
+
+        Raises:
+            InputError: says so.
+        """
+        if self.start is None or self._worth_it or defense.settings.eps == 0:
+            return
+        task = defense.task
+        with frozen(network) as model:
+            right = task.correct(model(images), target)
+        judged = task.scorable(target)
+        self._batches += 1
+        self._judged += int(judged.sum())
+        self._worth_it = on_any_rank(bool((right & judged).any()), images.device)
+        # Ranks must agree: one that stopped alone would leave the others waiting.
+        if not self._worth_it and self._batches >= LOOKED_AT and on_any_rank(self._judged > 0, images.device):
+            above = (
+                f", or lower `threshold` ({task.settings.threshold:g})" if isinstance(task, SegmentationTask) else ""
+            )
+            raise InputError.of(
+                "initial_weights", f"{self.start}: none of the first {self._judged} training samples is right",
+                "a trained model", f"nothing would be attacked; train it longer{above}",
+            )  # fmt: skip
+
+    # ---------------------------------------------------------------- events
+
+    def _say_what_it_costs(self, trainer: Any) -> None:
+        self._clock = Clock(trainer.state.epoch_length or 0, self._now)
+        self._began = None
+        if trainer.state.rank != 0:
+            return
+        say, run = trainer.logger.info, self.settings
+        if self._price is not None:
+            say(price_line(*self._price))
+            dear = None if self.start else cheaper_way(*self._price, trainer.state.max_epochs, CHEAPER)
+            if dear is not None:
+                trainer.logger.warning(dear)
+        if self.start is not None:
+            say(f"Fine-tuning from {self.start}.")
+        if run.budget is not None:
+            said = "plain_epochs" if run.plain_epochs else "the config's max_epochs; plain_epochs says another number"
+            say(
+                f"Budget {run.budget:g}: {trainer.state.max_epochs} epochs, for a plain training of "
+                f"{self._plain_epochs} ({said})."
+            )
+        if run.schedule != "bundle":
+            say(
+                f"Learning rate: {self._rates[0]:g} to 0 along half a cosine over {trainer.state.max_epochs} epochs; "
+                f"LrScheduleHandlers of the bundle left out: {self._left_out}."
+            )
+        if self.best is not None and self.best.replaced is not None:
+            say(f"Chosen by the bundle's validation is now `{self.best.name}`, under attack, not {self.best.replaced}.")
+
+    def _begin_epoch(self, trainer: Any) -> None:
+        state = trainer.state
+        if self.finished and self.owns_schedule and state.epoch <= self.finished:
+            self._go_on(state)
+        if self._began is None:
+            self._began = state.epoch, self._now()
+        elif state.rank == 0:
+            first, start = self._began
+            seconds = (self._now() - start) / (state.epoch - first)
+            trainer.logger.info(forecast(seconds, state.max_epochs - state.epoch + 1))
+        if self.settings.schedule == "cosine":
+            share = (1 + math.cos(math.pi * (state.epoch - 1) / state.max_epochs)) / 2
+            self._set = [rate * share for rate in self._rates]
+            for group, rate in zip(trainer.optimizer.param_groups, self._set, strict=True):
+                group["lr"] = rate
+
+    def _go_on(self, state: Any) -> None:
+        """MONAI's bundles do not restore the number of the epoch: the schedule would begin anew."""
+        if self.finished >= state.max_epochs:
+            raise InputError.of(
+                "state", f"that of a training whose {state.max_epochs} epochs are done", "an unfinished one",
+                "its weights are the result; start anew for another training",
+            )  # fmt: skip
+        state.epoch = self.finished + 1
+        state.iteration = self.finished * (state.epoch_length or 0)
+
+    def _tick(self, trainer: Any) -> None:
+        told = self._clock.step(trainer.state.max_epochs - trainer.state.epoch + 1)
+        if told is not None and trainer.state.rank == 0 and trainer.state.epoch_length:
+            trainer.logger.info(told)
+
+    def _end_epoch(self, trainer: Any) -> None:
+        self.finished = trainer.state.epoch
+        if self.settings.schedule == "cosine":
+            rates = [float(group["lr"]) for group in trainer.optimizer.param_groups]
+            if rates != self._set:
+                raise InputError.of(
+                    "schedule", "cosine beside a handler that sets the learning rate itself", "one schedule",
+                    "give schedule: bundle, or take that handler out",
+                )  # fmt: skip
+
+    def _end(self, trainer: Any) -> None:
+        if self.best is not None:
+            said = self.best.take(trainer.state.epoch)
+            if trainer.state.rank == 0:
+                trainer.logger.info(said)
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: plain tensors and numbers."""
+        return {"epoch": self.finished, "best": None if self.best is None else self.best.state_dict()}
+
+    def check_budget(self, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Refuse another budget than that of a checkpoint.
+
+        Args:
+            saved, now: settings.
+
+        Raises:
+            InputError: names both.
+        """
+        for name in ("budget", "plain_epochs"):
+            if saved.get(name) != now.get(name) and (saved.get("budget") or now.get("budget")):
+                raise InputError.of(
+                    name, now.get(name), f"that of the checkpoint ({saved.get(name)})",
+                    "its epochs and learning rates follow from it: go on with it, or start anew without the state",
+                )  # fmt: skip
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on after the epoch that was saved."""
+        self.finished = saved["epoch"]
+        if self.best is not None and saved["best"] is not None:
+            self.best.load_state_dict(cast(Mapping[str, Any], saved["best"]))
