@@ -305,9 +305,7 @@ def test_a_budget_is_no_setting_that_changes_on_the_way(tmp_path: Path) -> None:
     saved(tmp_path / "models" / "model.pt", Shifted())
     first = bundle(tmp_path, preset="finetune")
     other = bundle(tmp_path, preset="finetune", budget=0.5)
-    with pytest.raises(
-        InputError, match=r"budget: received 0.5, allowed is that of the checkpoint \(1.0\)"
-    ):
+    with pytest.raises(InputError, match=r"budget: received 0.5, allowed is that of the checkpoint \(1.0\)"):
         other.robust_state.load_state_dict(first.robust_state.state_dict())
 
 

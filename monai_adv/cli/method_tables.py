@@ -1,7 +1,8 @@
 """The registry as Markdown, for docs/methods.
 
-``python -m monai_adv.cli.method_tables docs/methods`` writes it between the marks ``<!-- overview -->`` or
-``<!-- method: NAME -->`` and ``<!-- end -->`` of every page there; what stands outside the marks is written by hand.
+``python -m monai_adv.cli.method_tables docs/methods`` writes it between the marks ``<!-- overview -->``,
+``<!-- which one -->`` or ``<!-- method: NAME -->`` and ``<!-- end -->`` of every page there; what stands outside the
+marks is written by hand.
 """
 
 from __future__ import annotations
@@ -13,22 +14,29 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from monai_adv.cli.recommend import which_one
 from monai_adv.defenses.method import Method, TaskName
 from monai_adv.defenses.registry import METHODS, method
 from monai_adv.settings import Settings, choices
 
 TASKS: tuple[TaskName, ...] = ("classification", "segmentation")
-_BLOCK = re.compile(r"<!-- (overview|method: (\w+)) -->\n.*?<!-- end -->", re.DOTALL)
+_BLOCK = re.compile(r"<!-- (overview|which one|method: (\w+)) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def overview() -> str:
     """All methods, a row each."""
     rows = []
     for m in METHODS.values():
-        tasks = [("yes" if task not in m.not_for else "no") for task in TASKS]
+        tasks = [_word(m, task) for task in TASKS]
         rows.append([f"[{m.name}]({m.family}.md#{m.key})", m.idea, m.paper, m.state, m.cost, *tasks])
     heads = ["method", "trains on", "paper", "keeps", "forwards per sample", *TASKS]
     return table(heads, rows)
+
+
+def which() -> str:
+    """Which method to take, for some questions."""
+    warned = {m.name: {str(task): why for task, why in m.not_recommended.items()} for m in METHODS.values()}
+    return table(["you have", "and want", "take", "measured"], which_one(warned))
 
 
 def details(of: Method) -> str:
@@ -49,6 +57,7 @@ def facts(of: Method) -> list[str]:
         f"`{of.defense.__module__}.{of.defense.__name__}`.",
         *([] if of.defense.eager_only is None else [f"Not compiled: {of.defense.eager_only}"]),
         *(f"Not for {task}: {why}" for task, why in of.not_for.items()),
+        *(f"Not recommended for {task}: {why}." for task, why in of.not_recommended.items()),
     ]
 
 
@@ -81,10 +90,15 @@ def refreshed(page: str) -> str:
     """A page with its generated blocks as the code is now."""
 
     def block(found: re.Match[str]) -> str:
-        text = overview() if found[2] is None else details(method(found[2]))
+        whole = {"overview": overview, "which one": which}
+        text = whole[found[1]]() if found[2] is None else details(method(found[2]))
         return f"<!-- {found[1]} -->\n{text}\n<!-- end -->"
 
     return _BLOCK.sub(block, page)
+
+
+def _word(m: Method, task: TaskName) -> str:
+    return "no" if task in m.not_for else "not recommended" if task in m.not_recommended else "yes"
 
 
 def _allowed(hint: Any) -> str:

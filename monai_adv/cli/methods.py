@@ -17,6 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from monai_adv.cli.recommend import Question, answers, name_of, remarks, warnings_in
+from monai_adv.errors import InputError
+
 if TYPE_CHECKING:
     from monai_adv.defenses.method import Method
 
@@ -35,8 +38,15 @@ FAMILIES = {
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``methods`` to the command line."""
-    parser = subparsers.add_parser("methods", help="list the defences, or the settings and presets of one")
+    parser = subparsers.add_parser("methods", help="list the defences, the settings of one, or which one to take")
     parser.add_argument("name", nargs="?", help="a defence; default: list all")
+    which = parser.add_argument_group("which one")
+    which.add_argument("--recommend", action="store_true", help="rank them by what was measured, for what follows")
+    which.add_argument("--task", choices=("classification", "segmentation"), help="what the network does")
+    which.add_argument("--start", choices=("trained", "scratch"), help="from a trained model, or from random weights")
+    which.add_argument("--samples", type=int, metavar="N", help="training images, or cases of a segmentation")
+    which.add_argument("--budget", type=float, metavar="B", help="price in plain trainings, at most")
+    which.add_argument("--may-lose", type=float, metavar="POINTS", help="of the clean score, at most")
     parser.set_defaults(run=run)
 
 
@@ -47,10 +57,15 @@ def run(args: argparse.Namespace) -> int:
         0.
 
     Raises:
-        InputError: there is no method of that name.
+        InputError: there is no method of that name, or a question that cannot be answered.
     """
     console = Console()
-    if args.name is None:
+    asked = {name: getattr(args, name) for name in ("task", "start", "samples", "budget", "may_lose")}
+    if args.recommend:
+        _recommend(console, args.name, **asked)
+    elif given := [name for name, value in asked.items() if value is not None]:
+        raise InputError.of("--" + given[0].replace("_", "-"), asked[given[0]], "given beside --recommend")
+    elif args.name is None:
         _print_all(console)
     else:
         from monai_adv.defenses import method  # imports torch
@@ -93,10 +108,37 @@ def _print_all(console: Console) -> None:
         for entry in entries:
             if entry["family"] == family:
                 only = "".join(f"; not for {task}" for task in entry["not_for"])
+                only += "".join(f"; not recommended for {task}" for task in entry.get("not_recommended", {}))
                 table.add_row(*map(escape, (entry["name"], entry["idea"] + only, entry["cost"], entry["paper"])))
         console.print(table)
     console.print("A clean step costs 3 forwards per sample; K is the setting `steps`.", highlight=False)
     console.print("Settings and presets of one: monai-adv methods IMA", highlight=False)
+
+
+def _recommend(console: Console, name: str | None, **asked: Any) -> None:
+    if name is not None:
+        raise InputError.of("name", name, "none beside --recommend")
+    if asked["task"] is None:
+        raise InputError.of("--task", None, "classification or segmentation", "say what the network does")
+    question = Question(**asked)
+    entries = declared()
+    found = answers(question, warnings_in(entries))
+    for title, fits in (("What fits, the best first", True), ("What speaks against the others", False)):
+        rows = [answer for answer in found if fits is not bool(answer.against)]
+        table = Table(box=box.SIMPLE, pad_edge=False, title=title, title_justify="left")
+        for head in ("method", "measured", "on", *(() if fits else ("but",))):
+            table.add_column(head, min_width=12)
+        for answer in rows:
+            plain = answer.row.experiment
+            cells = [name_of(answer.row), answer.figures, f"{plain.data}, {plain.threat}: docs/results/{plain.page}"]
+            table.add_row(*map(escape, [*cells, *(() if fits else ("; ".join(answer.against),))]))
+        console.print(table if rows else "No method that was measured fits.", highlight=False)
+    for entry in entries:
+        if question.task in entry.get("not_recommended", {}):
+            console.print(escape(f"{entry['name']}: {entry['not_recommended'][question.task]}."), highlight=False)
+    for remark in [*remarks(question), "Few data sets and short trainings: a start, not a verdict. Then measure yours: "
+                   "monai-adv evaluate"]:  # fmt: skip
+        console.print(escape(remark), highlight=False)
 
 
 def _print_one(console: Console, of: Method) -> None:

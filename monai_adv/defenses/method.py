@@ -33,6 +33,7 @@ class Method:
         most: the same as a number, for given settings; methods that stop early or search need less.
         presets: named settings.
         not_for: tasks that it has no meaning for, and why.
+        not_recommended: tasks for which it was measured to do harm with its defaults, and the figures.
 
     Raises:
         InputError: a name that is no Python name, or an unknown family.
@@ -48,6 +49,7 @@ class Method:
     most: Callable[[Any], float]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     not_for: Mapping[TaskName, str] = field(default_factory=dict)
+    not_recommended: Mapping[TaskName, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -85,6 +87,21 @@ class Method:
         paper = f" ({self.paper})" if self.paper else ""
         doc = f"{self.name}{paper} in {what}: trains on {self.idea}."
         return type(self.trainer, (base,), {"method": self, "__module__": module, "__doc__": doc})
+
+    def warning(self, task: TaskName, settings: DefenseSettings) -> str | None:
+        """What to say before a training that is likely to do harm; None without a reason, or where nothing is attacked.
+
+        Example:
+            >>> from monai_adv.defenses import method
+            >>> trades = method("TRADES")
+            >>> trades.warning("segmentation", trades.settings())[:42]
+            'TRADES is not recommended for segmentation'
+            >>> trades.warning("classification", trades.settings()) is None
+            True
+        """
+        if task not in self.not_recommended or settings.eps == 0:
+            return None
+        return f"{self.name} is not recommended for {task}: {self.not_recommended[task]}."
 
     def check_task(self, task: TaskName) -> None:
         """Refuse a task that the method has no meaning for.

@@ -289,6 +289,8 @@ class RobustTrainer(SupervisedTrainer):
             f"{type(self).__name__}: "
             + words_of_the_first_batch(what, self._layout, self.defense, images, label, output, self._raw_unit, ids)
         )
+        if self.kind and self.method and (warning := self.method.warning(self.kind, self.defense.settings)):
+            self.logger.warning(warning)
         if masks := mask_channels(images, self.defense.channels):
             self.logger.warning(
                 f"Channels {masks} of the first batch hold only 0 and 1 and are attacked as intensities. If they are "
