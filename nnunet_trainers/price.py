@@ -52,7 +52,7 @@ class RunPrice:
         return epochs_within(self._run.budget, self.start, self._run.iterations or iterations, forwards)
 
     def lines(self, epochs: int, iterations: int) -> list[str]:
-        """For the start of a log: the price, the budget, and the cheaper way where there is one.
+        """For the start of a log: the price, the budget, the cheaper way where there is one, warnings.
 
         Args:
             epochs, iterations: of the training; an epoch has so many iterations.
@@ -60,6 +60,9 @@ class RunPrice:
         said = [price_line(self.method, self._defense)]
         if self._run.budget is not None:
             said.append(f"Budget {self._run.budget:g}: {epochs} epochs of {iterations} steps.")
+        warning = self.method.warning("segmentation", self._defense)
+        if warning is not None:
+            said.append(f"WARNING: {warning}")
         todo = "From a plain model `preset: finetune` gets there for the price of one plain training."
         dear = None if self.start else cheaper_way(self.method, self._defense, epochs, todo)
         return said if dear is None else [*said, dear]

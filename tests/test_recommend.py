@@ -21,6 +21,9 @@ from monai_adv.cli.methods import declared
 from monai_adv.cli.recommend import Question, answers, remarks, warnings_in
 from monai_adv.defenses import METHODS, method
 from monai_adv.engines import TRADESTrainer
+from monai_adv.tasks import SegmentationSettings
+from nnunet_trainers.price import RunPrice
+from nnunet_trainers.run_settings import RunSettings
 from tests import monai_engine_toys as toys
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -196,6 +199,13 @@ def test_a_method_that_does_harm_says_so(name: str) -> None:
     assert said.startswith(f"{name} is not recommended for segmentation: with its default ")
     assert found.warning("classification", found.settings()) is None
     assert found.warning("segmentation", found.settings(eps=0.0)) is None
+
+
+def test_nnunet_trainers_warn_at_the_start() -> None:
+    for name, said in (("TRADES", True), ("SAT", False)):
+        sections = {"defense": method(name).settings(), "task": SegmentationSettings(), "run": RunSettings()}
+        lines = RunPrice(method(name), sections, None).lines(10, 250)
+        assert any(line.startswith(f"WARNING: {name} is not recommended") for line in lines) == said
 
 
 def test_monai_trainers_warn_at_the_first_batch(caplog: pytest.LogCaptureFixture) -> None:
