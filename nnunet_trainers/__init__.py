@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
+from monai_adv.optional import require
+
 if TYPE_CHECKING:
     from nnunet_trainers.monai_network import NNUNetModel as NNUNetModel
 
@@ -25,6 +27,7 @@ def __getattr__(name: str) -> object:
     modules = {"NNUNetModel": "nnunet_trainers.monai_network"}
     if name not in modules and not name.endswith("Trainer"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require(f"nnunet_trainers.{name}", "nnunetv2")
     found = version("nnunetv2")
     if Version(found) < Version(_OLDEST_HOST):
         raise ImportError(

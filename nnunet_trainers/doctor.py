@@ -35,8 +35,9 @@ STEP_MENDS = {
 
 def checks() -> list[Check]:
     """Everything between ``pip install`` and ``nnUNetv2_train -tr IMATrainer``."""
-    # A missing nnunetv2 is reported with the other packages: here it would only fail every step once more.
-    found = look_up_checks(run_steps("nnunet_trainers.look_up:STEPS")) if find_spec("nnunetv2") else []
+    if find_spec("nnunetv2") is None:  # an extra that is not installed, which the packages' check says
+        return []
+    found = look_up_checks(run_steps("nnunet_trainers.look_up:STEPS"))
     return [*discovery_checks(), *found, *path_checks(), *worker_checks()]
 
 

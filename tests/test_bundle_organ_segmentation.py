@@ -21,6 +21,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from monai_adv.bundles.folds import read_metrics
 from monai_adv.bundles.volume_index import nnunet_split, read_volumes
 from monai_adv.bundles.volume_phantom import CASES, write_volume_phantom
+from monai_adv.cli.bundle import bundles
 from monai_adv.errors import InputError
 from nnunet_trainers import NNUNetModel
 from nnunet_trainers.discovery import discovery_folder
@@ -216,6 +217,7 @@ def nnunets_own(run: BundleRun, model: str, image: str, folder: Path) -> Any:
     return nib.load(folder / "host.nii.gz")
 
 
+@pytest.mark.skipif(not list(bundles()[NAME].glob("models/*.pt")), reason="weights are in the repository alone")
 @pytest.mark.parametrize(
     ("model", "data"),
     [

@@ -161,6 +161,20 @@ def test_missing_data_folder_is_explained(name: str, tmp_path: Path, forget_seed
     assert not list(run.root.glob("models/*epoch*"))
 
 
+def test_weights_are_there_or_the_command_says_how_they_come(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in NAMES:
+        assert main(["bundle", name]) == 0
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Weights: none yet. ")]
+        weights = [file for file in Path(name, "models").rglob("*") if file.suffix in (".pt", ".pth")]
+        assert len(said) == (not weights)
+        assert all("docs/README.md" in line and "seed 0" in line for line in said)
+        if weights:
+            assert "SPDX-License-Identifier: CC-BY-SA-4.0" in Path(name, "LICENSE-weights").read_text()
+
+
 def test_command_lists_and_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bundle"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == NAMES

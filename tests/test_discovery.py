@@ -5,10 +5,13 @@ Each test installs into an empty environment that borrows the dependencies of th
 
 from __future__ import annotations
 
+import email
 import os
+import re
 import subprocess
 import sys
 import venv
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +71,33 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (built,) = folder.glob("*.whl")
     return built
+
+
+def test_wheel_holds_bundles_but_no_weights(wheel: Path) -> None:
+    """Weights have a licence of their own, and made most of the package's size."""
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "monai_adv/bundles/zoo/robust_organ_segmentation/configs/train.json" in names
+    models = [name for name in names if "/zoo/" in name and "/models/" in name]
+    assert {Path(name).name for name in models} == {"README.md"}
+    assert len(models) == 4
+    assert wheel.stat().st_size < 2e6
+    assert [name for name in names if name.endswith(".pth")] == ["monai_adv_nnunet.pth"]
+
+
+def test_metadata_are_complete_and_links_absolute(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (file,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        found = email.message_from_bytes(archive.read(file))
+    assert found["License-Expression"] == "Apache-2.0"
+    assert found["Author"] == "The monai-adv authors"
+    urls = dict(line.split(", ") for line in found.get_all("Project-URL"))
+    assert {"Homepage", "Documentation", "Source", "Issues", "Changelog"} <= urls.keys()
+    assert found["Description-Content-Type"] == "text/markdown"
+    links = re.findall(r"\]\(([^)]+)\)", found.get_payload())
+    assert links
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", found.get_payload())
+    assert all(link.startswith(f"{urls['Source']}/raw/v{found['Version']}/") for link in pictures)
 
 
 def install_wheel(folder: Path, wheel: Path) -> Environment:
@@ -158,3 +188,16 @@ import subprocess, sys
 print(subprocess.check_output([sys.executable, "-c", {SHOW!r}], stderr=subprocess.STDOUT, text=True))
 """
     assert environment(child) == "not set"
+
+
+def test_harmless_without_nnunet(tmp_path: Path, wheel: Path) -> None:
+    """Whoever has no nnU-Net gets a variable that nobody reads; no start of Python imports more or says anything."""
+    folder = tmp_path / "bare"
+    venv.create(folder, with_pip=False)
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(command, check=True, capture_output=True)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet_", "PYTHON", "MONAI_ADV_"))}
+    code = "import os, sys; print([k for k in os.environ if 'nnUNet' in k], {'monai_adv', 'nnunetv2'} & {*sys.modules})"
+    done = subprocess.run([python, "-c", code], env=environment, cwd=folder, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("['nnUNet_extTrainer'] set()\n", "")

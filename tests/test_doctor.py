@@ -36,15 +36,20 @@ def only(checks: list[Check], name: str) -> Check:
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A machine with exactly these packages, on which monai-adv asks for the ones named here."""
-    versions = {"torch": "2.8.0+cu128", "nnunetv2": "2.8.1"}
+    versions = {"torch": "2.8.0+cu128", "monai": "1.6.1", "nnunetv2": "2.8.1", "nibabel": "5.4.2"}
 
     ours = SimpleNamespace(
         version="0.1.0",
         metadata={"Requires-Python": ">=3.10"},
         requires=[
             "torch>=2.4",
-            "nnunetv2>=2.8",
+            "monai>=1.4",
+            'nnunetv2>=2.8; extra == "nnunet"',
+            'nibabel>=5.1; extra == "nnunet"',
+            'nibabel>=5.1; extra == "bundles"',
+            'monai-adv[nnunet]; extra == "all"',
             'mlflow; extra == "tracking"',
+            'ruff; extra == "dev"',
             'tomli; python_version < "3"',
         ],
     )
@@ -61,15 +66,37 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def test_good_packages(packages: dict[str, str]) -> None:
     checks = doctor.requirement_checks()
-    assert [check.status for check in checks] == ["OK", "OK"]
-    assert only(checks, "packages").found == "monai-adv 0.1.0, torch 2.8.0+cu128, nnunetv2 2.8.1"
+    assert [check.status for check in checks] == ["OK", "OK", "OK"]
+    found = only(checks, "packages").found
+    assert found == "monai-adv 0.1.0, torch 2.8.0+cu128, monai 1.6.1, nnunetv2 2.8.1, nibabel 5.4.2"
+    assert only(checks, "extras").found.startswith(
+        "bundles, dask, dicom, nnunet, report; not installed: tracking (lacks"
+    )
 
 
-def test_missing_nnunet(packages: dict[str, str]) -> None:
-    del packages["nnunetv2"]
-    check = only(doctor.requirement_checks(), "nnunetv2")
+def test_missing_torch(packages: dict[str, str]) -> None:
+    del packages["torch"]
+    check = only(doctor.requirement_checks(), "torch")
     assert (check.status, check.found) == ("FAIL", "not installed")
-    assert 'pip install --upgrade "nnunetv2>=2.8"' in check.mend
+    assert 'pip install --upgrade "torch>=2.4"' in check.mend
+
+
+def test_an_extra_that_nobody_asked_for_is_no_fault(packages: dict[str, str]) -> None:
+    del packages["nnunetv2"]
+    checks = doctor.requirement_checks()
+    assert {check.status for check in checks} == {"OK"}
+    assert "not installed: nnunet (lacks nnunetv2); tracking (lacks mlflow)" in only(checks, "extras").found
+
+
+def test_old_package_of_two_extras_is_said_once(packages: dict[str, str]) -> None:
+    packages["nibabel"] = "5.0"
+    assert only(doctor.requirement_checks(), "nibabel").status == "FAIL"
+
+
+def test_old_monai(packages: dict[str, str]) -> None:
+    packages["monai"] = "1.3.2"
+    check = only(doctor.requirement_checks(), "monai")
+    assert (check.status, check.found) == ("FAIL", "version 1.3.2, needed is >=1.4")
 
 
 def test_old_nnunet(packages: dict[str, str]) -> None:

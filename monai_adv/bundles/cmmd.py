@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 
 from monai_adv.bundles.image_index import FILE, write_table
 from monai_adv.errors import InputError, did_you_mean
+from monai_adv.optional import require
 
 OtherBreast = Literal["leave_out", "not_malignant"]
 COLUMNS = ("ID1", "LeftRight", "classification")
@@ -147,10 +148,9 @@ def read_header(file: Path) -> tuple[Breast, int]:
     Raises:
         InputError: a file that is no DICOM image, is cut off, lacks what is needed, or is not grey with bright tissue.
     """
-    try:
-        import pydicom
-    except ImportError as error:
-        raise InputError.of("pydicom", None, "an installed pydicom", "pip install 'monai-adv[dicom]'") from error
+    require(f"image {str(file)!r}", "pydicom")
+    import pydicom
+
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True)
         syntax = header.file_meta.TransferSyntaxUID

@@ -21,6 +21,7 @@ from monai_adv.bundles.parts import Parts
 from monai_adv.errors import InputError, did_you_mean
 from monai_adv.files import whole_file
 from monai_adv.foreign_text import csv_text, from_cell
+from monai_adv.optional import require
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -127,10 +128,9 @@ def _check_picture(file: Path) -> str:
 
 
 def _check_dicom(file: Path) -> str:
-    try:
-        import pydicom
-    except ImportError as error:
-        raise InputError.of("image", str(file), "another format without pydicom", "pip install pydicom") from error
+    require(f"image {str(file)!r}", "pydicom")
+    import pydicom
+
     header = pydicom.dcmread(file, stop_before_pixels=True)
     if int(header.get("SamplesPerPixel", 1)) != 1:
         return "in colours"

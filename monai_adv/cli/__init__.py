@@ -13,6 +13,7 @@ from importlib import metadata
 from monai_adv.cli import bundle, certify, demo, doctor, evaluate, export, methods, report, verify
 from monai_adv.cli.run_file import Parser
 from monai_adv.errors import InputError, in_a_sentence
+from monai_adv.optional import explained
 
 # Parsers are built at every start: these modules import torch and the like only inside what they run.
 COMMANDS = (bundle, certify, demo, doctor, evaluate, export, methods, report, verify)
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = build_parser().parse_args(argv)
         args.words = list(sys.argv[1:] if argv is None else argv)
-        code: int = args.run(args)
+        with explained(f"monai-adv {args.words[0]}"):
+            code: int = args.run(args)
         sys.stdout.flush()
     except InputError as error:
         print(f"monai-adv: {error}", file=sys.stderr)

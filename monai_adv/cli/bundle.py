@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     copy = copy_bundle(args.name, args.folder or args.name)
     print(f"{copy}: {title(copy)}")
+    if not any(copy.glob("models/**/*.pt*")):
+        print(f"Weights: none yet. {how_weights_come(copy)}")
     print("Try it without data, in a minute on a CPU (read docs/README.md for what comes next):")
     print(f"  cd {copy}")
     print("""  python -m monai.bundle run --config_file "['configs/train.json','configs/phantom.json']\"""")
@@ -55,6 +57,12 @@ def bundles() -> dict[str, Path]:
 def title(folder: Path) -> str:
     """What a bundle's metadata call it."""
     return str(json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))["name"])
+
+
+def how_weights_come(folder: Path) -> str:
+    """The first paragraph of a bundle's ``models/README.md``, in one line."""
+    text = (folder / "models" / "README.md").read_text(encoding="utf-8")
+    return " ".join(text.partition("\n\n")[0].split())
 
 
 def copy_bundle(name: str, folder: str | Path) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from monai_adv.cli.models import add_models, cases, device, folder, models
 from monai_adv.openmp import wait_passively
+from monai_adv.optional import require
 
 if TYPE_CHECKING:
     from monai_adv.certificates import Certification
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: input that cannot be used.
     """
     wait_passively()
+    require("monai-adv certify", "pandas")  # it writes the table
     from monai_adv.certificates import Certification
     from monai_adv.evaluation.certify.run import certify_models
     from monai_adv.foreign_text import say

@@ -9,10 +9,9 @@ import argparse
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 
 from monai_adv import openmp
-from monai_adv.errors import InputError
+from monai_adv.optional import require
 
 MODULE = "nnunet_trainers.demo"
 
@@ -34,11 +33,9 @@ def run(args: argparse.Namespace) -> int:
         its exit code.
 
     Raises:
-        InputError: nnU-Net or our part of it is not installed.
+        MissingPackageError: nnU-Net, or what its pictures need, is not installed.
     """
-    for package, name in (("nnunetv2", "nnunetv2>=2.8"), ("nnunet_trainers", "monai-adv")):
-        if find_spec(package) is None:
-            raise InputError(f"demo: the package {package} is missing; run 'pip install \"{name}\"'.")
+    require("monai-adv demo", "nnunetv2", "jinja2", "matplotlib")
     process = subprocess.Popen([sys.executable, "-m", MODULE, args.output], env={**os.environ, **openmp.PASSIVE})
     while True:
         try:

@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from monai_adv.foreign_text import say
+from monai_adv.optional import EXTRAS
 from monai_adv.probe import Steps, one_line, run_steps
 
 Status = Literal["OK", "WARN", "FAIL"]
@@ -56,22 +57,36 @@ def requirement_checks() -> list[Check]:
     else:
         mend = f"create an environment with Python {wanted} and run `pip install monai-adv` in it"
         checks.append(Check("FAIL", "Python", f"{python}, needed is {wanted}", mend))
-    good = [f"monai-adv {ours.version}"]
+    good = {"monai-adv": ours.version}
+    absent: dict[str, list[str]] = {extra: [] for extra in EXTRAS}
     for requirement in map(Requirement, ours.requires or []):
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+        needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        extras = [e for e in EXTRAS if not needed and requirement.marker.evaluate({"extra": e})]  # type: ignore[union-attr]
+        if requirement.name == "monai-adv" or not (needed or extras):
             continue
         mend = f'run `pip install --upgrade "{requirement.name}{requirement.specifier}"`'
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            checks.append(Check("FAIL", requirement.name, "not installed", mend))
+            if needed:
+                checks.append(Check("FAIL", requirement.name, "not installed", mend))
+            for extra in extras:
+                absent[extra].append(requirement.name)
             continue
         if requirement.specifier.contains(version, prereleases=True):
-            good.append(f"{requirement.name} {version}")
+            good[requirement.name] = version
         else:
             found = f"version {version}, needed is {requirement.specifier}"
             checks.append(Check("FAIL", requirement.name, found, mend))
-    return [*checks, Check("OK", "packages", ", ".join(good))]
+    packages = Check("OK", "packages", ", ".join(f"{name} {version}" for name, version in good.items()))
+    return [*dict.fromkeys(checks), packages, _extras_check(absent)]
+
+
+def _extras_check(absent: dict[str, list[str]]) -> Check:
+    """Which parts can be used; one that nobody asked for is no fault."""
+    found = ", ".join(extra for extra, packages in absent.items() if not packages) or "none"
+    missing = "; ".join(f"{extra} (lacks {', '.join(packages)})" for extra, packages in absent.items() if packages)
+    return Check("OK", "extras", found + (f"; not installed: {missing}" if missing else ""))
 
 
 def thread_checks() -> list[Check]:

@@ -18,6 +18,7 @@ from monai_adv.cli.models import add_models, cases, device, folder, models
 from monai_adv.cli.run_file import as_run_file
 from monai_adv.errors import InputError, first_cause
 from monai_adv.openmp import wait_passively
+from monai_adv.optional import require
 
 if TYPE_CHECKING:
     from monai_adv.evaluation.report.baseline import Baseline
@@ -134,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: input that cannot be used.
     """
     wait_passively()
+    require("monai-adv evaluate", "matplotlib", "jinja2")  # before hours are spent on what no page could show
     read = [[(given.number("eps", word), word) for word in radii] for radii in args.eps]
     args.eps = [[word if "/" in word else radius for radius, word in radii] for radii in read]  # 8/255 stays that
     args.box = given.box("box", ", ".join(args.box)) if args.box else None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 
-from monai_adv.errors import InputError
+from monai_adv.optional import require
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,8 +31,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: it cannot be read or written, or is more than nnU-Net's own network.
     """
-    if find_spec("nnunetv2") is None:
-        raise InputError("export: the package nnunetv2 is missing; run 'pip install \"nnunetv2>=2.8\"'.")
+    require("monai-adv export", "nnunetv2")
     from nnunet_trainers.export import export
 
     folds = None if args.fold is None else [int(f) if f.isdecimal() and f.isascii() else f for f in args.fold]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from monai_adv.optional import require
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``report`` to the command line."""
@@ -24,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: not the folder of an evaluation, or nothing is finished yet.
     """
+    require("monai-adv report", "matplotlib", "jinja2")
     from monai_adv.evaluation.report.page import write_report
 
     print(f"Report: {write_report(args.folder)}")

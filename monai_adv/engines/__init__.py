@@ -8,12 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from monai_adv.defenses.registry import METHODS
-from monai_adv.engines.robust_metric import RobustMetric
-from monai_adv.engines.robust_scores import RobustScores
-from monai_adv.engines.robust_state import RobustState
-from monai_adv.engines.robust_trainer import RobustTrainer
-from monai_adv.engines.sample_ids import indexed
 from monai_adv.errors import say_it_last
+from monai_adv.optional import explained
+
+with explained("monai_adv.engines"):
+    from monai_adv.engines.robust_metric import RobustMetric
+    from monai_adv.engines.robust_scores import RobustScores
+    from monai_adv.engines.robust_state import RobustState
+    from monai_adv.engines.robust_trainer import RobustTrainer
+    from monai_adv.engines.sample_ids import indexed
 
 say_it_last()
 

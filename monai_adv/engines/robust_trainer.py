@@ -96,6 +96,7 @@ class RobustTrainer(SupervisedTrainer):
     """
 
     method: ClassVar[Method | None] = None
+    accumulation_steps: int = 1  # MONAI before 1.6 has none
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.run.measure import measure, threads_for
 from monai_adv.evaluation.settings import EvaluationSettings, Version, attacks_of
 from monai_adv.given import Box
+from monai_adv.optional import require
 from monai_adv.threats import Norm, RadiusUnit
 
 
@@ -101,6 +102,7 @@ def evaluate(
         >>> list(results.frame().columns)
         ['model', 'case', 'level', 'norm', 'eps', 'unit', 'attack', 'measure', 'value']
     """
+    require("monai_adv.evaluate", "matplotlib", "jinja2")  # its folder holds the page
     limits = None if box is None else given.box("box", box)
     purpose = Purpose.stated(intended_use, acceptance)
     place = None if folder is None else Path(folder).resolve()

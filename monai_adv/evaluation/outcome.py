@@ -22,6 +22,7 @@ from monai_adv.evaluation.report.sentences import opening, robustness
 from monai_adv.evaluation.store import read_pictures
 from monai_adv.foreign_text import printable
 from monai_adv.metrics.score import Score
+from monai_adv.optional import require
 from monai_adv.threats import Norm
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class Results:
             >>> frame.query("attack == 'worst case' and measure == 'score'").pivot_table(  # doctest: +SKIP
             ...     "value", "model", "eps")
         """
+        require("results.frame()", "pandas")
         import pandas
 
         return pandas.DataFrame(self._rows, columns=list(COLUMNS)).astype(COLUMNS)
@@ -130,6 +132,7 @@ class Results:
         Raises:
             InputError: several norms, and none was chosen; one that was not measured.
         """
+        require("results.plot()", "matplotlib", "jinja2")
         curves: Any = import_module("monai_adv.evaluation.report.curves")
         page: Any = import_module("monai_adv.evaluation.report.page")
         found = {chain[0].norm: chain for chain in curves.chains(self.numbers.levels)}
@@ -154,6 +157,7 @@ class Results:
         Raises:
             InputError: a folder that cannot be written, or is that of another evaluation.
         """
+        require("results.report()", "matplotlib", "jinja2")
         output = Path(folder).resolve()
         if output != self.folder.resolve() and (output / "evaluation.json").exists():
             raise InputError.of("folder", str(folder), "a folder that no other evaluation uses", "give a new one")
@@ -193,6 +197,7 @@ class Results:
         Example:
             >>> results.log_to("mlflow")  # doctest: +SKIP
         """
+        require("results.log_to()", "PIL")
         loggers: Any = import_module("monai_adv.evaluation.report.loggers")
         log = loggers.logger_of(logger)
         norms = {level.norm: None for level in self.numbers.levels}

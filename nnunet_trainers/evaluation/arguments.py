@@ -17,6 +17,7 @@ from monai_adv.errors import InputError, did_you_mean
 from monai_adv.evaluation.models.bundle.arguments import unique_names
 from monai_adv.evaluation.models.hosts import with_options
 from monai_adv.foreign_text import say
+from monai_adv.optional import require
 
 if TYPE_CHECKING:
     from nnunet_trainers.evaluation.source import NNUNetSource
@@ -61,6 +62,7 @@ def sources(args: argparse.Namespace) -> list[NNUNetSource]:
             if (given := getattr(args, word.lstrip("-"))) not in (None, False):
                 raise InputError.of(word, given, "an addition to -d DATASET or -m FOLDER")
         return []
+    require("an nnU-Net model", "nnunetv2")
     if args.d is not None and args.m is not None:
         raise InputError.of("-d and -m", f"{args.d} and {args.m}", "one of the two")
     if (args.i is None) != (args.gt is None):
@@ -109,6 +111,7 @@ def source_at(
     """
     if not (folder / "plans.json").is_file():
         return None
+    require("an nnU-Net model", "nnunetv2")
     places = {}
     for word, place in (("images", images), ("labels", labels)):
         if not isinstance(place, str | Path) or not Path(place).is_dir():

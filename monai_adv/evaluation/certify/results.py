@@ -12,6 +12,7 @@ from monai_adv.evaluation.certify.cases import Certified
 from monai_adv.evaluation.outcome import COLUMNS
 from monai_adv.foreign_text import printable
 from monai_adv.metrics.score import Kind, mean_known
+from monai_adv.optional import require
 
 if TYPE_CHECKING:
     import pandas
@@ -47,6 +48,7 @@ class Certificates:
             (different for each image of a classifier, the same for all volumes); ``measure``: "score" within that
             radius, "dice C" (lower bounds), "clean" of the smoothed model, "abstained", "radius rms" (per voxel).
         """
+        require("results.frame()", "pandas")
         import pandas as pd
 
         rows = []
@@ -70,6 +72,7 @@ class Certificates:
 
     def plot(self) -> Figure:
         """Mean certified score against the L2 radius, a step line per model."""
+        require("results.plot()", "matplotlib")
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 4), layout="constrained")

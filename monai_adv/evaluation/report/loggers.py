@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import PIL.Image
 
 from monai_adv.errors import InputError, did_you_mean
 from monai_adv.evaluation.report.results import WORST, Figures
+from monai_adv.optional import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -143,8 +143,7 @@ def logger_of(given: Any) -> Callable[[Tracked], None]:
     if isinstance(name, str):
         if name not in LOGGERS:
             raise InputError.of("logger", name, " or ".join(map(repr, LOGGERS)), did_you_mean(name, LOGGERS))
-        if find_spec(name) is None:
-            raise InputError.of("logger", name, "a package that is installed here", f"pip install {name}")
+        require(f"logger {name!r}", name)
         return LOGGERS[name]
     for name, method in (("tensorboard", "add_scalar"), ("wandb", "log")):
         if hasattr(given, method):

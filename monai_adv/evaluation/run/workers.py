@@ -12,7 +12,6 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +29,7 @@ from monai_adv.evaluation.search.runner import check_threat, reproducible, run_c
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store
 from monai_adv.metrics.score import Kind
+from monai_adv.optional import require
 from monai_adv.threats import Threat
 
 PACKAGES = ("monai-adv", "torch", "monai", "numpy", "scipy", "nnunetv2")
@@ -258,9 +258,7 @@ class Dask:
     """
 
     def __init__(self, address: str, workers: int = 1, certificates: Mapping[str, str] | None = None) -> None:
-        if missing := [name for name in ("distributed", "cryptography") if find_spec(name) is None]:
-            todo = 'run `pip install "monai-adv[dask]"`, or leave out --dask and --workers'
-            raise InputError.of("dask", address, f"given only where {' and '.join(missing)} can be imported", todo)
+        require("--dask and --workers", "distributed", "cryptography")
         cluster: Any = import_module("monai_adv.evaluation.run.cluster")
         self._cluster: Any = cluster.local_cluster(workers) if address == "local" else None
         try:
