@@ -102,7 +102,7 @@ def evaluate(
         >>> list(results.frame().columns)
         ['model', 'case', 'level', 'norm', 'eps', 'unit', 'attack', 'measure', 'value']
     """
-    require("monai_adv.evaluate", "matplotlib", "jinja2")  # its folder holds the page
+    require("monai_adv.evaluate", "matplotlib", "jinja2", "jsonschema")  # its folder holds the page
     limits = None if box is None else given.box("box", box)
     purpose = Purpose.stated(intended_use, acceptance)
     place = None if folder is None else Path(folder).resolve()
