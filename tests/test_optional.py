@@ -122,7 +122,7 @@ def test_the_error_is_of_both_kinds_and_names_the_package() -> None:
 
 def test_extras_are_those_of_the_metadata() -> None:
     """An extra that the sentence names brings the package that was missing."""
-    extras = ProjectMetadata(str(ROOT), None).core.optional_dependencies
+    extras = ProjectMetadata(str(ROOT), None).config["project"]["optional-dependencies"]
     for extra, packages in EXTRAS.items():
         brought = {Requirement(line).name for line in extras[extra]}
         assert {DISTRIBUTIONS.get(package, package) for package in packages} <= brought, extra

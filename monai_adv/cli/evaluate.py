@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: input that cannot be used.
     """
     wait_passively()
-    require("monai-adv evaluate", "matplotlib", "jinja2", "jsonschema")  # before hours are spent on what no page could show
+    require("monai-adv evaluate", "matplotlib", "jinja2", "jsonschema")  # before hours are spent in vain
     read = [[(given.number("eps", word), word) for word in radii] for radii in args.eps]
     args.eps = [[word if "/" in word else radius for radius, word in radii] for radii in read]  # 8/255 stays that
     args.box = given.box("box", ", ".join(args.box)) if args.box else None
