@@ -19,9 +19,9 @@ from monai_adv import InputError
 from monai_adv.certificates import Certification, certify_classes, certify_labels
 from monai_adv.cli import main
 from monai_adv.evaluation.certify.run import certify_models
+from monai_adv.evaluation.frame_columns import COLUMNS
 from monai_adv.evaluation.models.classifier import Classifier
 from monai_adv.evaluation.models.segmenter import Segmenter
-from monai_adv.evaluation.outcome import COLUMNS
 from monai_adv.evaluation.run.measure import LiveSource
 from nnunet_trainers.evaluation.arguments import source_at
 from tests.linear_classifier import problem

@@ -19,10 +19,11 @@ from monai_adv.attacks.corruptions import Corruption
 from monai_adv.errors import InputError
 from monai_adv.evaluation import store as store_module
 from monai_adv.evaluation.models.protocol import Model
+from monai_adv.evaluation.random_streams import random_stream
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.search import runner as runner_module
 from monai_adv.evaluation.search.plan import Stage, stages
-from monai_adv.evaluation.search.runner import check_threat, random_stream, reproducible, run_case
+from monai_adv.evaluation.search.runner import check_threat, reproducible, run_case
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store, read_pictures, read_records
 from monai_adv.statistics import Passes

@@ -12,7 +12,7 @@ from monai_adv.certificates.segmentation import (
     certified_score,
     certify_labels,
 )
-from monai_adv.certificates.settings import Certification
+from monai_adv.certificates.settings import Certification, Smoothing
 from monai_adv.certificates.smoothed import NO_CLASS, Noise, SmoothedModel
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "MapCertificate",
     "Noise",
     "SmoothedModel",
+    "Smoothing",
     "certified_dice",
     "certified_region_dice",
     "certified_score",

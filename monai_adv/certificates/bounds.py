@@ -116,6 +116,25 @@ def least_draws(tau: float, alpha: float, tests: int = 1) -> int:
     return found if tau**found <= alpha / tests else found + 1
 
 
+def chance_of_losing(margin: float, draws: int) -> float:
+    """How likely a vote of so many draws goes against the class that is certified, at most.
+
+    Within the radius R the class has a probability of ``Phi((R - r) / sigma)`` or more at distance r (Cohen et al.,
+    proof of theorem 1); it loses no vote of which it has more than half.
+
+    Args:
+        margin: ``(R - r) / sigma``, at least 0.
+        draws: that vote, independent of those that led there.
+
+    Example:
+        At the radius itself it is even; well within it, it does not happen:
+
+        >>> chance_of_losing(0.0, 11), chance_of_losing(0.5, 1000) < 1e-30
+        (0.5, True)
+    """
+    return float(stats.binom.cdf(draws // 2, draws, stats.norm.cdf(margin)))
+
+
 def check_alpha(alpha: float) -> None:
     """Refuse what is no probability of error.
 

@@ -69,3 +69,22 @@ class Certification:
             raise InputError.of(
                 "n", self.n, f"at least {least}", f"fewer draws show nothing{together} at alpha {self.alpha:g}"
             )
+
+
+@dataclass(frozen=True)
+class Smoothing(Certification):
+    """A smoothed model that is attacked and certified; fields as in :class:`Certification`, and:
+
+    Args:
+        draws: noisy copies of which it votes where it is deployed, and attacked; a certificate counts ``n`` others.
+
+    Raises:
+        InputError: a value that is not allowed.
+    """
+
+    draws: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.draws < 1:
+            raise InputError.of("draws", self.draws, "a whole number >= 1")

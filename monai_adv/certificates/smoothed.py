@@ -26,6 +26,8 @@ NO_CLASS = -1
 """In place of a class: the smoothed model abstains."""
 COARSEST = 1024
 """Steps that a number of the image's size must have within sigma: with fewer the noise is no Gaussian any more."""
+LARGEST = 2**24
+"""Numbers of all noisy copies in one pass: 64 MB, and what a network makes of them."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,16 @@ def chunks(total: int, size: int) -> Iterator[int]:
     yield from [size] * (total // size)
     if total % size:
         yield total % size
+
+
+def copies_at_once(images: Tensor, inputs_per_pass: int) -> int:
+    """Noisy copies of a batch that go through a network together; of whole volumes fewer, so that memory holds them.
+
+    Example:
+        >>> copies_at_once(torch.empty(8, 1, 4, 4), 64), copies_at_once(torch.empty(1, 1, 512, 512, 300), 64)
+        (8, 1)
+    """
+    return max(1, min(inputs_per_pass // max(1, len(images)), LARGEST // max(1, images.numel())))
 
 
 def summed(network: nn.Module, images: Tensor, noise: Tensor, regions: bool) -> tuple[Tensor, Tensor]:
@@ -245,7 +257,7 @@ class SmoothedModel(nn.Module):
         generator = torch.Generator(images.device).manual_seed(self.seed)
         log: Tensor | None = None
         votes: Tensor | None = None
-        for count in chunks(self.draws, max(1, self.inputs_per_pass // max(1, len(images)))):
+        for count in chunks(self.draws, copies_at_once(images, self.inputs_per_pass)):
             noise = self.noise.draws(images, count, generator, alike=True)
             given = self.network, images, noise, self.regions
             if torch.is_grad_enabled() and images.requires_grad:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.certificates.settings import Certification
-from monai_adv.certificates.smoothed import chunks, decided, first, two_classes
+from monai_adv.certificates.smoothed import chunks, copies_at_once, decided, first, two_classes
 from monai_adv.errors import InputError
 from monai_adv.network_state import any_batch_size, device_of, frozen
 
@@ -85,7 +85,7 @@ def _answers(
     model: nn.Module, images: Tensor, settings: Certification, draws: int, generator: torch.Generator, regions: bool
 ) -> Iterator[Tensor]:
     """``(draws in this pass, B, ...)`` answers, pass by pass."""
-    for count in chunks(draws, max(1, settings.inputs_per_pass // len(images))):
+    for count in chunks(draws, copies_at_once(images, settings.inputs_per_pass)):
         copies = images[None] + settings.noise.draws(images, count, generator)
         output = first(model(any_batch_size(copies.flatten(0, 1), model)))
         answer = decided(output, regions)

@@ -37,12 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     what = parser.add_argument_group("what is certified")
     what.add_argument("--sigma", type=float, required=True, metavar="S",
                       help="standard deviation of the noise in every voxel, in network inputs")  # fmt: skip
-    what.add_argument("--n0", type=int, default=100, metavar="N", help="draws that choose an answer (default: 100)")
-    what.add_argument("--n", type=int, default=1000, metavar="N", help="draws that count it (default: 1000)")
-    what.add_argument("--alpha", type=float, default=0.001, metavar="P",
-                      help="probability that what is said of an image is wrong (default: 0.001)")  # fmt: skip
-    what.add_argument("--tau", type=float, default=0.75, metavar="P",
-                      help="segmentation: how often a voxel's class must come (default: 0.75)")  # fmt: skip
+    add_draws(what)
     what.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     what.add_argument("--cases", nargs="+", metavar="N|NAME",
                       help="the first N cases (of a classifier: images), or names (default: all)")  # fmt: skip
@@ -53,6 +48,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     where.add_argument("-o", "--output", required=True, metavar="FOLDER", help="new folder, or one to go on with")
     where.add_argument("--dry-run", action="store_true", help="predict the cost, write nothing")
     parser.set_defaults(run=run, box=None)
+
+
+def add_draws(group: argparse._ArgumentGroup) -> None:
+    """What a certificate depends on besides its noise."""
+    group.add_argument("--n0", type=int, default=100, metavar="N", help="draws that choose an answer (default: 100)")
+    group.add_argument("--n", type=int, default=1000, metavar="N", help="draws that count it (default: 1000)")
+    group.add_argument("--alpha", type=float, default=0.001, metavar="P",
+                       help="probability that what is said of an image is wrong (default: 0.001)")  # fmt: skip
+    group.add_argument("--tau", type=float, default=0.75, metavar="P",
+                       help="segmentation: how often a voxel's class must come (default: 0.75)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

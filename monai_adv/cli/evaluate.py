@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from monai_adv import given
+from monai_adv.cli.certify import add_draws
 from monai_adv.cli.models import add_models, cases, device, folder, models
 from monai_adv.cli.run_file import as_run_file
 from monai_adv.errors import InputError, first_cause
@@ -21,6 +22,7 @@ from monai_adv.openmp import wait_passively
 from monai_adv.optional import require
 
 if TYPE_CHECKING:
+    from monai_adv.certificates import Smoothing
     from monai_adv.evaluation.report.baseline import Baseline
     from monai_adv.evaluation.settings import EvaluationSettings
 
@@ -95,6 +97,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N|NAME",
         help="the first N cases (of a classifier: images), or names (default: all)",
     )
+    smoothed = parser.add_argument_group("the smoothed version of the models, attacked and certified on one page")
+    smoothed.add_argument(
+        "--smooth", type=float, metavar="S",
+        help="standard deviation of the noise, in network inputs: the majority vote over noisy copies is measured, and "
+        "not the model itself (default: the model itself)",
+    )  # fmt: skip
+    smoothed.add_argument("--draws", type=int, default=100, metavar="N", help="noisy copies that vote (default: 100)")
+    add_draws(smoothed)
     where = parser.add_argument_group("where it runs")
     where.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     where.add_argument("--workers", type=int, metavar="N", help="processes of a local Dask cluster (default: no Dask)")
@@ -238,8 +248,19 @@ def _settings(args: argparse.Namespace) -> EvaluationSettings:
     )
     return EvaluationSettings(
         levels, attacks_of(args.attacks), args.seed, args.batch_size, cases(args.cases), args.box,
-        args.device.split(":")[0], threads_for(Path(args.output), args.threads),
+        args.device.split(":")[0], threads_for(Path(args.output), args.threads), _smoothing(args),
     )  # fmt: skip
+
+
+def _smoothing(args: argparse.Namespace) -> Smoothing | None:
+    from monai_adv.certificates import Smoothing
+
+    if args.smooth is None:
+        for name in ("draws", "n0", "n", "alpha", "tau"):
+            if getattr(args, name) != args.parser.get_default(name):
+                raise InputError.of(f"--{name}", getattr(args, name), "given beside --smooth S")
+        return None
+    return Smoothing(args.smooth, args.n0, args.n, args.alpha, args.tau, args.seed, draws=args.draws)
 
 
 def _baseline(args: argparse.Namespace, settings: EvaluationSettings) -> Baseline | None:

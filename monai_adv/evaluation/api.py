@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from monai_adv import given
+from monai_adv.certificates import Smoothing
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.handed_in import HandedIn
 from monai_adv.evaluation.outcome import Results
@@ -45,6 +46,7 @@ def evaluate(
     options: Mapping[str, Any] | None = None,
     intended_use: str | None = None,
     acceptance: Sequence[Mapping[str, Any]] | None = None,
+    smooth: float | Smoothing | None = None,
     verbose: bool = False,
 ) -> Results:
     """Measure how robust models are.
@@ -83,6 +85,9 @@ def evaluate(
             as ``folds``).
         intended_use: what the model is for, in a few words; the report begins with it.
         acceptance: criteria that the figures have to meet; see :meth:`Purpose.stated`.
+        smooth: standard deviation of Gaussian noise, or a :class:`~monai_adv.certificates.Smoothing`: what is attacked
+            is then the majority vote over noisy copies, and it is certified as well, see
+            :attr:`Results.certificates`. Some radius has to be of L2.
         verbose: print what the command line prints. Progress bars are shown then, and always in a notebook.
 
     Returns:
@@ -108,6 +113,7 @@ def evaluate(
     place = None if folder is None else Path(folder).resolve()
     levels = tuple(Level.written(norm, radius, unit) for radius in _radii(eps))
     handed = HandedIn.of(model, name, device)
+    smoothing = smooth if smooth is None or isinstance(smooth, Smoothing) else Smoothing(float(smooth), seed=seed)
     settings = EvaluationSettings(
         levels,
         attacks_of(attacks),
@@ -117,6 +123,7 @@ def evaluate(
         limits,
         handed.device.split(":")[0],
         threads_for(place, threads),
+        smoothing,
     )
     with handed.sources(images, labels, limits, classes, regions, spacing, options) as sources:
         temporary = TemporaryDirectory(prefix="monai-adv-") if place is None else None

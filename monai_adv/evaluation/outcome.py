@@ -12,8 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from monai_adv.certificates import Smoothing
 from monai_adv.errors import InputError, did_you_mean
+from monai_adv.evaluation.certify.results import Certificates
 from monai_adv.evaluation.checks.verdict import Verdict
+from monai_adv.evaluation.frame_columns import COLUMNS
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, level_name
 from monai_adv.evaluation.report import results as report_results
@@ -29,9 +32,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-COLUMNS = dict.fromkeys(("model", "case", "level", "norm", "eps", "unit", "attack", "measure", "value"), "str")
-COLUMNS |= {"eps": "float64", "value": "float64"}
-"""Of :meth:`Results.frame`, with their types."""
+    from monai_adv.evaluation.report.bounds import ModelBounds
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,27 @@ class Results:
         import pandas
 
         return pandas.DataFrame(self._rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+    @property
+    def certificates(self) -> Certificates:
+        """What is proven about the models, which ``smooth`` makes smoothed ones; its frame has the columns of ours.
+
+        Raises:
+            InputError: the models themselves were measured.
+        """
+        smooth = self.numbers.evaluation["settings"].get("smooth")
+        if not smooth:
+            raise InputError.of("smooth", None, "given to evaluate(...)", "a certificate is about a smoothed model")
+        settings = Smoothing(**{**smooth, "channels": smooth["channels"] and tuple(smooth["channels"])})
+        cases = tuple(case.certified for model in self.bounds for case in model.cases)
+        return Certificates(self.numbers.kind, settings, cases, tuple(self.problems))
+
+    @property
+    def bounds(self) -> tuple[ModelBounds, ...]:
+        """Of smoothed models, what is proven beside what was found, case by case; else empty."""
+        drawn: Any = import_module("monai_adv.evaluation.report.bounds")
+        found: tuple[ModelBounds, ...] = drawn.bounds_of(self.folder, self.numbers)
+        return found
 
     def plot(self, norm: Norm | None = None) -> Figure:
         """Mean worst-case score against the radius, a line per model; dotted: random noise of the same size.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from typing import Any, Literal, get_args
 
 from monai_adv import given
+from monai_adv.certificates.settings import Smoothing
 from monai_adv.errors import InputError, did_you_mean
 from monai_adv.evaluation.named import ALLOWED
 from monai_adv.evaluation.plans import Plan
@@ -38,6 +39,7 @@ class EvaluationSettings:
         box: lowest and highest intensity of an attacked image in network units; ``None``: the model's own, if any.
         device: type of device; its kernels and random streams decide the last digits.
         threads: CPU threads of each process; sums depend on it in the last digit.
+        smooth: attack and certify the smoothed versions of the models; ``None``: the models themselves.
 
     Raises:
         InputError: for a value that is not allowed.
@@ -56,6 +58,7 @@ class EvaluationSettings:
     box: Box | None = None
     device: str = "cpu"
     threads: int = 1
+    smooth: Smoothing | None = None
 
     def __post_init__(self) -> None:
         if not self.levels:
@@ -87,6 +90,8 @@ class EvaluationSettings:
             raise InputError.of("threads", self.threads, f"a whole number from 1 to {MOST_THREADS}")
         if self.box is not None:
             object.__setattr__(self, "box", given.box("box", self.box))
+        if self.smooth is not None and all(level.norm != "l2" for level in self.levels):
+            raise InputError.of("smooth", self.smooth.sigma, "given with radii of l2", "a certificate holds for l2")
         if self.cases is not None and (self.cases < 1 if isinstance(self.cases, int) else not self.cases):
             raise InputError.of("cases", self.cases, "a number >= 1, names of cases, or nothing for all")
 
@@ -111,6 +116,7 @@ class EvaluationSettings:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, without the levels; a plan by its name, and its code as ``attacks_code``."""
         found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "levels"}
+        found["smooth"] = self.smooth and asdict(self.smooth)
         if isinstance(self.attacks, Plan):
             found |= {"attacks": self.attacks.name, "attacks_code": self.attacks.code}
         return found

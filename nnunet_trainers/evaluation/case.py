@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from copy import copy
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models.protocol import Picture
@@ -26,6 +27,7 @@ from nnunet_trainers.sliding_window import SlidingWindow
 from nnunet_trainers.volume_dice import class_masks, dice_per_class, label_values, mean_dice
 
 LabelMap = npt.NDArray[Any]
+C = TypeVar("C", bound="NNUNetCase")
 EXPECTED_DICE = 0.3
 """Share of the clean Dice that a first attack on the slices of a volume aims below; later ones know what was found."""
 
@@ -50,7 +52,7 @@ class NNUNetCase:
     part = ""
 
     def __init__(self, model: DeployedModel, files: CaseFiles, network: SlidingWindow, box: Box | None = None) -> None:
-        self.name, self.model, self.network = files.name, model, network
+        self.name, self.model, self.inputs_per_pass = files.name, model, network.patches_per_pass
         self.bounds = bounds_of(model, box)
         volume, labels, self.properties = model.preprocess_labelled(files.image_files, files.ground_truth_file)
         self.truth, self.spacing = self.properties.pop("truth"), self.properties.pop("truth_spacing")
@@ -59,7 +61,17 @@ class NNUNetCase:
         self.images = model.to_inputs(volume).contiguous()
         self.labels = model.to_inputs(labels).contiguous()
         self.target: Target = _target(model, self.labels)
-        manager = model.label_manager
+        self._use(network)
+
+    def with_network(self: C, network: nn.Module) -> C:
+        """The same patient for another network with the same inputs and outputs."""
+        other = copy(self)
+        other._use(network)
+        return other
+
+    def _use(self, network: nn.Module) -> None:
+        self.network: nn.Module = network
+        manager = self.model.label_manager
         self.task = SegmentationTask.for_evaluation(regions=manager.has_regions, ignore_label=manager.ignore_label)
         if len(self.images) > 1:
             self.task = VolumeSlicesTask.of(self.task, self.logits(self.images), self.target, EXPECTED_DICE)
@@ -147,7 +159,7 @@ class NNUNetCase:
         """``(B, K, *spatial)`` on the CPU, without gradient; of broken inputs those of a wholly wrong segmentation."""
         device = self.model.device
         with torch.no_grad():
-            parts = torch.split(images, self.network.patches_per_pass)
+            parts = torch.split(images, self.inputs_per_pass)
             logits = torch.cat([self.network(part.to(device)).float().cpu() for part in parts])
         broken = ~logits.flatten(1).isfinite().all(1)
         if bool(broken.any()):
@@ -168,6 +180,11 @@ class NNUNetCase:
         return overlap_score(self.name, masks, counted=self._counted).remaining
 
     @property
+    def _heads(self) -> int:
+        """Channels of the network's output."""
+        return int(self.model.label_manager.num_segmentation_heads)
+
+    @property
     def _counted(self) -> bool:
         """Whether any voxel of the truth counts."""
         return bool((self.truth != self.model.label_manager.ignore_label).any())
@@ -180,8 +197,8 @@ class NNUNetCase:
         """Logits that miss all foreground and call all background foreground."""
         background = (self.labels == 0).float()
         if self.task.regions:
-            return (2 * background - 1).repeat(1, self.network.heads, *[1] * (self.labels.ndim - 2))
-        others = torch.zeros_like(background).repeat(1, self.network.heads - 2, *[1] * (self.labels.ndim - 2))
+            return (2 * background - 1).repeat(1, self._heads, *[1] * (self.labels.ndim - 2))
+        others = torch.zeros_like(background).repeat(1, self._heads - 2, *[1] * (self.labels.ndim - 2))
         return torch.cat([1 - background, background, others], 1)
 
 

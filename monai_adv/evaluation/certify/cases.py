@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_adv.certificates import (
     NO_CLASS,
@@ -19,9 +18,13 @@ from monai_adv.certificates import (
     certify_classes,
     certify_labels,
 )
+from monai_adv.certificates.votes import count_votes
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.records import Level
-from monai_adv.tasks import SegmentationTask
+from monai_adv.network_state import device_of
+from monai_adv.tasks import SegmentationTask, Task
+
+S = TypeVar("S", bound=Certification)
 
 
 @dataclass(frozen=True)
@@ -56,63 +59,96 @@ class Certified:
         return asdict(self)
 
 
-def certify_case(model: Model, case: Case, settings: Certification) -> list[Certified]:
+def certify_case(
+    model: Model, case: Case, settings: Certification, network: nn.Module | None = None
+) -> list[Certified]:
     """Certify a case: of a classifier each image, of a segmentation the volume.
 
     The Dice is that of the network's inputs and outputs, before a host resamples them to the file's geometry. The
     slices of a 2D model have noise, and a radius, each for itself; together they are one volume with one Dice.
 
+    Args:
+        model, case: what is certified.
+        settings: noise and draws.
+        network: that is smoothed; default: the case's own.
+
     Raises:
         InputError: see :func:`~monai_adv.certificates.certify_labels`.
     """
     start = time.perf_counter()
-    channels = case.threat(Level("l2", 1.0, "norm")).channels
-    settings = replace(settings, channels=channels)
-    voxels = case.images[0, 0].numel() * (case.images.shape[1] if channels is None else len(channels))
+    network = case.network if network is None else network
+    settings = attacked_only(case, settings)
+    voxels = case.images[0, 0].numel() * (len(settings.channels) if settings.channels else case.images.shape[1])
     draws = settings.n0 + settings.n
     if model.kind == "classification":
-        found = certify_classes(case.network, case.images, settings)
-        names = [score.case for score in case.scores(case.images)]
-        assert isinstance(case.target, Tensor)
-        right = (found.label == case.target).double()
-        seconds = (time.perf_counter() - start) / len(names)
+        found = certify_classes(network, case.images, settings)
+        right = _right(case, found.label)
+        seconds = (time.perf_counter() - start) / len(right)
         return [
             Certified(model.name, name, radius, score, score, {}, float(label == NO_CLASS), voxels, draws, seconds)
-            for name, radius, score, label in zip(
-                names, found.radius.tolist(), right.tolist(), found.label.tolist(), strict=True
+            for (name, score), radius, label in zip(
+                right.items(), found.radius.tolist(), found.label.tolist(), strict=True
             )
         ]
-    task = case.task
-    assert isinstance(task, SegmentationTask)
-    alone = task.regions or task.sigmoid  # a yes or no for each channel
-    certificate = certify_labels(case.network, case.images, settings, regions=alone)
-    labels, target, valid = certificate.labels, *_truth(task, case.target, len(model.classes))
-    if task.sigmoid:  # whose first channel is the background, at which nobody looks
-        labels = labels[:, 1:]
-    certain = labels.clamp(min=0)
-    if alone:  # (B, R, *spatial): slices of a volume side by side
-        bound = certified_region_dice
-        labels, certain, target = (maps.transpose(0, 1) for maps in (labels, certain, target))
-        there = (target.bool() & valid).flatten(1).any(1)
-    else:
-        bound = partial(certified_dice, classes=len(model.classes))
-        there = torch.stack([((target == k + 1) & valid).any() for k in range(len(model.classes))])
-    per_class, clean = (bound(maps[None], target[None], valid=valid[None])[0] for maps in (labels, certain))
-    score, score_clean = (float(certified_score(each[None], there[None])[0]) for each in (per_class, clean))
+    certificate = certify_labels(network, case.images, settings, regions=alone(case.task))
+    per_class, score = _dice(model, case, certificate.labels)
+    _, clean = _dice(model, case, certificate.labels.clamp(min=0))
     return [
         Certified(
-            model.name,
-            case.name,
-            certificate.radius,
-            score,
-            score_clean,
-            dict(zip(model.classes, per_class.tolist(), strict=True)),
-            float(certificate.abstained.mean()),
-            voxels,
-            draws,
-            time.perf_counter() - start,
+            model.name, case.name, certificate.radius, score, clean,
+            dict(zip(model.classes, per_class.tolist(), strict=True)), float(certificate.abstained.mean()), voxels,
+            draws, time.perf_counter() - start,
         )
-    ]
+    ]  # fmt: skip
+
+
+def voted_scores(
+    model: Model, case: Case, images: Tensor, settings: Certification, network: nn.Module
+) -> tuple[dict[str, float], int]:
+    """What n draws of their own, which no attack knew, say about (attacked) images; judged as a certificate is.
+
+    Returns:
+        the score of the volume or of each image by name, and the number of labels voted on.
+    """
+    settings = attacked_only(case, settings)
+    generator = torch.Generator(device_of(network)).manual_seed(settings.seed)
+    votes = count_votes(network, images, replace(settings, n0=settings.n, n=1), generator, regions=alone(case.task))
+    if model.kind == "classification":
+        return _right(case, votes.chosen.reshape(len(images))), 1
+    return {case.name: _dice(model, case, votes.chosen)[1]}, votes.chosen.numel()
+
+
+def alone(task: Task) -> bool:
+    """Whether each channel of the output is a yes or no of its own."""
+    return isinstance(task, SegmentationTask) and (task.regions or task.sigmoid)
+
+
+def attacked_only(case: Case, settings: S) -> S:
+    """The noise is where an attack may be."""
+    return replace(settings, channels=case.threat(Level("l2", 1.0, "norm")).channels)
+
+
+def _right(case: Case, label: Tensor) -> dict[str, float]:
+    names = [score.case for score in case.scores(case.images)]
+    assert isinstance(case.target, Tensor)
+    return dict(zip(names, (label == case.target).double().tolist(), strict=True))
+
+
+def _dice(model: Model, case: Case, labels: Tensor) -> tuple[Tensor, float]:
+    """The Dice of each class and their mean, lower bounds where labels are :data:`NO_CLASS`; inputs are one volume."""
+    task = case.task
+    assert isinstance(task, SegmentationTask)
+    target, valid = _truth(task, case.target, len(model.classes))
+    if task.sigmoid:  # whose first channel is the background, at which nobody looks
+        labels = labels[:, 1:]
+    if alone(task):  # (B, R, *spatial): slices of a volume side by side
+        labels, target = labels.transpose(0, 1), target.transpose(0, 1)
+        there = (target.bool() & valid).flatten(1).any(1)
+        per_class = certified_region_dice(labels[None], target[None], valid=valid[None])[0]
+    else:
+        there = torch.stack([((target == k + 1) & valid).any() for k in range(len(model.classes))])
+        per_class = certified_dice(labels[None], target[None], len(model.classes), valid[None])[0]
+    return per_class, float(certified_score(per_class[None], there[None])[0])
 
 
 def _truth(task: SegmentationTask, target: Any, classes: int) -> tuple[Tensor, Tensor]:

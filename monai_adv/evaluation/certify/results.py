@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from monai_adv.certificates import Certification
 from monai_adv.evaluation.certify.cases import Certified
-from monai_adv.evaluation.outcome import COLUMNS
+from monai_adv.evaluation.frame_columns import COLUMNS
 from monai_adv.foreign_text import printable
 from monai_adv.metrics.score import Kind, mean_known
 from monai_adv.optional import require

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -19,6 +18,7 @@ from monai_adv.evaluation.certify.results import Certificates
 from monai_adv.evaluation.models.classifier import first_of
 from monai_adv.evaluation.models.fingerprint import contents, marks_of
 from monai_adv.evaluation.models.protocol import Model, Source
+from monai_adv.evaluation.random_streams import seed_of
 from monai_adv.evaluation.settings import selected
 from monai_adv.evaluation.store import safe_name
 from monai_adv.files import locked, unlocked, write_whole
@@ -81,7 +81,7 @@ def _case(model: Model, name: str, settings: Certification, folder: Path | None)
         case = model.load(name)
     except InputError as error:
         raise _Unreadable(in_a_sentence(error)) from error
-    found = certify_case(model, case, replace(settings, seed=_own_seed(settings.seed, name)))
+    found = certify_case(model, case, replace(settings, seed=seed_of(settings.seed, name)))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(seal.sealed({"cases": [one.as_dict() for one in found]}, *place), indent=1))
@@ -90,11 +90,6 @@ def _case(model: Model, name: str, settings: Certification, folder: Path | None)
 
 class _Unreadable(Exception):
     """A case whose files cannot be used; the others can."""
-
-
-def _own_seed(seed: int, case: str) -> int:
-    """Cases have draws of their own: errors of several must not go together."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{case}".encode()).digest()[:7])
 
 
 def _opened(folder: Path, models: Sequence[Model], settings: Certification, chosen: dict[str, tuple[str, ...]]) -> Any:

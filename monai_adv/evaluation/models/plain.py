@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +22,7 @@ from monai_adv.tasks import Task
 from monai_adv.threats import Threat, in_network_units
 
 T = TypeVar("T", bound=Task)
+C = TypeVar("C", bound="PlainCase[Any]")
 
 
 class PlainModel:
@@ -40,6 +42,12 @@ class PlainCase(Generic[T]):
 
     def __init__(self, name: str, model: PlainModel, task: T) -> None:
         self.name, self.network, self.box, self.task = name, model.network, model.box, task
+
+    def with_network(self: C, network: nn.Module) -> C:
+        """The same case for another network with the same inputs and outputs."""
+        other = copy(self)
+        other.network = network
+        return other
 
     def threat(self, level: Level) -> Threat:
         """The level with the model's box.

@@ -19,6 +19,8 @@ from monai_adv.evaluation.evidence.history import sessions
 from monai_adv.evaluation.evidence.summary import MARKS, Summary, figure_text, summary_of
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, level_name
+from monai_adv.evaluation.report.bounds import ModelBounds, bounds_of
+from monai_adv.evaluation.report.bounds import as_csv as bounds_csv
 from monai_adv.evaluation.report.curves import Curve, chains, per_attack_curve, repetitions, worst_case_curve
 from monai_adv.evaluation.report.pictures import draw, largest_change
 from monai_adv.evaluation.report.results import Figures, ModelResults, as_csv, as_json, as_table, gather
@@ -71,14 +73,17 @@ def write_report(folder: str | Path, results: Figures | None = None, output: str
     results = gather(folder) if results is None else results
     main, per_model = _curves(results)
     summary = summary_of(results, sessions(folder), records_hash(folder)["sha256"])
-    page = render(results, main, per_model, _worst_cases(folder, results), summary)
+    bounds = bounds_of(folder, results)
+    page = render(results, main, per_model, _worst_cases(folder, results), summary, bounds)
     output = folder if output is None else Path(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        curves = (*main, *(c for found in per_model.values() for c in found))
+        curves = (*main, *(c for found in per_model.values() for c in found), *(found.curve for found in bounds))
         parts = {f"{curve.name}.png": curve.png for curve in curves}
         parts |= {"results.json": as_json(results).encode(errors="backslashreplace")}
-        for name, text in (("results.csv", as_csv(results)), ("tables.csv", as_table(results)), ("report.html", page)):
+        tables = [("results.csv", as_csv(results)), ("tables.csv", as_table(results)), ("report.html", page)]
+        tables += [("certificates.csv", bounds_csv(bounds))] if bounds else []
+        for name, text in tables:
             parts[name] = text.encode(errors="backslashreplace")
         for name, content in parts.items():
             write_whole(output / name, content)
@@ -95,6 +100,7 @@ def render(
     per_model: Mapping[str, Sequence[Curve]],
     worst_cases: Mapping[str, Sequence[dict[str, Any]]],
     summary: Summary | None = None,
+    bounds: Sequence[ModelBounds] = (),
 ) -> str:
     """The page as text.
 
@@ -104,6 +110,7 @@ def render(
         per_model: name -> its figures, one line per attack.
         worst_cases: name -> pictures with captions, see ``_worst_cases``.
         summary: the first page, where a purpose was stated.
+        bounds: of smoothed models, what is proven beside what was found.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown,
@@ -123,6 +130,7 @@ def render(
     return template.render(
         results=results,
         summary=summary,
+        smoothed=bounds,
         marks=MARKS,
         figure_text=figure_text,
         evaluation=results.evaluation,

@@ -158,10 +158,14 @@ class Session:
             self.say(f"{found.name}: {robust.word}, {robust.text}")
             if (known := trained(found.probes, results.levels)) and known.warning:
                 self.say(f"{found.name}: {known.warning}")
+        both = import_module("monai_adv.evaluation.report.bounds")
+        bounds = both.bounds_of(self.folder, results)
+        for line in both.told(bounds):
+            self.say(line)
         self.say(f"Report: {page if isinstance(page, Path) else self.folder / 'report.html'}")
         if digest := digest_in(self.folder):
             self.say(f"Evidence: {self.folder / 'evidence.json'}; keep its digest elsewhere: {digest}")
-        if any(found.verdict.word == "not reliable" for found in results.models):
+        if any(found.verdict.word == "not reliable" for found in results.models) or any(b.beaten for b in bounds):
             return 3
         return 1 if problems else 0
 

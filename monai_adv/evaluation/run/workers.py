@@ -23,6 +23,7 @@ from monai_adv.evaluation.models.classifier import first_of
 from monai_adv.evaluation.models.fingerprint import Marks, computed, contents, fingerprint, marks_of
 from monai_adv.evaluation.models.protocol import Model, Source
 from monai_adv.evaluation.models.radii import in_words
+from monai_adv.evaluation.models.smoothed import SmoothedVersion
 from monai_adv.evaluation.search import cost
 from monai_adv.evaluation.search.plan import Stage, corruption_key, corruptions, stages
 from monai_adv.evaluation.search.runner import check_threat, reproducible, run_case
@@ -166,6 +167,8 @@ class Job:
                 del _models[old]
             model = self.source.open()
             model = first_of(model, self.settings.cases)
+            if self.settings.smooth is not None:
+                model = SmoothedVersion(model, self.settings.smooth)
             _models[key] = model
         return _models[key]
 

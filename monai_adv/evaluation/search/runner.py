@@ -9,7 +9,6 @@ interruptions.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 import traceback
@@ -24,9 +23,12 @@ from monai_adv.attacks import budget
 from monai_adv.attacks.base import Until, continued, is_finished
 from monai_adv.attacks.corruptions import CORRUPTIONS, Corruption
 from monai_adv.errors import AttackError, InputError, PlaceError, in_a_sentence
+from monai_adv.evaluation.certify import both_bounds
 from monai_adv.evaluation.checks.probes import consistency
 from monai_adv.evaluation.models.protocol import Case, Model
+from monai_adv.evaluation.models.smoothed import SmoothedVersion
 from monai_adv.evaluation.plans import Plan
+from monai_adv.evaluation.random_streams import random_stream, seed_of
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.search.plan import NOISE, Stage, corruption_key, corruptions, stages
 from monai_adv.evaluation.settings import EvaluationSettings
@@ -103,11 +105,6 @@ def check_threat(threat: Threat, images: Tensor) -> None:
         )  # fmt: skip
 
 
-def random_stream(seed: int, *names: str | int, device: torch.device) -> torch.Generator:
-    """A generator that depends on nothing but its arguments."""
-    return torch.Generator(device).manual_seed(_hash(seed, *names) >> 1)
-
-
 @contextmanager
 def reproducible(settings: EvaluationSettings) -> Iterator[None]:
     """Fix what else decides the last digits: the number of CPU threads, and which kernels a GPU uses."""
@@ -149,6 +146,8 @@ class _Run:
         return self._case
 
     def all_levels(self) -> None:
+        if isinstance(self.model, SmoothedVersion) and not both_bounds.is_certified(self.model, self.name, self.store):
+            both_bounds.certify(self.model, self.case, self.store)
         clean = self._saved("", "clean") or self._clean()
         self.tell()
         for corruption in corruptions(self.settings.attacks):
@@ -196,7 +195,7 @@ class _Run:
             if case.images.ndim - 2 not in CORRUPTIONS[corruption.name].axes:
                 return
             threat = case.threat(self.settings.levels[0])
-            seeds = [_hash(self.settings.seed, self.name, i) >> 33 for i in range(len(case.images))]
+            seeds = [seed_of(self.settings.seed, self.name, i) >> 32 for i in range(len(case.images))]
             corrupted = replace(corruption, channels=threat.channels)(case.images, seeds)
             if threat.beyond != "refuse":  # what scanners do is clipped like any other file
                 corrupted = case.images + threat.only_free(
@@ -241,6 +240,8 @@ class _Run:
             before = done
             self.tell()
         assert done is not None
+        if isinstance(self.model, SmoothedVersion):
+            both_bounds.judge(self.model, self.case, level, state.images, self.store)
         self.store.add_pictures(*self._place(level), self.case.picture(state.images))
         return done
 
@@ -372,11 +373,6 @@ def _rounding(threat: Threat, images: Tensor) -> Tensor:
     radius = per_sample(threat.radius(images), images)
     largest = images.abs() + radius if threat.norm == "linf" else images
     return unit * (threat.size(largest) + threat.radius(images))
-
-
-def _hash(*values: str | int) -> int:
-    """64 bits that depend on nothing else."""
-    return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:8], "big")
 
 
 def _entries(threat: Threat, images: Tensor) -> int:

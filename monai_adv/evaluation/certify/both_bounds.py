@@ -1,0 +1,152 @@
+"""Both bounds of a smoothed model in the folder of an evaluation: what is proven, and what the attacks found.
+
+    certificates/MODEL/CASE.json           what is proven about a case
+    certificates/MODEL/CASE.LEVEL.json     what draws that no attack knew say about its worst images, "clean" of the
+                                           unchanged ones
+
+An attack lowers the vote of the draws that the deployed model has, and may learn those by heart. A certificate is about
+infinitely many draws, so the worst images are judged by others before the two are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from monai_adv.certificates import SmoothedModel
+from monai_adv.certificates.bounds import chance_of_losing
+from monai_adv.errors import InputError, in_a_sentence
+from monai_adv.evaluation import seal
+from monai_adv.evaluation.certify.cases import Certified, certify_case, voted_scores
+from monai_adv.evaluation.models.protocol import Case
+from monai_adv.evaluation.models.smoothed import SmoothedVersion
+from monai_adv.evaluation.random_streams import seed_of
+from monai_adv.evaluation.records import CLEAN, Level
+from monai_adv.evaluation.store import Store, safe_name
+from monai_adv.files import write_whole
+
+FOLDER = "certificates"
+
+
+def is_certified(model: SmoothedVersion, case: str, store: Store) -> bool:
+    """Whether it is kept already."""
+    return _path(store.folder, model.name, case).exists()
+
+
+def certify(model: SmoothedVersion, case: Case, store: Store) -> None:
+    """Keep what is proven about a case.
+
+    Raises:
+        InputError: see :func:`~monai_adv.evaluation.certify.cases.certify_case`.
+    """
+    settings = replace(model.settings, seed=seed_of(model.settings.seed, case.name))
+    found = certify_case(model, case, settings, _base(case))
+    _judge(model, case, CLEAN, 0.0, case.images, store)
+    _write(store.folder, {"cases": [one.as_dict() for one in found]}, model.name, case.name)
+
+
+def judge(model: SmoothedVersion, case: Case, level: Level, images: Tensor, store: Store) -> None:
+    """Keep what other draws say about the worst images of an L2 level."""
+    if level.norm == "l2":
+        _judge(model, case, level.key, float(case.threat(level).radius(case.images).max()), images, store)
+
+
+def _judge(model: SmoothedVersion, case: Case, level: str, radius: float, images: Tensor, store: Store) -> None:
+    settings = replace(model.settings, seed=seed_of(model.settings.seed, case.name, level))
+    scores, labels = voted_scores(model, case, images, settings, _base(case))
+    _write(store.folder, {"radius": radius, "scores": scores, "labels": labels}, model.name, case.name, level)
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The worst images of a patient, or the worst image, at an L2 level.
+
+    Attributes:
+        radius: L2 norm in network inputs.
+        score: the lowest up to this radius, by draws that no attack knew.
+        certified: what is proven at this radius.
+        beaten: the attack is below what is proven, and chance does not explain it: something is wrong.
+    """
+
+    radius: float
+    score: float
+    certified: float
+    beaten: bool
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Both bounds of a patient or an image.
+
+    Attributes:
+        certified: what is proven.
+        attacked: by the key of the level, "clean" for the unchanged images.
+    """
+
+    certified: Certified
+    attacked: dict[str, Attacked]
+
+
+def read_bounds(
+    folder: Path, settings: dict[str, Any], model: str, cases: Sequence[str], levels: Sequence[Level]
+) -> list[Bounds]:
+    """What is kept of a model, of the cases that have both.
+
+    Args:
+        folder: of the evaluation.
+        settings: its ``smooth``.
+        model, cases: names.
+        levels: of the report.
+
+    Raises:
+        InputError: a file that was changed or is damaged.
+    """
+    return [bounds for case in cases for bounds in _bounds(folder, settings, model, case, levels)]
+
+
+def _bounds(folder: Path, settings: dict[str, Any], model: str, case: str, levels: Sequence[Level]) -> Iterator[Bounds]:
+    content = _read(folder, model, case)
+    keys = [CLEAN, *(level.key for level in levels if level.norm == "l2")]
+    judged = {key: found for key in keys if (found := _read(folder, model, case, key))}
+    for one in (Certified(**each) for each in content["cases"]) if content else ():
+        attacked: dict[str, Attacked] = {}
+        lowest = math.inf
+        for key, found in sorted(judged.items(), key=lambda item: item[1]["radius"]):
+            radius, score = found["radius"], found["scores"][one.case]
+            certified = one.score if one.radius >= radius else 0 * one.score
+            margin = max(0.0, one.radius - radius) / settings["sigma"]
+            likely = found["labels"] * chance_of_losing(margin, settings["n"]) > settings["alpha"]
+            lowest = score if math.isnan(score) else min(lowest, score)
+            attacked[key] = Attacked(radius, lowest, certified, score < certified - 1e-9 and not likely)
+        yield Bounds(one, attacked)
+
+
+def _base(case: Case) -> Any:
+    assert isinstance(case.network, SmoothedModel)
+    return case.network.network
+
+
+def _path(folder: Path, model: str, case: str, *level: str) -> Path:
+    return folder / FOLDER / safe_name(model) / (".".join(map(safe_name, (case, *level))) + ".json")
+
+
+def _write(folder: Path, content: dict[str, Any], *place: str) -> None:
+    path = _path(folder, *place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(seal.sealed(content, FOLDER, *place), indent=1))
+
+
+def _read(folder: Path, *place: str) -> dict[str, Any] | None:
+    path = _path(folder, *place)
+    if not path.exists():
+        return None
+    try:
+        return seal.opened(json.loads(path.read_text(encoding="utf-8")), FOLDER, *place)
+    except (OSError, ValueError) as error:
+        raise InputError.of(str(path), in_a_sentence(error), "the file as it was written", "delete it") from error

@@ -1,0 +1,76 @@
+"""The smoothed version of a model in its place, so that what is attacked is what is certified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from monai_adv.certificates import SmoothedModel, Smoothing
+from monai_adv.errors import InputError
+from monai_adv.evaluation.certify.cases import alone, attacked_only
+from monai_adv.evaluation.models.plain import digest_of
+from monai_adv.evaluation.models.protocol import Case, Model
+from monai_adv.evaluation.records import Level
+from monai_adv.metrics.score import Kind
+
+
+class SmoothedVersion:
+    """See :class:`monai_adv.evaluation.models.protocol.Model`.
+
+    Args:
+        model: that is smoothed.
+        settings: noise and draws.
+    """
+
+    def __init__(self, model: Model, settings: Smoothing) -> None:
+        self.model, self.settings = model, settings
+        self.name = f"{model.name}, smoothed"
+        self.kind: Kind = model.kind
+        self.classes, self.unit, self.problems = model.classes, model.unit, model.problems
+        self.files: Sequence[Path] = model.files
+        self.space = (
+            f"the smoothed model: the majority vote over {settings.draws} copies of the input with Gaussian noise of "
+            f"standard deviation {settings.sigma:g}; {model.space}"
+        )
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """Names of the cases, in a fixed order."""
+        return self.model.cases
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model and of the noise."""
+        return digest_of(self.model.fingerprint, self.settings)
+
+    @property
+    def trained(self) -> Level | None:
+        """What the model was trained against, if that is known."""
+        found: Level | None = getattr(self.model, "trained", None)
+        return found
+
+    def load(self, case: str) -> Case:
+        """One case, whose network is a :class:`SmoothedModel` of the model's own.
+
+        Raises:
+            InputError: an unreadable file; noise that is lost in the rounding of the images; too few draws to certify
+                so many voxels; or a model of one's own whose cases cannot be given another network.
+        """
+        loaded = self.model.load(case)
+        if not hasattr(loaded, "with_network"):
+            raise InputError.of(
+                "smooth", self.settings.sigma, f"a model whose cases have with_network(network), not {self.model.name}",
+                "return a Classifier or a Segmenter",
+            )  # fmt: skip
+        settings, regions = attacked_only(loaded, self.settings), alone(loaded.task)
+        settings.noise.check(loaded.images)
+        if self.kind == "segmentation":
+            settings.check_draws(loaded.images[0, 0].numel() * (len(self.classes) if regions else 1), settings.tau)
+        else:
+            settings.check_draws()
+        network = SmoothedModel(
+            loaded.network, settings.sigma, settings.draws, seed=settings.seed, regions=regions,
+            channels=settings.channels, inputs_per_pass=settings.inputs_per_pass,
+        )  # fmt: skip
+        smoothed: Case = loaded.with_network(network.eval())
+        return smoothed

@@ -1,0 +1,195 @@
+"""A smoothed model attacked and certified: closed forms of a linear one, the page, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+import monai_adv
+from monai_adv import InputError
+from monai_adv.certificates import SmoothedModel, Smoothing
+from monai_adv.certificates.bounds import chance_of_losing
+from monai_adv.cli import main
+from monai_adv.evaluation.certify import both_bounds
+from monai_adv.evaluation.frame_columns import COLUMNS
+from monai_adv.evaluation.models.classifier import Classifier
+from monai_adv.evaluation.models.segmenter import Segmenter
+from monai_adv.evaluation.models.smoothed import SmoothedVersion
+from monai_adv.evaluation.outcome import Results
+from monai_adv.evaluation.report.bounds import bounds_of, told
+from nnunet_trainers.evaluation.arguments import source_at
+from tests import tiny_models
+from tests.linear_classifier import problem
+from tests.test_certificates import Sign
+from tests.tiny_nnunet import write_case, write_model
+
+SMOOTH = Smoothing(0.5, n0=20, n=400, alpha=0.01, draws=40)
+EPS = (0.1, 0.4, 0.9)
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Ten images, the first of them with a wrong label."""
+    network, images, labels = problem(2, (1, 3, 3), count=10)
+    labels[0] = 1 - labels[0]
+    folder = tmp_path_factory.mktemp("linear") / "report"
+    return monai_adv.evaluate(
+        network, images, labels, eps=EPS, unit="norm", attacks="quick", folder=folder, name="linear", smooth=SMOOTH
+    )
+
+
+def test_the_truth_lies_between(linear: Results) -> None:
+    """Of a linear classifier the smoothed one is the same, and its robust accuracy that of the distances."""
+    network, images, labels = problem(2, (1, 3, 3), count=10)
+    distance = network.distances(images, labels, "l2").amin(1)
+    (model,) = linear.bounds
+    assert model.name == "linear, smoothed"
+    for case in model.cases:
+        number = int(case.certified.case)
+        assert case.certified.radius <= distance[number]
+        assert case.certified.score == float(number > 0 and case.certified.radius > 0)
+        for found in case.attacked.values():
+            true = float(number > 0 and distance[number] > found.radius)
+            assert found.certified <= true
+            near = abs(distance[number] - found.radius) < 0.1
+            assert near or found.score == true
+            assert not found.beaten
+    certified = [row.certified for row in model.rows]
+    assert certified == sorted(certified, reverse=True)
+    assert certified[0] > certified[-1]
+    assert [row.radius for row in model.rows] == ["0", "0.1", "0.4", "0.9"]
+
+
+def test_python_has_the_certificates(linear: Results) -> None:
+    certificates = linear.certificates
+    assert list(certificates.frame().columns) == list(COLUMNS)
+    assert len(certificates.cases) == 10
+    assert certificates.at(0.4) == linear.bounds[0].rows[2].certified
+    assert set(linear.frame().model) == {"linear, smoothed"}
+
+
+def test_the_page_says_first_what_is_certified(linear: Results) -> None:
+    page = (linear.folder / "report.html").read_text()
+    section = page[page.index('id="bounds"') :]
+    assert section.index("<b>What is certified is the smoothed model</b>") < 200
+    assert "beaten" not in section
+    table = pandas.read_csv(linear.folder / "certificates.csv")
+    by_case = {str(case.certified.case): case for case in linear.bounds[0].cases}
+    for row in table.to_dict("records"):
+        case = by_case[str(row["case"])]
+        assert row["certified_radius"] == pytest.approx(case.certified.radius)
+        assert row["attacked l2-0.4"] == case.attacked["l2-0.4"].score
+
+
+def test_a_certificate_that_an_attack_beats_is_an_alarm(linear: Results) -> None:
+    """As if the attacked images had all been judged wrong: well inside the radius chance cannot do that."""
+    (case,) = (linear.numbers.records[0].case,)
+    name, level = "linear, smoothed", "l2-0.1"
+    place = both_bounds._path(linear.folder, name, case, level)
+    kept = place.read_bytes()
+    try:
+        content = {"radius": 0.1, "scores": {str(i): 0.0 for i in range(10)}, "labels": 1}
+        both_bounds._write(linear.folder, content, name, case, level)
+        found = bounds_of(linear.folder, linear.numbers)
+        certain = [c for c in found[0].cases if c.certified.score and c.certified.radius > 0.3]
+        assert certain
+        assert all(c.attacked[level].beaten for c in certain)
+        assert any("so something is wrong" in line for line in told(found))
+        page = linear.report(linear.folder.parent / "again").read_text()
+        assert "▲ A certificate is beaten." in page
+        place.write_text(place.read_text().replace("0.0", "1.0", 1))
+        with pytest.raises(InputError, match="its checksum does not fit.* delete it"):
+            bounds_of(linear.folder, linear.numbers)
+    finally:
+        place.write_bytes(kept)
+
+
+def test_chance_of_losing_is_that_of_a_binomial() -> None:
+    """At margin 1/2 a draw is right with probability 0.6915; of 9 draws 4 or fewer must be."""
+    p = stats.norm.cdf(0.5)
+    expected = sum(stats.binom.pmf(k, 9, p) for k in range(5))
+    assert chance_of_losing(0.5, 9) == pytest.approx(expected)
+    assert chance_of_losing(0.0, 10) > 0.5  # a tie counts as lost
+
+
+@pytest.mark.parametrize("size", [(16, 12), (8, 12, 8)])
+def test_a_volume_of_an_nnunet_votes_through_its_window(tmp_path: Path, size: tuple[int, ...]) -> None:
+    write_case(tmp_path)
+    folder = write_model(tmp_path / "model", size)
+    found = [str(tmp_path / name) for name in ("imagesTr", "labelsTr")]
+    source: Any = source_at(folder, *found, device="cpu", box=None, name="tiny", options={})
+    model = source.open()
+    case = model.load("case")
+    assert case.with_network(case.network).scores(case.images) == case.scores(case.images)
+    smoothed = SmoothedVersion(model, Smoothing(1.0, n0=2, n=60, alpha=0.1, draws=6)).load("case")
+    assert isinstance(smoothed.network, SmoothedModel)
+    assert smoothed.network.network is case.network
+    assert smoothed.scores(case.images) == smoothed.scores(case.images)
+    with torch.no_grad():
+        assert torch.equal(smoothed.logits(case.images), smoothed.network(case.images))  # type: ignore[attr-defined]
+
+
+def test_regions_vote_each_for_itself() -> None:
+    labels = torch.zeros(1, 6, dtype=torch.long)
+    labels[0, 3:] = 1
+    network = Sign()
+    model = Segmenter("regions", nn.Sequential(network, _Second()), [(4.0 * labels - 2)], [labels], ["lesion"],
+                      regions=True)  # fmt: skip
+    case = SmoothedVersion(model, SMOOTH).load("0")
+    assert isinstance(case.network, SmoothedModel)
+    assert case.network.regions
+    assert [score.score for score in case.scores(case.images)] == [1.0]
+
+
+class _Second(nn.Module):
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, 1:]
+
+
+# ------------------------------------------------------------------ bad input
+
+
+def test_a_certificate_needs_a_radius_of_l2() -> None:
+    network, images, labels = problem(2, (1, 4))
+    with pytest.raises(InputError, match="smooth: received 0.25, allowed is given with radii of l2"):
+        monai_adv.evaluate(network, images, labels, norm="linf", eps=0.1, smooth=0.25)
+
+
+def test_a_model_of_ones_own_has_to_take_another_network() -> None:
+    network, images, labels = problem(2, (1, 4))
+    model = Classifier("mine", network, images, labels, ["a", "b"])
+
+    class Own(SmoothedVersion):
+        def load(self, case: str) -> Any:
+            return object()
+
+    with pytest.raises(InputError, match="smooth: .* whose cases have with_network"):
+        SmoothedVersion(Own(model, SMOOTH), SMOOTH).load(model.cases[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--smooth", "0"], "sigma: received 0.0, allowed is a finite number > 0"),
+        (["--smooth", "0.1", "--n", "5"], "n: received 5, allowed is at least 10"),
+        (["--smooth", "0.1", "--alpha", "1"], "alpha: received 1.0"),
+        (["--smooth", "0.1", "--draws", "0"], "draws: received 0"),
+        (["--smooth", "1e-6"], "sigma: received 1e-06, allowed is at least"),
+        (["--draws", "7"], "--draws: received 7, allowed is given beside --smooth S"),
+    ],
+)
+def test_what_the_command_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    """Before anything is attacked, in one sentence on the last line."""
+    factory = ["--factory", f"{tiny_models.__file__}:classifier", "--device", "cpu"]
+    place = ["--norm", "l2", "--unit", "norm", "--eps", "0.1", "-o", str(tmp_path / "out"), "--yes"]
+    assert main(["evaluate", *factory, *words, *place]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1].replace("'", "")
+    assert not (tmp_path / "out").exists()
