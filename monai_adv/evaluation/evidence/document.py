@@ -27,7 +27,16 @@ from monai_adv.files import write_whole
 
 NAME = "evidence.json"
 SCHEMA = "urn:monai-adv:evidence:1"
-KEPT = ("evaluation.json", "history.json", "subgroups.json", "records", "probes", "problems", "pictures")
+KEPT = (
+    "evaluation.json",
+    "history.json",
+    "subgroups.json",
+    "records",
+    "probes",
+    "problems",
+    "pictures",
+    "certificates",
+)
 """What of an evaluation's folder its figures rest on."""
 Content = dict[str, Any]
 
