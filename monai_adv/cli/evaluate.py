@@ -23,6 +23,7 @@ from monai_adv.optional import require
 
 if TYPE_CHECKING:
     from monai_adv.certificates import Smoothing
+    from monai_adv.evaluation.evidence.group_table import GroupTable
     from monai_adv.evaluation.report.baseline import Baseline
     from monai_adv.evaluation.settings import EvaluationSettings
 
@@ -129,6 +130,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--acceptance", nargs="+", metavar="CRITERION",
         help="figures to be reached, each as '{measure: score, norm: l2, eps: 0.1, at_least: 0.7, reason: ...}'",
     )  # fmt: skip
+    file.add_argument(
+        "--subgroups", metavar="FILE", help="CSV with a column case and others (site, age, ...): scores per group",
+    )  # fmt: skip
+    file.add_argument(
+        "--subgroup-edges", nargs="+", metavar="COLUMN=A,B",
+        help="edges of the bins of columns of numbers, such as age=40,60 (default: quartiles)",
+    )  # fmt: skip
     then = parser.add_argument_group("for a test that runs by itself")
     then.add_argument("--baseline", metavar="FILE", help="results.json of an earlier report, measured in the same way")
     then.add_argument(
@@ -158,6 +166,7 @@ def run(args: argparse.Namespace) -> int:
     args.device = device(args.device)
     output = folder(args.output)
     purpose = Purpose.stated(args.intended_use, args.acceptance)
+    groups = _groups(args.subgroups, args.subgroup_edges)
     settings = _settings(args)
     baseline = _baseline(args, settings)
     _check_loggers(args.log)
@@ -172,7 +181,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         code = measure(
             sources, settings, output, pool, dry_run=args.dry_run, agreed=lambda: args.yes or _agreed(), asked=asked,
-            purpose=purpose,
+            purpose=purpose, groups=groups,
         )  # fmt: skip
         if code is None:
             if not args.dry_run:
@@ -188,6 +197,16 @@ def run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     finally:
         pool.close()
+
+
+def _groups(file: str | None, edges: list[str] | None) -> GroupTable | None:
+    from monai_adv.evaluation.evidence.group_table import GroupTable, edges_of
+
+    if file is None:
+        if edges:
+            raise InputError.of("subgroup-edges", " ".join(edges), "given with --subgroups")
+        return None
+    return GroupTable.read(file, edges_of(edges or []))
 
 
 def _mapping(word: str) -> Any:

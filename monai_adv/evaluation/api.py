@@ -11,6 +11,7 @@ from typing import Any
 
 from monai_adv import given
 from monai_adv.certificates import Smoothing
+from monai_adv.evaluation.evidence.group_table import GroupTable
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.handed_in import HandedIn
 from monai_adv.evaluation.outcome import Results
@@ -18,6 +19,7 @@ from monai_adv.evaluation.plans import Plan, PlanFunction
 from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.run.measure import measure, threads_for
 from monai_adv.evaluation.settings import EvaluationSettings, Version, attacks_of
+from monai_adv.foreign_text import say
 from monai_adv.given import Box
 from monai_adv.optional import require
 from monai_adv.threats import Norm, RadiusUnit
@@ -47,6 +49,8 @@ def evaluate(
     intended_use: str | None = None,
     acceptance: Sequence[Mapping[str, Any]] | None = None,
     smooth: float | Smoothing | None = None,
+    subgroups: Any = None,
+    subgroup_edges: Mapping[str, Sequence[float]] | None = None,
     verbose: bool = False,
 ) -> Results:
     """Measure how robust models are.
@@ -88,6 +92,8 @@ def evaluate(
         smooth: standard deviation of Gaussian noise, or a :class:`~monai_adv.certificates.Smoothing`: what is attacked
             is then the majority vote over noisy copies, and it is certified as well, see
             :attr:`Results.certificates`. Some radius has to be of L2.
+        subgroups: which group each case belongs to: a CSV file or a table with a column "case"; see
+            :meth:`GroupTable.read`, which ``subgroup_edges`` are for as well.
         verbose: print what the command line prints. Progress bars are shown then, and always in a notebook.
 
     Returns:
@@ -110,6 +116,7 @@ def evaluate(
     require("monai_adv.evaluate", "matplotlib", "jinja2", "jsonschema")  # its folder holds the page
     limits = None if box is None else given.box("box", box)
     purpose = Purpose.stated(intended_use, acceptance)
+    groups = None if subgroups is None else GroupTable.read(subgroups, subgroup_edges)
     place = None if folder is None else Path(folder).resolve()
     levels = tuple(Level.written(norm, radius, unit) for radius in _radii(eps))
     handed = HandedIn.of(model, name, device)
@@ -130,8 +137,10 @@ def evaluate(
         store = Path(temporary.name) if temporary else place
         assert store is not None
         try:
-            told = {} if verbose else {"say": lambda line: None}
-            measure(sources, settings, store, bars=verbose or in_notebook(), purpose=purpose, **told)  # type: ignore[arg-type]
+            tell = say if verbose else _silence
+            measure(
+                sources, settings, store, say=tell, bars=verbose or in_notebook(), purpose=purpose, groups=groups
+            )  # fmt: skip
             results = Results(store, temporary)
         except BaseException:
             if temporary:
@@ -141,6 +150,10 @@ def evaluate(
         which = "; ".join(f"{m}{', ' + c if c else ''}: {reason}" for m, c, reason in results.problems[:3])
         warnings.warn(f"{len(results.problems)} could not be used, see results.problems: {which}", stacklevel=2)
     return results
+
+
+def _silence(line: str) -> None:
+    """Whoever works in Python looks at the results."""
 
 
 def _radii(eps: Any) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from html import escape
@@ -16,6 +16,7 @@ from monai_adv.certificates import Smoothing
 from monai_adv.errors import InputError, did_you_mean
 from monai_adv.evaluation.certify.results import Certificates
 from monai_adv.evaluation.checks.verdict import Verdict
+from monai_adv.evaluation.evidence.group_table import GroupTable
 from monai_adv.evaluation.frame_columns import COLUMNS
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, level_name
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
+    from monai_adv.evaluation.evidence.subgroups import Subgroups
     from monai_adv.evaluation.report.bounds import ModelBounds
 
 
@@ -144,6 +146,23 @@ class Results:
         drawn: Any = import_module("monai_adv.evaluation.report.bounds")
         found: tuple[ModelBounds, ...] = drawn.bounds_of(self.folder, self.numbers)
         return found
+
+    def subgroups(self, table: Any, edges: Mapping[str, Sequence[float]] | None = None) -> Subgroups:
+        """Scores per group of cases, such as sites or ages, and how far groups are apart.
+
+        Args:
+            table: a CSV file, pandas frame or mapping, with a column ``case`` as in :meth:`frame` and others.
+            edges: column -> edges of the bins of a column of numbers; default: quartiles.
+
+        Raises:
+            InputError: a table whose cases are not those of the evaluation; names them.
+        """
+        found: Any = import_module("monai_adv.evaluation.evidence.subgroups")
+        read = GroupTable.read(table, edges)
+        lost = {case for _, case, _ in self.problems} & set(next(iter(read.columns.values())))
+        read.check({*(case for m in self.numbers.models for _, case in self.numbers.scores(m.name, "")), *lost})
+        groups: Subgroups = found.subgroups_of(read, self.numbers)
+        return groups
 
     def plot(self, norm: Norm | None = None) -> Figure:
         """Mean worst-case score against the radius, a line per model; dotted: random noise of the same size.

@@ -5,6 +5,7 @@ Layout; every file is written beside its place and then moved into it, so a file
     evaluation.json                        what is evaluated; see :func:`read_evaluation`
     cost.json                              what it was predicted to cost; see :func:`read_cost`
     history.json                           its sessions, and what was stated then; see :func:`read_history`
+    subgroups.json                         which group each case belongs to, where that was given
     records/MODEL/CASE/clean.json          one :class:`Record` each, with what is needed to go on
     records/MODEL/CASE/LEVEL.STAGE.json
     images/MODEL/CASE/LEVEL.STAGE.npz      worst images so far, only as long as they are needed to go on
@@ -204,6 +205,16 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
     path = Path(folder) / "history.json"
     entries: list[dict[str, Any]] = Store(folder)._read(path)["entries"] if path.exists() else []
     return entries
+
+
+def read_subgroups(folder: str | Path) -> dict[str, Any] | None:
+    """What :meth:`Store.add_subgroups` kept, or None.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    path = Path(folder) / "subgroups.json"
+    return Store(folder)._read(path) if path.exists() else None
 
 
 def safe_name(name: str) -> str:
@@ -474,6 +485,10 @@ class Store:
     def add_history(self, entry: Mapping[str, Any]) -> None:
         """Add to ``history.json``; see :func:`read_history`."""
         self._write(self.folder / "history.json", {"entries": [*read_history(self.folder), dict(entry)]})
+
+    def add_subgroups(self, table: Mapping[str, Any]) -> None:
+        """Keep the table of groups of the cases, instead of an earlier one."""
+        self._write(self.folder / "subgroups.json", dict(table))
 
     def drop_partials(self, age: float = 0.0) -> None:
         """Delete what killed processes had not finished writing.

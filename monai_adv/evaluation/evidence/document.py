@@ -20,6 +20,7 @@ from monai_adv.evaluation import seal, store
 from monai_adv.evaluation.evidence.decisions import decide
 from monai_adv.evaluation.evidence.history import purpose_of, sessions
 from monai_adv.evaluation.evidence.left_open import deviations, not_tested
+from monai_adv.evaluation.evidence.subgroups import Subgroups, kept_subgroups
 from monai_adv.evaluation.records import place_of
 from monai_adv.evaluation.report.results import Figures, ModelResults, plain_values, table_rows
 from monai_adv.evaluation.report.sentences import robustness
@@ -65,6 +66,7 @@ def write_evidence(folder: Path, figures: Figures, output: Path, report: Mapping
 def document(folder: Path, figures: Figures, written: str, report: Mapping[str, str]) -> Content:
     """All but the digest."""
     evaluation, history = figures.evaluation, sessions(folder)
+    groups = kept_subgroups(folder, figures)
     purpose = purpose_of(history)
     rows = [{k: v for k, v in row.items() if k != "lowest_patient"} for row in table_rows(figures)]
     found: Content = {
@@ -81,8 +83,9 @@ def document(folder: Path, figures: Figures, written: str, report: Mapping[str, 
         "models": [
             _model(folder, figures, model, evaluation["models"][i], rows) for i, model in enumerate(figures.models)
         ],
+        "subgroups": _subgroups(groups) if groups else None,
         "comparisons": [plain_values(c) for c in figures.comparisons],
-        "not_tested": not_tested(figures),
+        "not_tested": not_tested(figures, groups is not None),
         "deviations": deviations(figures, history),
         "hashes": {"records": records_hash(folder), "report": dict(report)},
     }
@@ -127,6 +130,21 @@ def _model(
              "low": d.measured.interval.low, "high": d.measured.interval.high, "count": d.measured.count}
             for c in purpose.criteria for d in [decide(c, model, figures)]
         ],
+    }  # fmt: skip
+
+
+def _subgroups(found: Subgroups) -> Content:
+    """Without the table: it names patients."""
+    return {
+        "table": found.table.name,
+        "hash": found.table.hash,
+        "edges": found.table.binned,
+        "groups": [
+            {"model": g.model, "column": g.column, "group": g.name, "small": g.small, "level": key, "value": s.mean,
+             "low": s.interval.low, "high": s.interval.high, "count": s.count}
+            for g in found.groups for key, s in g.summaries.items()
+        ],
+        "gaps": [plain_values(gap) for gap in found.gaps],
     }  # fmt: skip
 
 

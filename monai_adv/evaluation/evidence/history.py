@@ -22,6 +22,7 @@ class Session:
         command: the run file, see ``--run``; "" from Python.
         code: hash of the code of monai-adv, see :func:`~monai_adv.evaluation.evidence.code.code_hash`.
         purpose: as stated then; None: nothing was stated, what stood before holds.
+        subgroups: hash of a table of groups that was given then; "" if none was.
     """
 
     at: str
@@ -30,6 +31,7 @@ class Session:
     command: str
     code: str = ""
     purpose: Purpose | None = None
+    subgroups: str = ""
 
     def keep(self, store: Store) -> None:
         """Add it to the folder's history."""
@@ -52,7 +54,7 @@ def purpose_of(history: Sequence[Session]) -> Purpose:
 
 def told_late(history: Sequence[Session]) -> list[str]:
     """What was stated only after something had been measured, a sentence each."""
-    found, before = [], Purpose()
+    found, before, groups = [], Purpose(), set[str]()
     for session in history:
         if session.purpose and session.purpose != before:
             if session.records:
@@ -62,6 +64,12 @@ def told_late(history: Sequence[Session]) -> list[str]:
                     f"{session.records} results were known."
                 )
             before = session.purpose
+        if session.records and session.subgroups and session.subgroups not in groups:
+            found.append(
+                f"The table of subgroups was given on {session.at[:16].replace('T', ' ')}, after {session.records} "
+                "results were known."
+            )
+        groups.add(session.subgroups)
     return found
 
 

@@ -16,6 +16,7 @@ from monai_adv.attacks.autoattack import AutoAttack
 from monai_adv.errors import InputError
 from monai_adv.evaluation.evidence.document import records_hash, write_evidence
 from monai_adv.evaluation.evidence.history import sessions
+from monai_adv.evaluation.evidence.subgroups import Subgroups, gap_sentence, kept_subgroups
 from monai_adv.evaluation.evidence.summary import MARKS, Summary, figure_text, summary_of
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, level_name
@@ -73,8 +74,8 @@ def write_report(folder: str | Path, results: Figures | None = None, output: str
     results = gather(folder) if results is None else results
     main, per_model = _curves(results)
     summary = summary_of(results, sessions(folder), records_hash(folder)["sha256"])
-    bounds = bounds_of(folder, results)
-    page = render(results, main, per_model, _worst_cases(folder, results), summary, bounds)
+    bounds, groups = bounds_of(folder, results), kept_subgroups(folder, results)
+    page = render(results, main, per_model, _worst_cases(folder, results), summary, bounds, groups)
     output = folder if output is None else Path(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -101,6 +102,7 @@ def render(
     worst_cases: Mapping[str, Sequence[dict[str, Any]]],
     summary: Summary | None = None,
     bounds: Sequence[ModelBounds] = (),
+    groups: Subgroups | None = None,
 ) -> str:
     """The page as text.
 
@@ -111,6 +113,7 @@ def render(
         worst_cases: name -> pictures with captions, see ``_worst_cases``.
         summary: the first page, where a purpose was stated.
         bounds: of smoothed models, what is proven beside what was found.
+        groups: of the cases, where a table of them was given.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown,
@@ -133,6 +136,8 @@ def render(
         smoothed=bounds,
         marks=MARKS,
         figure_text=figure_text,
+        groups=groups,
+        gap_sentence=gap_sentence,
         evaluation=results.evaluation,
         settings=results.evaluation["settings"],
         models=results.models,

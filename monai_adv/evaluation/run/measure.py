@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from monai_adv.evaluation.evidence.group_table import GroupTable
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.protocol import Model, Source
 from monai_adv.evaluation.run.session import Session
@@ -41,6 +42,7 @@ def measure(
     agreed: Callable[[], bool] = lambda: True,
     asked: str = "",
     purpose: Purpose | None = None,
+    groups: GroupTable | None = None,
 ) -> int | None:
     """Attack the models, or go on with it, and write the report.
 
@@ -55,6 +57,7 @@ def measure(
         agreed: called when the cost is known, unless finished records are there already.
         asked: the run file of this evaluation, for the report.
         purpose: what the models are for, with acceptance criteria; None: as stated before in this folder.
+        groups: which group each case belongs to; None: as given before in this folder.
 
     Returns:
         the exit code of ``monai-adv evaluate``; None if nothing was to be computed.
@@ -62,7 +65,9 @@ def measure(
     Raises:
         InputError: a model, case or folder that cannot be used.
     """
-    with closing(Session(sources, settings, folder, pool or ThisProcess(), say, bars, asked, purpose)) as session:
+    with closing(
+        Session(sources, settings, folder, pool or ThisProcess(), say, bars, asked, purpose, groups)
+    ) as session:
         session.prepare(write=not dry_run)
         if dry_run or not (session.resumed or agreed()):
             return None

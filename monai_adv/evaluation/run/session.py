@@ -15,6 +15,7 @@ from monai_adv.evaluation.checks.probes import CASES, most_passes, spread
 from monai_adv.evaluation.evidence import history
 from monai_adv.evaluation.evidence.code import code_hash
 from monai_adv.evaluation.evidence.document import digest_in
+from monai_adv.evaluation.evidence.group_table import GroupTable
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.fingerprint import Marks
 from monai_adv.evaluation.models.protocol import Source, check_distinct
@@ -52,6 +53,7 @@ class Session:
         bars: show how far it is.
         asked: the run file of this evaluation, for the report; "" from Python.
         purpose: what the models are for, with acceptance criteria; None: as stated before.
+        groups: of the cases; None: as given before.
 
     Attributes:
         resumed: the folder held finished records already.
@@ -67,9 +69,10 @@ class Session:
         bars: bool = True,
         asked: str = "",
         purpose: Purpose | None = None,
+        groups: GroupTable | None = None,
     ) -> None:
         self.run = run = uuid.uuid4().hex
-        self.bars, self.asked, self.purpose = bars, asked, purpose
+        self.bars, self.asked, self.purpose, self.groups = bars, asked, purpose, groups
         self.jobs = [Job(run, source, settings, str(folder), number) for number, source in enumerate(sources)]
         self.settings, self.folder, self.pool, self.say = settings, folder, pool, say
         self.store = Store(folder)
@@ -197,8 +200,11 @@ class Session:
         begun, machine = self._evaluation["started"], self._evaluation["machine"]
         known = len(read_records(self.folder))
         history.Session(
-            at=begun, machine=machine, records=known, command=self.asked, code=code_hash(), purpose=self.purpose
-        ).keep(self.store)
+            at=begun, machine=machine, records=known, command=self.asked, code=code_hash(), purpose=self.purpose,
+            subgroups=self.groups.hash if self.groups else "",
+        ).keep(self.store)  # fmt: skip
+        if self.groups:
+            self.store.add_subgroups(self.groups.as_dict())
 
     def _all(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Results of (function, arguments...), in their order.
@@ -224,6 +230,9 @@ class Session:
         for model in self.models:
             if self.purpose:
                 self.purpose.check_model(model["name"], model["kind"], model["classes"])
+        if self.groups:
+            calls = [(self.jobs[i].scored, case) for i, model in enumerate(self.models) for case in model["cases"]]
+            self.groups.check(name for names in self._all(calls) for name in names)
 
     def _survey(self, goes_on: bool, sample: bool) -> None:
         """Load every case once, or a sample: its size, and whether it can be used, before hours of attacks."""

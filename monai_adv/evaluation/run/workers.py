@@ -19,7 +19,7 @@ import torch
 
 from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation.checks.probes import STEPS, probe
-from monai_adv.evaluation.models.classifier import first_of
+from monai_adv.evaluation.models.classifier import Classifier, first_of
 from monai_adv.evaluation.models.fingerprint import Marks, computed, contents, fingerprint, marks_of
 from monai_adv.evaluation.models.protocol import Model, Source
 from monai_adv.evaluation.models.radii import in_words
@@ -90,6 +90,11 @@ class Job:
         data = marks_of(getattr(model, "data_files", ()), marks)
         found["data"] = fingerprint(contents(data), getattr(model, "data_in_memory", ""))
         return found | {"in_files": bool(getattr(model, "in_files", False))}, marks
+
+    def scored(self, case: str) -> tuple[str, ...]:
+        """Names of the patients or images in a case, each of which gets a score."""
+        model = self._model()
+        return model.load(case).names if isinstance(model, Classifier) else (case,)
 
     def survey(self, case: str) -> cost.Size | str:
         """The size of a case, or why it cannot be used."""
