@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from test_evaluation_cli import numbers
 from tiny_evaluate import SUBJECTS, evaluate
 from tiny_models import KILL_AT, KILL_ONCE
 
+from monai_adv.certificates import Certification
 from monai_adv.errors import InputError
+from monai_adv.evaluation.certify.run import certify_models
 from monai_adv.evaluation.models.factory import FactorySource
 from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.run.workers import Dask, Job, ThisProcess
@@ -59,6 +62,18 @@ def pool() -> Iterator[Dask]:
     pool = Dask("local", 1)
     yield pool
     pool.close()
+
+
+def test_certificates_of_workers_are_those_of_one_process(pool: Dask, tmp_path: Path) -> None:
+    """The cases are tasks; a folder that workers began is finished by this process without doing anything again."""
+    sources, settings = [FactorySource(f"{SUBJECTS}:classifier")], Certification(sigma=0.1, n0=5, n=30)
+    alone = certify_models(sources, settings)
+    spread = certify_models(sources, settings, tmp_path / "out", pool=pool)
+    timeless = [replace(case, seconds=0.0) for case in alone.cases]
+    assert [replace(case, seconds=0.0) for case in spread.cases] == timeless
+    assert certify_models(sources, settings, tmp_path / "out").cases == spread.cases
+    with pytest.raises(InputError, match="n: received 5, allowed is at least 10"):
+        certify_models(sources, replace(settings, n=5), pool=pool)
 
 
 def test_nothing_listens_beyond_this_machine_and_nothing_without_certificates(pool: Dask) -> None:

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from monai_adv.cli.models import add_models, cases, device, folder, models
+from monai_adv.cli.pools import add_pool, pool_of
 from monai_adv.openmp import wait_passively
 from monai_adv.optional import require
 
@@ -45,6 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     where.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     where.add_argument("--inputs-per-pass", type=int, default=64, metavar="N",
                        help="noisy copies in one pass of the network (default: 64)")  # fmt: skip
+    add_pool(where)
     where.add_argument("-o", "--output", required=True, metavar="FOLDER", help="new folder, or one to go on with")
     where.add_argument("--dry-run", action="store_true", help="predict the cost, write nothing")
     parser.set_defaults(run=run, box=None)
@@ -81,7 +83,11 @@ def run(args: argparse.Namespace) -> int:
     print(_cost(sources, settings, chosen))
     if args.dry_run:
         return 0
-    found = certify_models(sources, settings, output, cases=chosen, bars=True)
+    pool = pool_of(args)
+    try:
+        found = certify_models(sources, settings, output, cases=chosen, bars=True, pool=pool)
+    finally:
+        pool.close()
     table = output / "certificates.csv"
     found.frame().to_csv(table, index=False)
     say(repr(found))

@@ -16,6 +16,7 @@ import yaml
 from monai_adv import given
 from monai_adv.cli.certify import add_draws
 from monai_adv.cli.models import add_models, cases, device, folder, models
+from monai_adv.cli.pools import add_pool, pool_of
 from monai_adv.cli.run_file import as_run_file
 from monai_adv.errors import InputError, first_cause
 from monai_adv.openmp import wait_passively
@@ -29,13 +30,6 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 WORSE = 5
-
-TLS = {  # in the words of `dask scheduler`
-    "tls_ca_file": ("--tls-ca-file", "certificate of the authority that signed those of the cluster (PEM)"),
-    "tls_client_cert": ("--tls-cert", "certificate of this client (PEM)"),
-    "tls_client_key": ("--tls-key", "its key, if that is a file of its own (PEM)"),
-}
-"""Names in :class:`distributed.Security` -> options."""
 
 EPILOG = """\
 exit codes:
@@ -108,10 +102,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_draws(smoothed)
     where = parser.add_argument_group("where it runs")
     where.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    where.add_argument("--workers", type=int, metavar="N", help="processes of a local Dask cluster (default: no Dask)")
-    where.add_argument("--dask", metavar="local|ADDRESS", help="use a local Dask cluster, or that of a scheduler")
-    for option, what_it_is in TLS.values():
-        where.add_argument(option, metavar="FILE", help=f"with --dask ADDRESS: {what_it_is}")
+    add_pool(where)
     where.add_argument(
         "--threads", type=int, metavar="N",
         help="CPU threads of each process; the last digits depend on it (default: those torch takes, whatever the "
@@ -161,7 +152,6 @@ def run(args: argparse.Namespace) -> int:
     asked = as_run_file(args, args.parser)
     from monai_adv.evaluation.evidence.purpose import Purpose
     from monai_adv.evaluation.run.measure import measure
-    from monai_adv.evaluation.run.workers import Dask, Pool, ThisProcess
 
     args.device = device(args.device)
     output = folder(args.output)
@@ -171,13 +161,7 @@ def run(args: argparse.Namespace) -> int:
     baseline = _baseline(args, settings)
     _check_loggers(args.log)
     sources = models(args)
-    if args.dask not in (None, "local") and args.workers is not None:
-        raise InputError.of("workers", args.workers, "given for a local cluster only", "the scheduler has its own")
-    if args.workers is not None and args.workers < 1:
-        raise InputError.of("workers", args.workers, "a whole number >= 1")
-    wants_dask = args.dask or (args.workers or 1) > 1
-    certificates = _certificates(args)
-    pool: Pool = Dask(args.dask or "local", args.workers or 1, certificates) if wants_dask else ThisProcess()
+    pool = pool_of(args)
     try:
         code = measure(
             sources, settings, output, pool, dry_run=args.dry_run, agreed=lambda: args.yes or _agreed(), asked=asked,
@@ -233,20 +217,6 @@ def _log(folder: Path, names: list[str]) -> None:
         results = Results(folder)
         for name in names:
             results.log_to(name)
-
-
-def _certificates(args: argparse.Namespace) -> dict[str, str]:
-    found = {name: given for name, (option, _) in TLS.items() if (given := getattr(args, option[2:].replace("-", "_")))}
-    for name, file in found.items():
-        if args.dask in (None, "local"):
-            todo = "a cluster of our own makes certificates itself"
-            raise InputError.of(TLS[name][0], file, "an addition to --dask ADDRESS", todo)
-        if not Path(file).is_file():
-            raise InputError.of(TLS[name][0], file, "an existing file", "check the path")
-    if found and not {"tls_ca_file", "tls_client_cert"} <= found.keys():
-        options = ", ".join(TLS[name][0] for name in found)
-        raise InputError.of("certificates", options, "--tls-ca-file and --tls-cert, and --tls-key where it is apart")
-    return found
 
 
 def _settings(args: argparse.Namespace) -> EvaluationSettings:

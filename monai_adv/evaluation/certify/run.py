@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from monai_adv.certificates import Certification
@@ -19,6 +21,7 @@ from monai_adv.evaluation.models.classifier import first_of
 from monai_adv.evaluation.models.fingerprint import contents, marks_of
 from monai_adv.evaluation.models.protocol import Model, Source
 from monai_adv.evaluation.random_streams import seed_of
+from monai_adv.evaluation.run.workers import Killed, Pool, ThisProcess
 from monai_adv.evaluation.settings import selected
 from monai_adv.evaluation.store import safe_name
 from monai_adv.files import locked, unlocked, write_whole
@@ -33,6 +36,7 @@ def certify_models(
     *,
     cases: int | tuple[str, ...] | None = None,
     bars: bool = False,
+    pool: Pool | None = None,
 ) -> Certificates:
     """Certify all cases of models.
 
@@ -42,6 +46,7 @@ def certify_models(
         folder: new, or of the same certification that did not finish; None: nothing is written.
         cases: the first so many patients or images, or names; None: all.
         bars: show how far it is.
+        pool: who does the work; default: this process. The numbers are the same.
 
     Raises:
         InputError: a model or folder that cannot be used, or settings with which nothing can be shown.
@@ -51,45 +56,82 @@ def certify_models(
         raise InputError.of("models", "classifiers and segmentation models", "one kind in one call")
     chosen = {model.name: selected(cases, model.cases) for model in models}
     problems = [(model.name, "", reason) for model in models for reason in model.problems]
+    run, threads = uuid.uuid4().hex, torch.get_num_threads()
+    works = [_Work(f"{run} {i}", source, settings, cases, threads) for i, source in enumerate(sources)]
+    for work, model in zip(works, models, strict=True):
+        _open[work.key] = model
     lock = None if folder is None else _opened(folder, models, settings, chosen)
-    found: list[Certified] = []
+    tasks = [(work, model.name, name) for work, model in zip(works, models, strict=True) for name in chosen[model.name]]
+    found: dict[int, list[Certified]] = {}
     try:
-        total = sum(map(len, chosen.values()))
-        with tqdm(total=total, desc="certifying", unit="case", disable=not bars) as bar:
-            for model in models:
-                for name in chosen[model.name]:
-                    try:
-                        found += _case(model, name, settings, folder)
-                    except _Unreadable as error:
-                        problems.append((model.name, name, str(error)))
-                    bar.update()
+        places = [None if folder is None else _path(folder, *names) for _, *names in tasks]
+        kept = {i: _kept(path, *tasks[i][1:]) for i, path in enumerate(places) if path is not None and path.exists()}
+        todo = [i for i in range(len(tasks)) if i not in kept]
+        found |= kept
+        with tqdm(total=len(tasks), initial=len(kept), desc="certifying", unit="case", disable=not bars) as bar:
+            for number, result in (pool or ThisProcess()).run(_certified, [(tasks[i][0], tasks[i][2]) for i in todo]):
+                place, path = tasks[todo[number]][1:], places[todo[number]]
+                if isinstance(result, list):
+                    found[todo[number]] = result
+                    if path is not None:
+                        content = {"cases": [one.as_dict() for one in result]}
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        write_whole(path, json.dumps(seal.sealed(content, *place), indent=1))
+                else:
+                    problems.append((*place, result.reason if isinstance(result, Killed) else result))
+                bar.update()
     finally:
         unlocked(lock)
-    return Certificates(models[0].kind, settings, tuple(found), tuple(problems))
+        for work in works:
+            del _open[work.key]
+    every = tuple(one for i in sorted(found) for one in found[i])
+    return Certificates(models[0].kind, settings, every, tuple(problems))
 
 
-def _case(model: Model, name: str, settings: Certification, folder: Path | None) -> list[Certified]:
-    place = (model.name, name)
-    path = None if folder is None else folder / safe_name(model.name) / f"{safe_name(name)}.json"
-    if path is not None and path.exists():
-        try:
-            content = seal.opened(json.loads(path.read_text(encoding="utf-8")), *place)
-            return [Certified(**one) for one in content["cases"]]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise InputError.of(str(path), in_a_sentence(error), "the file as it was written", "delete it") from error
+@dataclass(frozen=True)
+class _Work:
+    """One model, as a worker gets it."""
+
+    key: str
+    source: Source
+    settings: Certification
+    cases: int | tuple[str, ...] | None
+    threads: int
+
+
+_open: dict[str, Model] = {}
+"""The models that this process has opened."""
+
+
+def _certified(work: _Work, name: str) -> list[Certified] | str:
+    """What is proven about a case, or why its files cannot be used."""
+    if work.key not in _open:
+        for old in [key for key in _open if key.split()[0] != work.key.split()[0]]:
+            del _open[old]  # of earlier runs of a long-lived worker
+        _open[work.key] = first_of(work.source.open(), work.cases)
+    model = _open[work.key]
     try:
         case = model.load(name)
     except InputError as error:
-        raise _Unreadable(in_a_sentence(error)) from error
-    found = certify_case(model, case, replace(settings, seed=seed_of(settings.seed, name)))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(seal.sealed({"cases": [one.as_dict() for one in found]}, *place), indent=1))
-    return found
+        return in_a_sentence(error)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(work.threads)  # the last digits of the logits depend on it
+    try:
+        return certify_case(model, case, replace(work.settings, seed=seed_of(work.settings.seed, name)))
+    finally:
+        torch.set_num_threads(threads)
 
 
-class _Unreadable(Exception):
-    """A case whose files cannot be used; the others can."""
+def _path(folder: Path, model: str, name: str) -> Path:
+    return folder / safe_name(model) / f"{safe_name(name)}.json"
+
+
+def _kept(path: Path, *place: str) -> list[Certified]:
+    try:
+        content = seal.opened(json.loads(path.read_text(encoding="utf-8")), *place)
+        return [Certified(**one) for one in content["cases"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError.of(str(path), in_a_sentence(error), "the file as it was written", "delete it") from error
 
 
 def _opened(folder: Path, models: Sequence[Model], settings: Certification, chosen: dict[str, tuple[str, ...]]) -> Any:
