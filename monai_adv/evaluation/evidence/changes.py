@@ -1,0 +1,217 @@
+"""Two versions of a model, measured in the same way on the same cases: what got better, worse, or stays within noise.
+
+Every case is its own control: scores are compared in pairs, by Wilcoxon's signed-rank test (segmentation) or McNemar's
+exact test (classification), with Holm's correction over all rows, and a bootstrap interval of the mean difference.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from monai_adv.errors import InputError
+from monai_adv.evaluation.evidence.document import digest_in
+from monai_adv.evaluation.records import level_name
+from monai_adv.evaluation.report.results import Figures, ModelResults, gather, plain_values
+from monai_adv.foreign_text import printable
+from monai_adv.metrics.statistics import Comparison, compare, holm
+
+if TYPE_CHECKING:
+    import pandas
+
+SURE = 0.05
+SAME = "measure both versions in the same way"
+Outcome = Literal["better", "worse", "within noise", "not decided"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One model at one level ("" is clean).
+
+    Attributes:
+        model: name of the new version.
+        level: key.
+        before, now: mean scores of the common cases.
+        comparison: of the pairs, old first.
+        p: of the paired test after Holm's correction; NaN without one.
+        outcome: "not decided" where no test could be made, or a measurement is not reliable.
+        why: of that, in a sentence; else "".
+    """
+
+    model: str
+    level: str
+    before: float
+    now: float
+    comparison: Comparison
+    p: float
+    outcome: Outcome
+    why: str
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What changed between two evaluations.
+
+    Attributes:
+        old, new: where they lie, when they were begun, their versions and the digest of their evidence.
+        rows: by model and level.
+        told: what else differs and does not forbid the comparison, a sentence each.
+    """
+
+    old: dict[str, Any]
+    new: dict[str, Any]
+    rows: tuple[Change, ...]
+    told: tuple[str, ...]
+
+    @property
+    def worse(self) -> bool:
+        """Whether something got worse."""
+        return any(row.outcome == "worse" for row in self.rows)
+
+    def frame(self) -> pandas.DataFrame:
+        """A row per model and level: means, difference with its interval, cases better and worse, p, outcome."""
+        import pandas
+
+        return pandas.DataFrame(
+            [
+                {"model": r.model, "level": r.level, "before": r.before, "now": r.now,
+                 "difference": r.comparison.difference, "low": r.comparison.interval.low,
+                 "high": r.comparison.interval.high, "cases": r.comparison.count, "better": r.comparison.better,
+                 "worse": r.comparison.worse, "p": r.p, "outcome": r.outcome}
+                for r in self.rows
+            ]
+        )  # fmt: skip
+
+    def as_json(self) -> str:
+        """All of it; what is not defined is null."""
+        content = {"old": self.old, "new": self.new, "told": list(self.told), "rows": list(self.rows)}
+        return json.dumps(plain_values(content), indent=1, ensure_ascii=False, allow_nan=False)
+
+    def __repr__(self) -> str:
+        rows = [("model", "images", "before", "now", "difference (95 %)", "cases +/-", "p", "outcome")]
+        for row in self.rows:
+            found = row.comparison
+            between = f" ({_points(found.interval.low)} to {_points(found.interval.high)})"
+            rows.append(
+                (row.model, row.level or "unchanged", f"{100 * row.before:.1f}", f"{100 * row.now:.1f}",
+                 _points(found.difference) + between * found.interval.exists,
+                 f"{found.count} {found.better}/{found.worse}", "-" if math.isnan(row.p) else f"{row.p:.3f}",
+                 row.outcome + f": {row.why}" * bool(row.why))
+            )  # fmt: skip
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return printable("\n".join([*lines, *self.told]))
+
+
+def changes(old: str | Path, new: str | Path) -> Changes:
+    """Compare two folders of evaluations.
+
+    Args:
+        old, new: of the earlier and of the new version; a model is compared with that of its name, or, where each
+            folder has one model, with that.
+
+    Raises:
+        InputError: folders that cannot be read, or that were not measured in the same way on the same cases.
+    """
+    before, now = gather(old), gather(new)
+    _check_settings(before, now)
+    told: list[str] = []
+    found: list[tuple[ModelResults, ModelResults, Comparison]] = []
+    for one, other in _pairs(before, now):
+        told += _check_pair(before, now, one, other)
+        seed = int(now.evaluation["settings"]["seed"])
+        for key in ["", *(v.key for v in now.levels)]:
+            scores = before.scores(one.name, key), now.scores(other.name, key)
+            found.append((one, other, compare(*scores, now.kind, names=(one.name, other.name), level=key, seed=seed)))
+    corrected = holm([c.tests[0].p for _, _, c in found])
+    rows = [_row(before, now, *each, p) for each, p in zip(found, corrected, strict=True)]
+    for word in ("seed", "batch_size", "threads", "device"):
+        was, is_now = (f.evaluation["settings"][word] for f in (before, now))
+        if was != is_now:
+            told.append(f"{word.replace('_', ' ')}: {was} before, {is_now} now; the last digits depend on it.")
+    versions = before.evaluation["versions"], now.evaluation["versions"]
+    if differs := [n for n in versions[1] if versions[0].get(n) != versions[1][n]]:
+        told.append("Other versions: " + ", ".join(f"{n} {versions[0].get(n)} → {versions[1][n]}" for n in differs))
+    return Changes(_about(old, before), _about(new, now), tuple(rows), tuple(told))
+
+
+def _check_settings(before: Figures, now: Figures) -> None:
+    if before.kind != now.kind:
+        raise InputError.of("OLD and NEW", f"{before.kind} and {now.kind}", "two versions of one model")
+    levels = [[level_name(v) for v in f.levels] for f in (before, now)]
+    if [v.key for v in before.levels] != [v.key for v in now.levels] or not now.levels:
+        received = f"radii {'; '.join(levels[0]) or 'none'} and {'; '.join(levels[1]) or 'none'}"
+        raise InputError.of("OLD and NEW", received, "the same radii", SAME)
+    for word in ("attacks", "attacks_code", "box", "cases", "smooth"):
+        was, is_now = (f.evaluation["settings"].get(word) for f in (before, now))
+        if was != is_now:
+            raise InputError.of("OLD and NEW", f"{word} {was} and {is_now}", f"the same {word}", SAME)
+
+
+def _pairs(before: Figures, now: Figures) -> list[tuple[ModelResults, ModelResults]]:
+    known = {m.name: m for m in before.models}
+    if common := [(known[m.name], m) for m in now.models if m.name in known]:
+        return common
+    if len(before.models) == len(now.models) == 1:
+        return [(before.models[0], now.models[0])]
+    names = " and ".join(", ".join(m.name for m in f.models) for f in (before, now))
+    raise InputError.of("OLD and NEW", f"the models {names}", "models of the same names, or one in each folder")
+
+
+def _check_pair(before: Figures, now: Figures, one: ModelResults, other: ModelResults) -> list[str]:
+    """Refuse what would be compared like apples with pears; returns what is only to be told."""
+    entries = [next(e for e in f.evaluation["models"] if e["name"] == m.name) for f, m in ((before, one), (now, other))]
+    for word, what in (("classes", "classes"), ("unit", "unit of the network's input, which radii are in"),
+                       ("stages", "plan of attacks"), ("corruptions", "natural corruptions")):  # fmt: skip
+        if entries[0][word] != entries[1][word]:
+            shown = (
+                f"of {other.name}" if word in ("stages", "corruptions") else f"{entries[0][word]}, {entries[1][word]}"
+            )
+            raise InputError.of("OLD and NEW", f"another {what} ({shown})", f"the same {what}", SAME)
+    data = [e.get("data", "") for e in entries]
+    if all(data) and data[0] != data[1]:
+        raise InputError.of("OLD and NEW", f"{other.name} on other data", "the same images and labels", SAME)
+    told = [] if all(data) else [f"{other.name}: whether images and labels are the same could not be checked."]
+    if entries[0]["cases"] != entries[1]["cases"]:
+        raise InputError.of("OLD and NEW", f"other cases of {other.name}", "the same cases", SAME)
+    if lost := {(m, c) for f in (before, now) for m, c, _ in f.problems if c} | {
+        (m.name, c) for m in (one, other) for c in m.unfinished
+    }:
+        told.append(f"{other.name}: {len(lost)} cases could not be used in one of both, or are not finished.")
+    if one.space != other.space:
+        told.append(f"{other.name} is deployed in another way: {one.space}; now {other.space}.")
+    if all(entries[0].get(k) == entries[1].get(k) for k in ("fingerprint", "files")):
+        told.append(f"{other.name}: weights, settings and data are the same in both.")
+    return told
+
+
+def _row(before: Figures, now: Figures, one: ModelResults, other: ModelResults, found: Comparison, p: float) -> Change:
+    first, second = before.scores(one.name, found.level), now.scores(other.name, found.level)
+    both = [k for k in first if k in second and not math.isnan(first[k].score + second[k].score)]
+    means = [sum(s[k].score for k in both) / len(both) if both else math.nan for s in (first, second)]
+    outcome: Outcome
+    outcome, why = "within noise", ""
+    if found.level and "not reliable" in (one.verdict.word, other.verdict.word):
+        outcome, why = "not decided", "the figures of one of both are not reliable"
+    elif math.isnan(p):
+        # Nothing differs on any case, or too few cases differ for a test to tell.
+        if found.better or found.worse or not found.count:
+            outcome, why = "not decided", found.tests[0].note
+    elif p < SURE:
+        outcome = "better" if found.difference > 0 else "worse"
+    return Change(other.name, found.level, *means, found, p, outcome, why)
+
+
+def _about(folder: str | Path, figures: Figures) -> dict[str, Any]:
+    evaluation = figures.evaluation
+    return {
+        "folder": Path(folder).name, "started": evaluation["started"], "versions": evaluation["versions"],
+        "evidence": digest_in(folder),
+    }  # fmt: skip
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}"
