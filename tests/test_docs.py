@@ -11,6 +11,7 @@ import pytest
 from monai_adv.cli.method_tables import refreshed, settings_table
 from monai_adv.defenses import METHODS
 from monai_adv.engines import run_settings
+from monai_adv.evaluation.evidence.glossary import GLOSSARY
 from monai_adv.tasks import SegmentationSettings
 from nnunet_trainers.run_settings import RunSettings
 
@@ -51,6 +52,12 @@ def test_every_method_has_its_section(key: str) -> None:
     page = (ROOT / "docs" / "methods" / f"{METHODS[key].family}.md").read_text()
     assert f"## {METHODS[key].name}\n**Idea.**" in page
     assert f"<!-- method: {METHODS[key].name} -->" in page
+
+
+def test_the_glossary_says_what_the_report_says() -> None:
+    page = (ROOT / "docs" / "glossary.md").read_text()
+    missing = [word for word, meaning in GLOSSARY.items() if f"## {word}\n{meaning}\n" not in page]
+    assert not missing, "put these into docs/glossary.md"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

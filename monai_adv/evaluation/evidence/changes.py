@@ -17,6 +17,7 @@ from monai_adv.evaluation.evidence.document import digest_in
 from monai_adv.evaluation.records import level_name
 from monai_adv.evaluation.report.results import Figures, ModelResults, gather, plain_values
 from monai_adv.foreign_text import printable
+from monai_adv.metrics.score import mean_known
 from monai_adv.metrics.statistics import Comparison, compare, holm
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _check_pair(before: Figures, now: Figures, one: ModelResults, other: ModelRe
 def _row(before: Figures, now: Figures, one: ModelResults, other: ModelResults, found: Comparison, p: float) -> Change:
     first, second = before.scores(one.name, found.level), now.scores(other.name, found.level)
     both = [k for k in first if k in second and not math.isnan(first[k].score + second[k].score)]
-    means = [sum(s[k].score for k in both) / len(both) if both else math.nan for s in (first, second)]
+    was, is_now = (mean_known(scores[k].score for k in both) for scores in (first, second))
     outcome: Outcome
     outcome, why = "within noise", ""
     if found.level and "not reliable" in (one.verdict.word, other.verdict.word):
@@ -202,7 +203,7 @@ def _row(before: Figures, now: Figures, one: ModelResults, other: ModelResults, 
             outcome, why = "not decided", found.tests[0].note
     elif p < SURE:
         outcome = "better" if found.difference > 0 else "worse"
-    return Change(other.name, found.level, *means, found, p, outcome, why)
+    return Change(other.name, found.level, was, is_now, found, p, outcome, why)
 
 
 def _about(folder: str | Path, figures: Figures) -> dict[str, Any]:

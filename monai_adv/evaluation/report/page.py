@@ -15,6 +15,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from monai_adv.attacks.autoattack import AutoAttack
 from monai_adv.errors import InputError
 from monai_adv.evaluation.evidence.document import records_hash, write_evidence
+from monai_adv.evaluation.evidence.glossary import GLOSSARY
 from monai_adv.evaluation.evidence.history import sessions
 from monai_adv.evaluation.evidence.subgroups import Subgroups, gap_sentence, kept_subgroups
 from monai_adv.evaluation.evidence.summary import MARKS, Summary, figure_text, summary_of
@@ -136,6 +137,7 @@ def render(
         smoothed=bounds,
         marks=MARKS,
         figure_text=figure_text,
+        glossary=GLOSSARY,
         groups=groups,
         gap_sentence=gap_sentence,
         evaluation=results.evaluation,

@@ -1,0 +1,239 @@
+"""Figures, radii and limits of an evaluation for those who only see the model: a bundle's README and metadata, a card.
+
+The card's front matter has the fields that the Hugging Face Hub documents (``model-index`` of its ``modelcard.md``:
+task, dataset and metrics, each with its type). What is written lies between two marks, or under one key, so that
+writing again replaces it and leaves the rest as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from monai_adv.errors import InputError, did_you_mean, first_cause
+from monai_adv.evaluation.evidence.document import digest_in
+from monai_adv.evaluation.evidence.left_open import not_tested
+from monai_adv.evaluation.records import level_name, place_of
+from monai_adv.evaluation.report.results import Figures, ModelResults, gather, plain_values
+from monai_adv.evaluation.report.sentences import robustness
+from monai_adv.files import write_whole
+from monai_adv.foreign_text import printable
+from monai_adv.metrics.statistics import Summary
+
+BEGIN, END = "<!-- monai-adv: robustness -->", "<!-- monai-adv: end of robustness -->"
+KEY = "robustness"
+TASKS = {"segmentation": ("image-segmentation", "dice"), "classification": ("image-classification", "accuracy")}
+"""Kind of model -> task and metric, as the Hub calls them."""
+UNMARKED = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#"})
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is told about one model.
+
+    Attributes:
+        folder: of the evaluation.
+        figures: of the evaluation.
+        model: of it.
+    """
+
+    folder: Path
+    figures: Figures
+    model: ModelResults
+
+    @classmethod
+    def of(cls, folder: str | Path, model: str | None = None) -> Card:
+        """Read an evaluation.
+
+        Args:
+            folder: of the evaluation.
+            model: which of several.
+
+        Raises:
+            InputError: no evaluation, an unknown model, several and none chosen, or one that is not finished.
+        """
+        figures = gather(folder)
+        known = {m.name: m for m in figures.models}
+        if model is None and len(known) > 1:
+            raise InputError.of("model", model, " or ".join(known), "a card is about one model")
+        if model is not None and model not in known:
+            raise InputError.of("model", model, "one that was measured", did_you_mean(model, known))
+        chosen = known[model] if model is not None else figures.models[0]
+        if chosen.unfinished or not figures.levels:
+            raise InputError.of("folder", str(folder), "a finished evaluation", "go on with it first")
+        return cls(Path(folder), figures, chosen)
+
+    def section(self) -> str:
+        """Markdown, between its marks."""
+        model, one = self.model, "patient" if self.model.kind == "segmentation" else "image"
+        score = "mean Dice" if one == "patient" else "accuracy"
+        evaluation, robust = self.figures.evaluation, robustness(self.model, self.figures.levels)
+        rows = [f"| unchanged | {_cell(model.summaries[''])} |"]
+        for level in self.figures.levels:
+            noise = model.attacks.get(model.noise, {}).get(level.key)
+            if noise:
+                rows.append(f"| random noise, {level_name(level)} | {_cell(noise)} |")
+            rows.append(f"| worst case, {level_name(level)} | {_cell(model.summaries[level.key])} |")
+        lines = [
+            BEGIN,
+            "## Robustness",
+            "",
+            f"Measured on {model.summaries[''].count} {one}s with monai-adv {evaluation['versions']['monai-adv']}, "
+            f"{evaluation['started'][:10]}; attacks: {_plain(evaluation['settings']['attacks'])}. "
+            f"The figures are **{model.verdict.word}**; the model is **{robust.word}**.",
+            "",
+            f"| {one}s | {score} in % (95 % interval) |",
+            "|---|---|",
+            *rows,
+            "",
+            f"Radii are in {_plain(model.unit)}. Attacked: {_plain(model.space)}. The worst case is the lowest score "
+            "that any attack found: the true one can be lower.",
+            "",
+            "Limits:",
+            "",
+            *(f"- {each['sentence']}" for each in not_tested(self.figures)),
+            END,
+        ]
+        return printable("\n".join(lines))
+
+    def metadata(self) -> dict[str, Any]:
+        """For ``metadata.json``."""
+        model, evaluation = self.model, self.figures.evaluation
+        found = [{"attack": "clean", **_value(model.summaries[""])}]
+        found += [
+            {"attack": "worst case", **place_of(v), **_value(model.summaries[v.key])} for v in self.figures.levels
+        ]
+        content: dict[str, Any] = plain_values(
+            {
+                "measured_with": f"monai-adv {evaluation['versions']['monai-adv']}",
+                "date": evaluation["started"][:10],
+                "attacks": evaluation["settings"]["attacks"],
+                "measure": TASKS[model.kind][1],
+                "unit_of_radii": model.unit,
+                "figures": found,
+                "trust": model.verdict.word,
+                "evidence": digest_in(self.folder),
+            }
+        )
+        return content
+
+    def model_index(self, dataset: str) -> list[dict[str, Any]]:
+        """For the front matter of a card of the Hugging Face Hub.
+
+        Args:
+            dataset: its name.
+        """
+        task, metric = TASKS[self.model.kind]
+        metrics = [{"type": metric, "name": f"{metric}, unchanged images", "value": _rounded(self.model.summaries[""])}]
+        metrics += [
+            {"type": metric, "name": f"{metric}, worst case at {level_name(v)}",
+             "value": _rounded(self.model.summaries[v.key])} for v in self.figures.levels
+        ]  # fmt: skip
+        slug = re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-") or "dataset"
+        result = {"task": {"type": task}, "dataset": {"type": slug, "name": dataset}, "metrics": metrics}
+        return [{"name": printable(self.model.name), "results": [result]}]
+
+
+def into_bundle(card: Card, bundle: str | Path) -> list[Path]:
+    """Write into ``docs/README.md`` and ``configs/metadata.json`` of a bundle; all else in them stays.
+
+    Returns:
+        the files.
+
+    Raises:
+        InputError: no bundle, or files in it that cannot be read or written. Nothing is written then.
+    """
+    place = Path(bundle)
+    readme, metadata = place / "docs" / "README.md", place / "configs" / "metadata.json"
+    try:
+        content = json.loads(metadata.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        allowed = "a bundle, with configs/metadata.json"
+        raise InputError.of("bundle", str(bundle), allowed, first_cause(error)) from error
+    if not isinstance(content, dict):
+        raise InputError.of("bundle", str(metadata), "metadata that are a mapping")
+    text = _with_section(readme, card.section(), f"# {content.get('name', place.name)}\n")
+    content[KEY] = card.metadata()
+    _write(readme, text)
+    _write(metadata, json.dumps(content, indent=4, ensure_ascii=False) + "\n")
+    return [readme, metadata]
+
+
+def as_hub_card(card: Card, file: str | Path, dataset: str) -> Path:
+    """Write a card for the Hugging Face Hub, or into the one that is there.
+
+    Other fields of its front matter stay; comments in it do not.
+
+    Raises:
+        InputError: a file that cannot be read or written. Nothing is written then.
+    """
+    path = Path(file)
+    text = _with_section(path, card.section(), f"# {printable(card.model.name)}\n")
+    front, body = _front_matter(path, text)
+    front.setdefault("tags", ["medical", "adversarial-robustness"])
+    front["model-index"] = card.model_index(dataset)
+    _write(path, f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n{body}")
+    return path
+
+
+def _with_section(path: Path, section: str, title: str) -> str:
+    """The text of a file with the section in its place, or at its end."""
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else title
+    except (OSError, ValueError) as error:
+        raise InputError.of("card", str(path), "a text file that can be read", first_cause(error)) from error
+    begins, ends = text.count(BEGIN), text.count(END)
+    if (begins, ends) == (0, 0):
+        return f"{text.rstrip()}\n\n{section}\n"
+    if (begins, ends) != (1, 1) or text.index(BEGIN) > text.index(END):
+        found = f"{begins} lines {BEGIN!r} and {ends} lines {END!r} in {path}"
+        raise InputError.of("card", found, "one of each, in this order", "remove what is left of an older section")
+    before, _, rest = text.partition(BEGIN)
+    return before + section + rest.partition(END)[2]
+
+
+def _front_matter(path: Path, text: str) -> tuple[dict[str, Any], str]:
+    """Front matter and body of a card."""
+    match = re.match(r"---\n(.*?)^---\n", text, re.DOTALL | re.MULTILINE)
+    if match is None:
+        return {}, text
+    try:
+        front = yaml.safe_load(match[1]) or {}
+        if not isinstance(front, Mapping):
+            raise ValueError("it is not a mapping")
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError.of("card", str(path), "a front matter in YAML", first_cause(error)) from error
+    return dict(front), text[match.end() :]
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_whole(path, text)
+    except OSError as error:
+        raise InputError.of("card", str(path), f"a file that can be written ({error.strerror})") from error
+
+
+def _cell(summary: Summary) -> str:
+    low, high = 100 * summary.interval.low, 100 * summary.interval.high
+    between = f" ({low:.1f} to {high:.1f})" if summary.interval.exists else ""
+    return "not defined" if math.isnan(summary.mean) else f"{100 * summary.mean:.1f}{between}"
+
+
+def _value(summary: Summary) -> dict[str, Any]:
+    return {"value": summary.mean, "low": summary.interval.low, "high": summary.interval.high, "cases": summary.count}
+
+
+def _rounded(summary: Summary) -> float | None:
+    return None if math.isnan(summary.mean) else round(summary.mean, 4)
+
+
+def _plain(text: str) -> str:
+    """Text from elsewhere, without a meaning in Markdown."""
+    return " ".join(printable(text).split()).translate(UNMARKED)
