@@ -21,8 +21,8 @@ GLOSSARY = {
     "Dice": "Overlap of a segmentation with the ground truth: 100 % is the same, 0 % is no overlap.",
     "HD95": "Distance between the two outlines in mm, of which 95 % lie closer.",
     "accuracy": "Share of the images that get the right label.",
-    "95 % interval": "How well the figure is known: made like this, 95 of 100 intervals hold the figure of all patients "
-    "of this kind. Few patients make it wide.",
+    "95 % interval": "How well the figure is known: made like this, 95 of 100 intervals hold the figure of all "
+    "patients of this kind. Few patients make it wide.",
     "p value": "How often chance alone would give a difference at least as large. Small: probably not chance.",
     "natural corruption": "What scanners and handling do to images: noise, blur, contrast. No search for the worst.",
     "certificate": "A proof that no change within a radius can alter an answer, or push a score below a bound. An "
