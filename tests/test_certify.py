@@ -199,3 +199,20 @@ def test_what_the_command_refuses(
     factory = ["--factory", f"{tiny_models.__file__}:classifier", "--device", "cpu"]
     assert main(["certify", *factory, *words, "-o", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1].replace("'", "")
+    assert not (tmp_path / "out").exists()  # which the corrected command would not fit
+
+
+def test_a_volume_that_is_too_large_for_the_draws_is_a_problem_of_its_own(tmp_path: Path) -> None:
+    """16 voxels need 34 draws, 1024 need 49; if the first does not fit either, nothing is written."""
+    labels = [torch.zeros(size, size, dtype=torch.long) for size in (4, 32)]
+    for one in labels:
+        one[1:3, 1:3] = 1
+    model = Segmenter("sign", Sign(), [(4.0 * one - 2)[None] for one in labels], labels, ["lesion"])
+    settings = Certification(sigma=0.5, n0=5, n=40)
+    found = certify_models([LiveSource(model)], settings, tmp_path / "out")
+    assert [case.case for case in found.cases] == ["0"]
+    assert found.problems[0][:2] == ("sign", "1")
+    assert "at least 49" in found.problems[0][2]
+    with pytest.raises(InputError, match="n: received 5, allowed is at least"):
+        certify_models([LiveSource(model)], Certification(sigma=0.5, n=5), tmp_path / "none")
+    assert not (tmp_path / "none").exists()

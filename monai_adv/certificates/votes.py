@@ -54,7 +54,7 @@ def count_votes(
     settings.noise.check(images)
     images = images.to(device_of(network)).as_subclass(Tensor)
     with frozen(network) as model:
-        output = _answered_twice(model, images[:1])
+        output = answered_twice(model, images[:1])
         classes = 2 if regions or output.shape[1] == 1 else output.shape[1]
         chosen = _tally(model, images, settings, settings.n0, generator, regions, classes).argmax(1)
         count = torch.zeros_like(chosen, dtype=torch.int32)
@@ -92,7 +92,13 @@ def _answers(
         yield answer.view(count, len(images), *answer.shape[1:])
 
 
-def _answered_twice(model: nn.Module, images: Tensor) -> Tensor:
+@torch.no_grad()
+def answered_twice(model: nn.Module, images: Tensor) -> Tensor:
+    """What a network says, twice the same.
+
+    Raises:
+        InputError: it says something else the second time: its draws would not be those that the proof is about.
+    """
     once, again = (first(model(any_batch_size(images, model))) for _ in range(2))
     # Kernels of a GPU may add up in another order.
     if not torch.allclose(once, again, rtol=1e-3, atol=1e-5, equal_nan=True):

@@ -18,10 +18,10 @@ from monai_adv.certificates import (
     certify_classes,
     certify_labels,
 )
-from monai_adv.certificates.votes import count_votes
+from monai_adv.certificates.votes import answered_twice, count_votes
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.records import Level
-from monai_adv.network_state import device_of
+from monai_adv.network_state import device_of, frozen
 from monai_adv.tasks import SegmentationTask, Task
 
 S = TypeVar("S", bound=Certification)
@@ -100,6 +100,24 @@ def certify_case(
             draws, time.perf_counter() - start,
         )
     ]  # fmt: skip
+
+
+def check_case(model: Model, case: Case, settings: Certification) -> None:
+    """Refuse what cannot be certified, whatever the network says, before any draw.
+
+    Raises:
+        InputError: noise that is lost in the rounding of the images, too few draws for so many voxels, or a network
+            that answers by chance.
+    """
+    settings = attacked_only(case, settings)
+    settings.noise.check(case.images)
+    if model.kind == "segmentation":
+        regions = len(model.classes) if alone(case.task) else 1
+        settings.check_draws(case.images[0, 0].numel() * regions, settings.tau)
+    else:
+        settings.check_draws()
+    with frozen(case.network) as network:
+        answered_twice(network, case.images[:1].to(device_of(case.network)).as_subclass(Tensor))
 
 
 def voted_scores(

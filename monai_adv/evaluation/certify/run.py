@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from monai_adv.certificates import Certification
 from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation import seal
-from monai_adv.evaluation.certify.cases import Certified, certify_case
+from monai_adv.evaluation.certify.cases import Certified, certify_case, check_case
 from monai_adv.evaluation.certify.results import Certificates
 from monai_adv.evaluation.models.classifier import first_of
 from monai_adv.evaluation.models.fingerprint import contents, marks_of
@@ -55,6 +55,9 @@ def certify_models(
     if len({model.kind for model in models}) > 1:
         raise InputError.of("models", "classifiers and segmentation models", "one kind in one call")
     chosen = {model.name: selected(cases, model.cases) for model in models}
+    if folder is None or not folder.exists():  # what is refused leaves none that the corrected command would not fit
+        for model in models:
+            _check_first(model, chosen[model.name], settings)
     problems = [(model.name, "", reason) for model in models for reason in model.problems]
     run, threads = uuid.uuid4().hex, torch.get_num_threads()
     works = [_Work(f"{run} {i}", source, settings, cases, threads) for i, source in enumerate(sources)]
@@ -104,22 +107,38 @@ _open: dict[str, Model] = {}
 
 
 def _certified(work: _Work, name: str) -> list[Certified] | str:
-    """What is proven about a case, or why its files cannot be used."""
+    """What is proven about a case, or why it cannot be used."""
     if work.key not in _open:
         for old in [key for key in _open if key.split()[0] != work.key.split()[0]]:
             del _open[old]  # of earlier runs of a long-lived worker
         _open[work.key] = first_of(work.source.open(), work.cases)
     model = _open[work.key]
-    try:
-        case = model.load(name)
-    except InputError as error:
-        return in_a_sentence(error)
     threads = torch.get_num_threads()
     torch.set_num_threads(work.threads)  # the last digits of the logits depend on it
     try:
-        return certify_case(model, case, replace(work.settings, seed=seed_of(work.settings.seed, name)))
+        return certify_case(model, model.load(name), replace(work.settings, seed=seed_of(work.settings.seed, name)))
+    except InputError as error:
+        return in_a_sentence(error)
     finally:
         torch.set_num_threads(threads)
+
+
+def _check_first(model: Model, cases: Sequence[str], settings: Certification) -> None:
+    """See :func:`check_case`, of the first case that can be read.
+
+    Raises:
+        InputError: also where none can be read.
+    """
+    refused: InputError | None = None
+    for name in cases:
+        try:
+            case = model.load(name)
+        except InputError as error:
+            refused = refused or error
+            continue
+        return check_case(model, case, settings)
+    assert refused is not None
+    raise refused
 
 
 def _path(folder: Path, model: str, name: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from monai_adv.certificates import SmoothedModel, Smoothing
 from monai_adv.errors import InputError
-from monai_adv.evaluation.certify.cases import alone, attacked_only
+from monai_adv.evaluation.certify.cases import alone, attacked_only, check_case
 from monai_adv.evaluation.models.plain import digest_of
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.records import Level
@@ -53,8 +53,8 @@ class SmoothedVersion:
         """One case, whose network is a :class:`SmoothedModel` of the model's own.
 
         Raises:
-            InputError: an unreadable file; noise that is lost in the rounding of the images; too few draws to certify
-                so many voxels; or a model of one's own whose cases cannot be given another network.
+            InputError: an unreadable file; what :func:`check_case` refuses; or a model of one's own whose cases cannot
+                be given another network.
         """
         loaded = self.model.load(case)
         if not hasattr(loaded, "with_network"):
@@ -62,12 +62,8 @@ class SmoothedVersion:
                 "smooth", self.settings.sigma, f"a model whose cases have with_network(network), not {self.model.name}",
                 "return a Classifier or a Segmenter",
             )  # fmt: skip
+        check_case(self.model, loaded, self.settings)
         settings, regions = attacked_only(loaded, self.settings), alone(loaded.task)
-        settings.noise.check(loaded.images)
-        if self.kind == "segmentation":
-            settings.check_draws(loaded.images[0, 0].numel() * (len(self.classes) if regions else 1), settings.tau)
-        else:
-            settings.check_draws()
         network = SmoothedModel(
             loaded.network, settings.sigma, settings.draws, seed=settings.seed, regions=regions,
             channels=settings.channels, inputs_per_pass=settings.inputs_per_pass,
