@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --docte
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 
-.PHONY: help demo test test-all lint package docs clean
+.PHONY: help demo test test-all lint package docs gpu clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 12
@@ -46,6 +46,10 @@ lint: $(INSTALLED) ## set up, then check style and types
 	@$(BIN)/ruff format --check .
 	@echo "== types (mypy)"
 	@$(BIN)/mypy
+
+gpu: $(INSTALLED) ## measure on a GPU, in at most 8 minutes: make gpu PLANS=nnUNetPlans.json writes gpu.json
+	@test -f "$(PLANS)" || { echo "Say which plans: make gpu PLANS=/path/to/nnUNetPlans.json"; exit 1; }
+	@$(BIN)/python benchmarks/gpu.py --plans "$(PLANS)" --output gpu.json
 
 # Both files below are copied or read at install time only; everything else is live in an editable install.
 $(INSTALLED): pyproject.toml hatch_build.py nnunet_trainers/_discovery/monai_adv_nnunet.pth
