@@ -23,6 +23,8 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation.models.geometry import Geometry, compare
 from monai_adv.tasks.base import whole_labels
 from monai_adv.threats import Beyond
+from monai_adv.variations.base import NotApplicable
+from monai_adv.variations.scan import Change, changed
 from nnunet_trainers.file_checks import check_complete, check_no_nan
 from nnunet_trainers.raw_units import note_raw_units, plan_range, plan_raw_unit_of_all
 from nnunet_trainers.sliding_window import SlidingWindow
@@ -147,18 +149,23 @@ class DeployedModel:
         return data, properties
 
     def preprocess_labelled(
-        self, image_files: Files, ground_truth_file: str | Path
+        self, image_files: Files, ground_truth_file: str | Path, change: Change | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """As :meth:`preprocess`, with the ground truth ``(1, X, Y, Z)`` in network space in the middle.
 
         The properties also have the ``truth`` in its original geometry, its ``truth_spacing`` in mm, and ``notes`` on
         what is odd about that geometry.
 
+        Args:
+            image_files, ground_truth_file: of the case.
+            change: what happens to the image that the files hold, before all preprocessing.
+
         Raises:
             InputError: see :meth:`preprocess`; labels that the model does not know, or of another spacing.
+            NotApplicable: a change that does not exist for this image.
         """
         truth, described = self._read_labels(ground_truth_file)
-        data, labels, properties = self._run_case(image_files, ground_truth_file)
+        data, labels, properties = self._run_case(image_files, ground_truth_file, change)
         first = image_files if isinstance(image_files, str | Path) else image_files[0]
         label_geometry = _geometry(ground_truth_file, described, channel="")
         notes = compare(_geometry(first, properties, channel="_0000"), label_geometry)
@@ -190,7 +197,7 @@ class DeployedModel:
             return None
 
     def _run_case(
-        self, image_files: Files, ground_truth_file: str | Path | None
+        self, image_files: Files, ground_truth_file: str | Path | None, change: Change | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         files = [str(f) for f in ([image_files] if isinstance(image_files, str | Path) else image_files)]
         labels = None if ground_truth_file is None else str(ground_truth_file)
@@ -206,10 +213,14 @@ class DeployedModel:
         preprocessor = self.configuration_manager.preprocessor_class(verbose=False)
         raw_units = note_raw_units(preprocessor)
         _round_labels(preprocessor)
+        if change is not None:
+            _change_image(preprocessor, change)
         try:
             data, ground_truth, properties = preprocessor.run_case(
                 files, labels, self.plans_manager, self.configuration_manager, self.dataset_json
             )
+        except NotApplicable:
+            raise
         except Exception as error:  # unreadable, or shapes that do not fit; every reader raises kinds of its own
             self._check_channels(self._channels_in(files), files)
             raise InputError.of("image_files", used, "readable images of one shape", _told(error)) from error
@@ -346,6 +357,23 @@ def _round_labels(preprocessor: Any) -> None:
         return run(data, None if seg is None else np.rint(seg), *more)
 
     preprocessor.run_case_npy = rounded
+
+
+NO_SPACING = 999
+"""Between the slices of a picture without spacing, by the host's readers."""
+
+
+def _change_image(preprocessor: Any, change: Change) -> None:
+    """Let the preprocessor see another image than its reader has read."""
+    run = preprocessor.run_case_npy
+
+    def with_other_image(data: npt.NDArray[Any], seg: Any, properties: dict[str, Any], *more: Any) -> Any:
+        spacing = properties["spacing"]
+        known = None if spacing[0] == NO_SPACING else [float(mm) for mm in spacing]
+        image = torch.from_numpy(np.asarray(data, dtype=np.float32))
+        return run(changed(image, change, spacing=known).numpy(), seg, properties, *more)
+
+    preprocessor.run_case_npy = with_other_image
 
 
 def _told(error: Exception) -> str:

@@ -20,6 +20,7 @@ from monai_adv.metrics.segmentation import overlap_score, volume_score
 from monai_adv.tasks import SegmentationTask, Target
 from monai_adv.tasks.volume_slices import VolumeSlicesTask, counts
 from monai_adv.threats import Beyond, Threat, in_network_units
+from monai_adv.variations.scan import Change
 from nnunet_trainers.deployed import DeployedModel
 from nnunet_trainers.evaluation.case_files import CaseFiles
 from nnunet_trainers.evaluation.slice_choice import worst_slices
@@ -44,6 +45,7 @@ class NNUNetCase:
         network: the model's sliding window.
         box: lowest and highest intensity that an attacked image may have, in network units; default: the range to which
             the plan clips or scales the files, if there is one. A patch outside of it is no image that a file can hold.
+        change: what happens to the image that the files hold, before all preprocessing; the labels stay.
 
     Raises:
         InputError: files that cannot be used.
@@ -51,10 +53,17 @@ class NNUNetCase:
 
     part = ""
 
-    def __init__(self, model: DeployedModel, files: CaseFiles, network: SlidingWindow, box: Box | None = None) -> None:
+    def __init__(
+        self,
+        model: DeployedModel,
+        files: CaseFiles,
+        network: SlidingWindow,
+        box: Box | None = None,
+        change: Change | None = None,
+    ) -> None:
         self.name, self.model, self.inputs_per_pass = files.name, model, network.patches_per_pass
         self.bounds = bounds_of(model, box)
-        volume, labels, self.properties = model.preprocess_labelled(files.image_files, files.ground_truth_file)
+        volume, labels, self.properties = model.preprocess_labelled(files.image_files, files.ground_truth_file, change)
         self.truth, self.spacing = self.properties.pop("truth"), self.properties.pop("truth_spacing")
         self.notes: tuple[str, ...] = self.properties.pop("notes")
         volume, labels = self._attacked_part(volume, labels)

@@ -14,6 +14,7 @@ from monai_adv.evaluation.models.fingerprint import fingerprint
 from monai_adv.evaluation.records import Level, level_of
 from monai_adv.given import Box
 from monai_adv.metrics.score import Kind
+from monai_adv.variations.scan import Change
 from nnunet_trainers.checkpoint import SECTION, load_data
 from nnunet_trainers.deployed import DeployedModel
 from nnunet_trainers.evaluation.case import NNUNetCase, NNUNetPatch, bounds_of
@@ -103,6 +104,7 @@ class EvaluatedNNUNet:
     """
 
     kind: Kind = "segmentation"
+    varied_at = "the images as the files hold them, before nnU-Net's preprocessing"
 
     def __init__(self, source: NNUNetSource) -> None:
         self.source = source
@@ -231,6 +233,18 @@ class EvaluatedNNUNet:
         Raises:
             InputError: an unknown name, an unreadable file, or unknown labels.
         """
+        return self._load(case, None)
+
+    def load_varied(self, case: str, change: Change) -> NNUNetCase:
+        """One patient whose images were changed as the files hold them: what follows is what is deployed."""
+        return self._load(case, change)
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """From dataset.json."""
+        return tuple(self.model.channel_names)
+
+    def _load(self, case: str, change: Change | None) -> NNUNetCase:
         if case not in self._files:
             raise InputError.of("case", case, f"one of {', '.join(self.cases)}")
         if self._fold_of and self._folds != (self._fold_of[case],):  # one model at a time is in memory
@@ -238,7 +252,7 @@ class EvaluatedNNUNet:
             self.model = self._open(self._folds)
             self.network = self.model.as_network(self.source.patches_per_pass)
         kind = NNUNetPatch if self.source.mode == "patch" else NNUNetCase
-        return kind(self.model, self._files[case], self.network, self.source.box)
+        return kind(self.model, self._files[case], self.network, self.source.box, change)
 
     def _open(self, folds: tuple[int | str, ...]) -> DeployedModel:
         source = self.source

@@ -20,6 +20,7 @@ from monai_adv.given import Box
 from monai_adv.network_state import device_of, frozen
 from monai_adv.tasks import Task
 from monai_adv.threats import Threat, in_network_units
+from monai_adv.variations.scan import Change, changed
 
 T = TypeVar("T", bound=Task)
 C = TypeVar("C", bound="PlainCase[Any]")
@@ -30,11 +31,37 @@ class PlainModel:
 
     space = "images as the network gets them; each image has a radius of its own"
     problems: tuple[str, ...] = ()
+    varied_at = "the network's inputs, black and white being the ends of the box"
+    channel_names: tuple[str, ...] = ()
+    millimetres: tuple[float, ...] | None = None
+    """Spacing of the voxels, where it was given."""
 
     def __init__(self, name: str, network: nn.Module, box: Box | None, unit: str) -> None:
         check_box(box)
         self.files: Sequence[Path] = code_of(network)
         self.name, self.network, self.box, self.unit = name, network.eval(), box, unit
+
+    def load(self, case: str) -> Any:
+        """One case, see :class:`~monai_adv.evaluation.models.protocol.Model`."""
+        raise NotImplementedError
+
+    def load_varied(self, case: str, change: Change) -> Any:
+        """See :class:`~monai_adv.evaluation.models.protocol.Varied`.
+
+        Raises:
+            InputError: no box: nothing else tells what a network's inputs are.
+        """
+        if self.box is None:
+            todo = "give the box that they lie in"
+            raise InputError.of("variations", "network inputs without a box", "inputs from black to white", todo)
+        loaded = self.load(case)
+        loaded.images = torch.stack(
+            [
+                changed(image, change, i, spacing=self.millimetres, limits=self.box)
+                for i, image in enumerate(loaded.images)
+            ]
+        )
+        return loaded
 
 
 class PlainCase(Generic[T]):

@@ -19,6 +19,7 @@ from monai_adv.evaluation.records import Level
 from monai_adv.metrics.score import Kind, Score
 from monai_adv.tasks import Target, Task
 from monai_adv.threats import Threat
+from monai_adv.variations.scan import Change
 
 
 def check_distinct(name: str, values: Sequence[str], todo: str = "") -> None:
@@ -158,6 +159,26 @@ class Model(Protocol):
 
         Raises:
             InputError: an unreadable file, named.
+        """
+
+
+class Varied(Protocol):
+    """A model whose images can be changed as scanners would change them; see :mod:`monai_adv.variations`."""
+
+    @property
+    def varied_at(self) -> str:
+        """In words, where the change happens: "the image files, before nnU-Net's preprocessing", ..."""
+
+    @property
+    def channel_names(self) -> Sequence[str]:
+        """What the data set calls the channels of its images; empty if it does not say."""
+
+    def load_varied(self, case: str, change: Change) -> Case:
+        """One case whose images were changed; its labels stay.
+
+        Raises:
+            InputError: as :meth:`Model.load`, or images that cannot be changed here.
+            NotApplicable: a variation that does not exist for these images.
         """
 
 

@@ -79,6 +79,7 @@ class Segmenter(PlainModel):
         self.labels = [torch.as_tensor(values).detach().cpu() for values in labels]
         axes = self.images[0].ndim - 1
         self.spacing = (1.0,) * axes if spacing is None else check_spacing(spacing, axes)
+        self.millimetres = None if spacing is None else self.spacing
         self.task = SegmentationTask.for_evaluation(regions=regions)
         self.labels = [self._checked(*each) for each in zip(self.cases, self.images, self.labels, strict=True)]
 

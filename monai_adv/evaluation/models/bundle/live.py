@@ -17,6 +17,7 @@ from monai_adv import given
 from monai_adv.engines.bundle_rule import Rule, check_rule
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models.bundle.opened import OpenBundle, as_model, channel_names
+from monai_adv.evaluation.models.bundle.varied import input_names
 from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.run.measure import LiveSource, measure, threads_for
 from monai_adv.evaluation.settings import EvaluationSettings, Version, attacks_of
@@ -75,6 +76,7 @@ def evaluate(
     bundle = OpenBundle(
         name or root.resolve().name, bare, inferer, dataset, limits, known, rule=activation,
         channels=None if channels is None else tuple(channels),
+        input_names=input_names(root / "configs" / "metadata.json"),
     )  # fmt: skip
     folder = Path(output).resolve()
     if words and len(words) != len(eps):

@@ -24,9 +24,10 @@ from monai_adv.engines.numbering import items_of
 from monai_adv.engines.raw_unit import WHY_NOT, flat, raw_unit_of
 from monai_adv.engines.supported import mask_channels
 from monai_adv.errors import InputError, first_cause
+from monai_adv.evaluation.models.bundle.varied import AT_FILES, not_applicable, unchanged, varied_dataset
 from monai_adv.evaluation.models.classifier import ClassificationCase, Classifier
 from monai_adv.evaluation.models.geometry import Geometry, compare
-from monai_adv.evaluation.models.plain import code_of, digest_of
+from monai_adv.evaluation.models.plain import PlainModel, code_of, digest_of
 from monai_adv.evaluation.models.plain import fingerprint as fingerprint_of
 from monai_adv.evaluation.models.segmenter import SegmentationCase, Segmenter
 from monai_adv.evaluation.records import Level
@@ -37,6 +38,7 @@ from monai_adv.network_state import device_of, frozen
 from monai_adv.networks.inferer import BundleNetwork, ForegroundLogits
 from monai_adv.tasks.base import check_labels, is_one_hot, whole_labels
 from monai_adv.threats import Threat, in_network_units
+from monai_adv.variations.scan import Change, Scan
 
 
 def as_model(bundle: OpenBundle) -> BundleClassifier | BundleSegmenter:
@@ -52,6 +54,7 @@ class BundleClassifier(Classifier):
         images: list[Tensor] = []
         labels: list[Tensor] = []
         names: list[str] = []
+        self.parts: dict[str, tuple[str, int]] = {}
         problems = list(bundle.problems)
         for name in bundle.names:
             try:
@@ -71,6 +74,7 @@ class BundleClassifier(Classifier):
                 images.append(image)
                 labels.append(label.reshape(-1) if label.numel() > 1 else label.reshape(()))
                 names.append(own)
+                self.parts[own] = name, i
         if not images:
             raise InputError.of("bundle", "; ".join(problems[:3]), "at least one image that can be read")
         heads = max(2, bundle.heads)
@@ -81,7 +85,7 @@ class BundleClassifier(Classifier):
         )  # fmt: skip
         self.files, self.trained, self.data_files = bundle.files, bundle.trained, bundle.data_files
         self.in_files = bundle.in_files
-        self.problems = tuple(problems)
+        self.problems, self.varied_at, self.channel_names = tuple(problems), bundle.varied_at, bundle.input_names
         self.space = f"the bundle's preprocessed images{bundle.attacked}; each image has a radius of its own"
 
     @property
@@ -100,6 +104,15 @@ class BundleClassifier(Classifier):
         group.threat = self.bundle.threat  # type: ignore[method-assign] # it knows raw units
         return group
 
+    def load_varied(self, case: str, change: Change) -> ClassificationCase:
+        """A group of images, changed as their files hold them."""
+        if not self.bundle.varies_files:
+            return super().load_varied(case, change)
+        group = self.load(case)
+        varied = [self.bundle.varied(*self.parts[name], change, i).image for i, name in enumerate(group.names)]
+        group.images = torch.stack(varied)
+        return group
+
 
 class BundleSegmenter:
     """A segmenting bundle, see :class:`~monai_adv.evaluation.models.protocol.Model`; volumes are read when needed."""
@@ -110,6 +123,7 @@ class BundleSegmenter:
         self.bundle, self.name, self.unit, self.problems = bundle, bundle.name, bundle.unit, tuple(bundle.problems)
         self.cases, self.files, self.trained = tuple(bundle.names), bundle.files, bundle.trained
         self.data_files, self.in_files = bundle.data_files, bundle.in_files
+        self.varied_at, self.channel_names = bundle.varied_at, bundle.input_names
         image, heads = bundle.first.image, bundle.heads
         logits = torch.empty(1, heads, *image.shape[1:], device="meta")
         self.layout = layout_of(logits, bundle.first.label[None], None, None, bundle.rule, bundle.background)
@@ -147,20 +161,35 @@ class BundleSegmenter:
                 layout than that of the first case.
         """
         item = self.bundle.item(case)
+        return self._told(self._segmenter(case, item).load(case), item)
+
+    def load_varied(self, case: str, change: Change) -> SegmentationCase:
+        """One image, changed as its file holds it, or as a network's input where it comes from no file."""
+        if self.bundle.varies_files:
+            item = self.bundle.varied(case, 0, change, 0)
+            return self._told(self._segmenter(case, item).load(case), item)
+        item = self.bundle.item(case)
+        return self._told(self._segmenter(case, item).load_varied(case, change), item)
+
+    def _segmenter(self, case: str, item: _Item) -> Segmenter:
+        """Of one image alone."""
         self._check_layout(case, item)
         label = self.layout.to_task(item.label[None])[0]
         if self.layout.sigmoid:
             check_labels(f"labels of {case}", label, len(self.classes), "see the label, and the classes of the network")
             label = torch.cat([label == k + 1 for k in range(len(self.classes))])
-        model = Segmenter(
+        return Segmenter(
             self.name, self.network, [item.image], [label if self.regions else label[0]], self.classes,
             regions=self.regions, spacing=item.spacing, box=self.bundle.box, unit=self.unit,
             names=[case],
         )  # fmt: skip
-        loaded = model.load(case)
+
+    def _told(self, loaded: Any, item: _Item) -> SegmentationCase:
+        """The case with what only the bundle knows."""
         loaded.notes = item.notes
-        loaded.threat = self.bundle.threat  # type: ignore[method-assign] # it knows raw units
-        return loaded
+        loaded.threat = self.bundle.threat  # it knows raw units
+        case: SegmentationCase = loaded
+        return case
 
     def _check_layout(self, case: str, item: _Item) -> None:
         """Refuse a label that is not laid out as the first one: what a channel means is not judged anew."""
@@ -189,6 +218,7 @@ class OpenBundle:
         rule: how a segmentation's logits become a decision; ``None``: nobody says it, so labels decide.
         background: whether the loss looks at channel 0 as at the others.
         channels: input channels that may be attacked; ``None``: all.
+        input_names: what the input channels are, such as "CT", one for each or one for all; empty: not known.
 
     Raises:
         InputError: parts that are missing or do not fit each other.
@@ -206,6 +236,7 @@ class OpenBundle:
         rule: Rule | None = None,
         background: bool = True,
         channels: tuple[int, ...] | None = None,
+        input_names: Sequence[str] = (),
     ) -> None:
         if not isinstance(network, nn.Module):
             raise InputError.of("network", type(network).__name__, "a torch.nn.Module under network_def or network")
@@ -216,7 +247,7 @@ class OpenBundle:
             raise InputError.of("dataset", dataset, allowed, "an attack needs the truth")
         self.name, self.dataset, self.box = name, _uncached(dataset), box
         self.rule, self.background, self.channels = rule, background, channels
-        self.channel_names, self.absent = list(channel_names), absent
+        self.channel_names, self.absent, self.input_names = list(channel_names), absent, tuple(input_names)
         self.network = BundleNetwork(network.eval(), inferer).eval()
         self.trained: Level | None = None
         self._open_data()
@@ -250,6 +281,8 @@ class OpenBundle:
         self.heads = self._heads(image)
         self._check_channels(image)
         self.raw_unit = raw_unit_of(self.dataset)
+        self.varies_files = varied_dataset(self.dataset, unchanged) is not None
+        self.varied_at = AT_FILES if self.varies_files else PlainModel.varied_at
 
     @property
     def in_files(self) -> bool:
@@ -336,12 +369,29 @@ class OpenBundle:
             raise InputError.of("bundle", "preprocessing that is random", "the same image at every call", f"see {name}")
         return items
 
-    def _read(self, name: str) -> list[_Item]:
+    def varied(self, name: str, part: int, change: Change, number: int) -> _Item:
+        """One image of an item with its label, changed as its file holds it, before all preprocessing.
+
+        Args:
+            name: of the item.
+            part: of the images that a transform splits it into.
+            change: what happens to it.
+            number: of the image within its case.
+        """
+
+        def numbered(scan: Scan, _: int) -> Tensor:
+            return change(scan, number)
+
+        return self._read(name, varied_dataset(self.dataset, numbered))[part]
+
+    def _read(self, name: str, dataset: Any = None) -> list[_Item]:
         if name not in self._place:
             raise InputError.of("case", name, f"one of {', '.join(self.names)}")
         try:
-            found = self.dataset[self._place[name]]
+            found = (self.dataset if dataset is None else dataset)[self._place[name]]
         except Exception as error:  # MONAI wraps what its readers raise
+            if reason := not_applicable(error):
+                raise reason from error
             raise InputError.of("case", name, "a case that the bundle can read", first_cause(error)) from error
         several = isinstance(found, list) and len(found) > 0 and all(isinstance(part, dict) for part in found)
         return [_item_of(part, name) for part in (found if several else [found])]

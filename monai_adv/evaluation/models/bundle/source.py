@@ -30,6 +30,7 @@ from monai_adv.evaluation.models.bundle.opened import (
     as_model,
     channel_names,
 )
+from monai_adv.evaluation.models.bundle.varied import input_names
 from monai_adv.evaluation.models.fingerprint import fingerprint
 from monai_adv.evaluation.models.plain import check_box, usable_device
 from monai_adv.evaluation.records import level_of
@@ -148,7 +149,7 @@ class _Bundle(OpenBundle):
         super().__init__(
             name, network, inferer, dataset,
             source.box, channel_names(metadata), absent, rule_of(source.activation, postprocessing, loss),
-            not leaves_background_out(loss), source.channels,
+            not leaves_background_out(loss), source.channels, input_names(metadata),
         )  # fmt: skip
         self.trained = level_of(threat_in(self.weights))
 
