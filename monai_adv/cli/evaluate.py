@@ -84,6 +84,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="default: standard; or a plan of your own, a function (threat, classes) that returns stages, as "
         "package.module:function or file.py:function",
     )  # fmt: skip
+    how.add_argument(
+        "--variations", nargs="+", default=[], metavar="MODALITY[:NAME][=1,3]",
+        help="natural variations beside the attacks: ct, mri, ultrasound, xray, or auto (as the data set says); "
+        "mri:motion: one of them; mri:motion=1,3: at these severities",
+    )  # fmt: skip
     how.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
     how.add_argument("--batch-size", type=int, default=64, metavar="N", help="inputs attacked at once (default: 64)")
     how.add_argument(
@@ -238,6 +243,7 @@ def _settings(args: argparse.Namespace) -> EvaluationSettings:
     return EvaluationSettings(
         levels, attacks_of(args.attacks), args.seed, args.batch_size, cases(args.cases), args.box,
         args.device.split(":")[0], threads_for(Path(args.output), args.threads), _smoothing(args),
+        tuple(args.variations),
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from monai_adv.foreign_text import say
 from monai_adv.given import Box
 from monai_adv.optional import require
 from monai_adv.threats import Norm, RadiusUnit
+from monai_adv.variations import checked_words
 
 
 def evaluate(
@@ -51,6 +52,7 @@ def evaluate(
     smooth: float | Smoothing | None = None,
     subgroups: Any = None,
     subgroup_edges: Mapping[str, Sequence[float]] | None = None,
+    variations: str | Sequence[str] | None = None,
     verbose: bool = False,
 ) -> Results:
     """Measure how robust models are.
@@ -94,6 +96,9 @@ def evaluate(
             :attr:`Results.certificates`. Some radius has to be of L2.
         subgroups: which group each case belongs to: a CSV file or a table with a column "case"; see
             :meth:`GroupTable.read`, which ``subgroup_edges`` are for as well.
+        variations: natural variations to measure beside the attacks: "ct", "mri", "ultrasound" or "xray"; "auto" where
+            the data set names its modality; or some of them, ["mri:motion", "mri:spike=1,3"] (severities). A network's
+            inputs need their ``box``, whose ends are black and white.
         verbose: print what the command line prints. Progress bars are shown then, and always in a notebook.
 
     Returns:
@@ -131,6 +136,7 @@ def evaluate(
         handed.device.split(":")[0],
         threads_for(place, threads),
         smoothing,
+        checked_words(variations),
     )
     with handed.sources(images, labels, limits, classes, regions, spacing, options) as sources:
         temporary = TemporaryDirectory(prefix="monai-adv-") if place is None else None

@@ -106,6 +106,21 @@ CLEAN = "clean"
 
 
 CORRUPTION = "corruption:"
+"""Begins the name of what happens without an attacker; its severity is the record's level."""
+
+
+NOT_APPLICABLE = "not applicable"
+"""Setting of a natural corruption that does not exist for a case: why."""
+
+
+def is_variation(attack: str) -> bool:
+    """Whether a natural corruption is one of a modality, as :mod:`monai_adv.variations` has them.
+
+    Example:
+        >>> is_variation("corruption:mri:motion"), is_variation("corruption:blur"), is_variation("PGD")
+        (True, False, False)
+    """
+    return attack.startswith(CORRUPTION) and ":" in attack.removeprefix(CORRUPTION)
 
 
 def parse_level(key: str) -> Level:

@@ -16,6 +16,7 @@ from monai_adv.evaluation.plans import Plan
 from monai_adv.evaluation.records import Level
 from monai_adv.given import Box
 from monai_adv.threats import Norm, RadiusUnit
+from monai_adv.variations import checked_words
 
 Version = Literal["quick", "standard", "full"]
 SMALLEST, LARGEST = 1e-12, 1e12
@@ -40,6 +41,8 @@ class EvaluationSettings:
         device: type of device; its kernels and random streams decide the last digits.
         threads: CPU threads of each process; sums depend on it in the last digit.
         smooth: attack and certify the smoothed versions of the models; ``None``: the models themselves.
+        variations: natural variations that are measured beside the attacks, in the words of
+            :func:`monai_adv.variations.checked_words`.
 
     Raises:
         InputError: for a value that is not allowed.
@@ -59,6 +62,7 @@ class EvaluationSettings:
     device: str = "cpu"
     threads: int = 1
     smooth: Smoothing | None = None
+    variations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.levels:
@@ -92,6 +96,7 @@ class EvaluationSettings:
             object.__setattr__(self, "box", given.box("box", self.box))
         if self.smooth is not None and all(level.norm != "l2" for level in self.levels):
             raise InputError.of("smooth", self.smooth.sigma, "given with radii of l2", "a certificate holds for l2")
+        object.__setattr__(self, "variations", checked_words(self.variations))
         if self.cases is not None and (self.cases < 1 if isinstance(self.cases, int) else not self.cases):
             raise InputError.of("cases", self.cases, "a number >= 1, names of cases, or nothing for all")
 

@@ -28,6 +28,7 @@ from monai_adv.evaluation.report.pictures import draw, largest_change
 from monai_adv.evaluation.report.results import Figures, ModelResults, as_csv, as_json, as_table, gather
 from monai_adv.evaluation.report.sentences import opening, robustness, telling_level
 from monai_adv.evaluation.report.trained import trained
+from monai_adv.evaluation.report.variations import VariationFigures, variation_figures
 from monai_adv.evaluation.settings import VERSIONS
 from monai_adv.evaluation.store import read_pictures
 from monai_adv.files import write_whole
@@ -76,7 +77,10 @@ def write_report(folder: str | Path, results: Figures | None = None, output: str
     main, per_model = _curves(results)
     summary = summary_of(results, sessions(folder), records_hash(folder)["sha256"])
     bounds, groups = bounds_of(folder, results), kept_subgroups(folder, results)
-    page = render(results, main, per_model, _worst_cases(folder, results), summary, bounds, groups)
+    page = render(
+        results, main, per_model, _worst_cases(folder, results), summary, bounds, groups,
+        variation_figures(folder, results),
+    )  # fmt: skip
     output = folder if output is None else Path(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -104,6 +108,7 @@ def render(
     summary: Summary | None = None,
     bounds: Sequence[ModelBounds] = (),
     groups: Subgroups | None = None,
+    variation_figures: Mapping[str, VariationFigures] | None = None,
 ) -> str:
     """The page as text.
 
@@ -115,6 +120,7 @@ def render(
         summary: the first page, where a purpose was stated.
         bounds: of smoothed models, what is proven beside what was found.
         groups: of the cases, where a table of them was given.
+        variation_figures: name -> what is drawn of its natural variations.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown,
@@ -135,6 +141,7 @@ def render(
         results=results,
         summary=summary,
         smoothed=bounds,
+        variation_figures=variation_figures or {},
         marks=MARKS,
         figure_text=figure_text,
         glossary=GLOSSARY,

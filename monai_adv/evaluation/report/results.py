@@ -17,6 +17,7 @@ from monai_adv.evaluation.checks.flags import find_flags
 from monai_adv.evaluation.checks.verdict import Flag, Verdict, verdict
 from monai_adv.evaluation.records import CLEAN, Level, Record
 from monai_adv.evaluation.report.comparisons import compare_all
+from monai_adv.evaluation.report.variations import Inventory, inventory
 from monai_adv.foreign_text import csv_text, printable
 from monai_adv.metrics import statistics
 from monai_adv.metrics.score import Kind, Score, mean_known
@@ -43,6 +44,7 @@ class ModelResults:
         attack_rows: attack -> level -> classes, of what the attack leaves by itself.
         detections: level -> sensitivity and the like; classification only.
         corruptions: corruption -> severity -> summary.
+        variations: those of the modality, or None if none were asked for.
         meanings: corruption -> in words.
         totals: passes, seconds, inputs attacked, dead, broken, largest perturbation.
         probes: see ``probes.probe``; empty if they did not run.
@@ -66,6 +68,7 @@ class ModelResults:
     detections: dict[str, Detection]
     corruptions: dict[str, dict[str, Summary]]
     meanings: dict[str, str]
+    variations: Inventory | None
     totals: Mapping[str, Any]
     probes: dict[str, Any]
 
@@ -198,10 +201,12 @@ def _model(
     flags = find_flags(records, kind, families, probes, levels)
     meanings: dict[str, str] = {}
     for record in records:
-        if record.attack.startswith(kept.CORRUPTION):
+        if record.attack.startswith(kept.CORRUPTION) and not kept.is_variation(record.attack):
             meanings.setdefault(_corruption(record.attack), str(record.settings.get("meaning", "")))
     corruptions: dict[str, dict[str, Summary]] = {}
     for attack, severity in kept.corruptions(records):
+        if kept.is_variation(attack):
+            continue
         found = kept.own_scores(records, name, attack, severity)
         corruptions.setdefault(_corruption(attack), {})[severity] = statistics.summarise(found, kind, seed=seed)
     own = {
@@ -245,6 +250,7 @@ def _model(
         detections=found_classes,
         corruptions=corruptions,
         meanings=meanings,
+        variations=inventory(records, name, scores[""], kind, seed),
         totals=kept.totals(records, name),
         probes=probes,
     )

@@ -27,6 +27,7 @@ from monai_adv.evaluation.models.smoothed import SmoothedVersion
 from monai_adv.evaluation.search import cost
 from monai_adv.evaluation.search.plan import Stage, corruption_key, corruptions, stages
 from monai_adv.evaluation.search.runner import check_threat, reproducible, run_case
+from monai_adv.evaluation.search.variations import checked_steps, variation_key
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store
 from monai_adv.metrics.score import Kind
@@ -77,6 +78,10 @@ class Job:
             "corruptions": [
                 dict(zip(("name", "severity"), corruption_key(c), strict=True))
                 for c in corruptions(self.settings.attacks)
+            ]
+            + [
+                dict(zip(("name", "severity"), variation_key(step), strict=True))
+                for step in checked_steps(self.settings.variations, model)
             ],
         }
         return {"model": described, "versions": versions(), "machine": machine()}

@@ -31,12 +31,14 @@ from monai_adv.evaluation.plans import Plan
 from monai_adv.evaluation.random_streams import random_stream, seed_of
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.search.plan import NOISE, Stage, corruption_key, corruptions, stages
+from monai_adv.evaluation.search.variations import measured, steps_of, variation_key
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Saved, State, Store
 from monai_adv.metrics.score import Score
 from monai_adv.network_state import device_of, frozen
 from monai_adv.tasks import take, to_device
 from monai_adv.threats import Threat, per_sample
+from monai_adv.variations import Step
 
 INCONSISTENT = 1e-4
 """From what share of the outputs' standard deviation on a model answers differently from call to call."""
@@ -152,6 +154,8 @@ class _Run:
         self.tell()
         for corruption in corruptions(self.settings.attacks):
             self._corruption(corruption, clean)
+        for step in steps_of(self.settings.variations, self.model):
+            self._variation(step, clean)
         for chain in self.settings.ascending():
             lower: Saved | None = None
             for level in chain:
@@ -208,6 +212,16 @@ class _Run:
                 settings={"meaning": CORRUPTIONS[corruption.name].meaning,
                           "level": CORRUPTIONS[corruption.name].levels[corruption.severity - 1]},
             )  # fmt: skip
+            self.store.commit_record(record, torch.tensor(clean.finished))
+        self.tell()
+
+    def _variation(self, step: Step, clean: Saved) -> None:
+        """The record of a variation, unless there is one; with pictures of the first case."""
+        attack, severity = variation_key(step)
+        if self._saved(severity, attack) is None:
+            record, pictures = measured(self.model, self.name, step, self.settings.seed)
+            if self.name == self.settings.select(self.model.cases)[0]:
+                self.store.add_pictures(self.model.name, self.name, f"{severity}.{attack}", pictures)
             self.store.commit_record(record, torch.tensor(clean.finished))
         self.tell()
 
