@@ -211,7 +211,7 @@ def test_motion_leaves_the_shape_of_the_organ_in_place() -> None:
     """The centre of k-space is that of the image at rest: slow waves along the phase axis stay as they are."""
     scan = example(named("motion"))
     image, moved = scan.voxels, named("motion")(scan, 4, 3)
-    kept = [float(((moved.sum(a) - image.sum(a)).abs().max() / image.sum(a).max())) for a in (2, 3)]
+    kept = [float((moved.sum(a) - image.sum(a)).abs().max() / image.sum(a).max()) for a in (2, 3)]
     assert min(kept) < 0.03  # the magnitude of what is no longer real costs a little
     y = torch.arange(24, dtype=torch.float64)[:, None]
     centre = [float((v[0, 0] * y).sum() / v[0, 0].sum()) for v in (image, moved)]

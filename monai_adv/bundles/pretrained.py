@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import nn
 
-from monai_adv.bundles.weights import names_in
 from monai_adv.errors import InputError
 from monai_adv.pretraining import SimCLRSettings, load_pretrained
 from monai_adv.pretraining import pretrain as simclr
 from monai_adv.pretraining.views import Images
+from monai_adv.weights import names_in
 
 Items = Sequence[Mapping[str, Any]]
 logger = logging.getLogger(__name__)

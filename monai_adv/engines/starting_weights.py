@@ -11,11 +11,11 @@ from monai.handlers.checkpoint_loader import CheckpointLoader
 from monai.handlers.checkpoint_saver import CheckpointSaver
 from torch import nn
 
-from monai_adv.bundles.weights import load_weights
 from monai_adv.engines.robust_state import RobustState, threat_in
 from monai_adv.engines.run_settings import PLAIN
 from monai_adv.errors import InputError
 from monai_adv.network_state import bare
+from monai_adv.weights import load_weights
 
 PUBLISHED = "model.pt"
 """How bundles call the weights of their network."""

@@ -18,7 +18,6 @@ from monai.inferers.inferer import SimpleInferer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from monai_adv.bundles.weights import load_weights, names_in
 from monai_adv.engines.bundle_rule import Rule, check_rule, leaves_background_out, rule_of
 from monai_adv.engines.robust_state import threat_in
 from monai_adv.errors import InputError, did_you_mean, first_cause
@@ -35,6 +34,7 @@ from monai_adv.evaluation.models.fingerprint import fingerprint
 from monai_adv.evaluation.models.plain import check_box, usable_device
 from monai_adv.evaluation.records import level_of
 from monai_adv.given import Box
+from monai_adv.weights import load_weights, names_in
 
 NETWORK = ("network_def", "network")
 LOSSES = ("loss", "loss_function", "lossfn", "train#loss", "criterion")
