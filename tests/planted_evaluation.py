@@ -77,6 +77,7 @@ def folder_of(
     """
     settings = {
         "attacks": "standard", "seed": 7, "batch_size": 64, "cases": None, "box": None, "device": "cpu", "threads": 1,
+        "variations": [],
     } | more.pop("settings", {})  # fmt: skip
     words = more.pop("words", {})
     keys = list(dict.fromkeys(r.level for r in records if r.level))

@@ -104,6 +104,12 @@ def _model(
          "value": summary.mean, "low": summary.interval.low, "high": summary.interval.high, "count": summary.count}
         for name, found in model.corruptions.items() for severity, summary in found.items()
     ]  # fmt: skip
+    mine += [
+        {"level": strength.level, "attack": f"variation: {row.name}", "class": "all", "measure": "mean score",
+         "value": strength.summary.mean, "low": strength.summary.interval.low, "high": strength.summary.interval.high,
+         "count": strength.summary.count}
+        for row in (model.variations.rows if model.variations else ()) for strength in row.strengths
+    ]  # fmt: skip
     robust = robustness(model, figures.levels)
     return {
         "name": model.name,

@@ -47,6 +47,12 @@ def not_tested(figures: Figures, subgroups: bool = False) -> list[dict[str, str]
         found["larger changes"] = f"Nothing larger than {largest} was tested."
     if not any(model.corruptions for model in figures.models):
         found["natural corruptions"] = "Artefacts and poor quality as scanners make them were not tested."
+    inventories = [model.variations for model in figures.models if model.variations is not None]
+    if not inventories:
+        found["natural variations"] = "What scanners of this modality do to images was not tested; see --variations."
+    for inventory in inventories:
+        for what, why in inventory.untested:
+            found[f"{inventory.modality}: {what}"] = f"Not tested: {why}."
     if not subgroups:
         found["subgroups"] = "Whether some groups of patients are worse off was not looked at."
     return [{"topic": topic, "sentence": sentence} for topic, sentence in sorted(found.items())]

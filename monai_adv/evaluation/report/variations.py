@@ -117,7 +117,8 @@ def inventory(records: Sequence[Record], model: str, clean: Scores, kind: Kind, 
 
 
 def _row(records: Sequence[Record], clean: Scores, kind: Kind, seed: int) -> VariationRow:
-    first, strengths, missing = records[0], [], {}
+    first, strengths = records[0], []
+    missing: dict[str, int] = {}
     for record in records:
         if reason := record.settings.get(NOT_APPLICABLE):
             missing[str(reason)] = missing.get(str(reason), 0) + 1
@@ -127,8 +128,8 @@ def _row(records: Sequence[Record], clean: Scores, kind: Kind, seed: int) -> Var
         same = mean_known(clean[case].score for case in found)
         strengths.append(Strength(int(severity), level, statistics.summarise(found, kind, seed=seed), same))
     name = _called(first.attack.rpartition(":")[2])
-    told = (str(first.settings[part]) for part in ("meaning", "source"))
-    return VariationRow(first.attack, name, *told, tuple(strengths), missing)
+    meaning, source = (str(first.settings[part]) for part in ("meaning", "source"))
+    return VariationRow(first.attack, name, meaning, source, tuple(strengths), missing)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,8 @@ def measured(model: Any, case: str, step: Step, seed: int) -> tuple[Record, list
         model.name, case, severity, attack, scores, scores,
         forward=inputs, seconds=time.perf_counter() - start, settings=settings,
     )  # fmt: skip
-    return record, [Picture(score.case, *seen.slices, caption=seen.caption) for score in scores[:1]]
+    before, after = seen.slices or (None, None)
+    return record, [Picture(score.case, before, after, caption=seen.caption) for score in scores[:1]]
 
 
 class _Seen:

@@ -107,7 +107,8 @@ class BundleClassifier(Classifier):
     def load_varied(self, case: str, change: Change) -> ClassificationCase:
         """A group of images, changed as their files hold them."""
         if not self.bundle.varies_files:
-            return super().load_varied(case, change)
+            as_inputs: ClassificationCase = super().load_varied(case, change)
+            return as_inputs
         group = self.load(case)
         varied = [self.bundle.varied(*self.parts[name], change, i).image for i, name in enumerate(group.names)]
         group.images = torch.stack(varied)
