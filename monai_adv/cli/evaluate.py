@@ -85,7 +85,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "package.module:function or file.py:function",
     )  # fmt: skip
     how.add_argument(
-        "--variations", nargs="+", default=[], metavar="MODALITY[:NAME][=1,3]",
+        "--variations", nargs="+", default=[], metavar="WORD",
         help="natural variations beside the attacks: ct, mri, ultrasound, xray, or auto (as the data set says); "
         "mri:motion: one of them; mri:motion=1,3: at these severities",
     )  # fmt: skip

@@ -133,7 +133,7 @@ def _ramp_noise(white: Tensor) -> Tensor:
 CT = (
     Variation(
         "ct", "quantum_noise", "a scan with fewer photons, whose noise has the grain of filtered back projection",
-        "{} of the dose", (0.5, 0.25, 0.1, 0.05), 1.0,
+        "dose × {}", (0.5, 0.25, 0.1, 0.05), 1.0,
         f"Divel & Pelc 2020; {NOISE:g} HU at full dose are assumed", quantum_noise,
     ),
     Variation(

@@ -59,7 +59,7 @@ def _heard(echo: Tensor, decibels: Tensor, scan: Scan) -> Tensor:
 ULTRASOUND = (
     Variation(
         "ultrasound", "speckle", "multiplicative noise of the echo; independent looks that are averaged",
-        "{} looks", (16.0, 4.0, 2.0, 1.0), math.inf, "Wagner et al. 1983", speckle,
+        "looks {}", (16.0, 4.0, 2.0, 1.0), math.inf, "Wagner et al. 1983", speckle,
     ),
     Variation(
         "ultrasound", "high_gain", f"all echoes louder, of {RANGE:g} dB from black to white",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from monai_adv.certificates import SmoothedModel, Smoothing
 from monai_adv.errors import InputError
@@ -12,6 +13,7 @@ from monai_adv.evaluation.models.plain import digest_of
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.records import Level
 from monai_adv.metrics.score import Kind
+from monai_adv.variations.scan import Change
 
 
 class SmoothedVersion:
@@ -56,7 +58,27 @@ class SmoothedVersion:
             InputError: an unreadable file; what :func:`check_case` refuses; or a model of one's own whose cases cannot
                 be given another network.
         """
-        loaded = self.model.load(case)
+        return self._smoothed(self.model.load(case))
+
+    def load_varied(self, case: str, change: Change) -> Case:
+        """As :meth:`load`, of images that were changed; see :class:`~monai_adv.evaluation.models.protocol.Varied`."""
+        model: Any = self.model
+        return self._smoothed(model.load_varied(case, change))
+
+    @property
+    def varied_at(self) -> str:
+        """Where the model's images are changed."""
+        model: Any = self.model
+        return str(model.varied_at)
+
+    @property
+    def channel_names(self) -> Sequence[str]:
+        """Of the model's images; a model whose images cannot be varied has none."""
+        model: Any = self.model
+        names: Sequence[str] = model.channel_names
+        return names
+
+    def _smoothed(self, loaded: Any) -> Case:
         if not hasattr(loaded, "with_network"):
             raise InputError.of(
                 "smooth", self.settings.sigma, f"a model whose cases have with_network(network), not {self.model.name}",

@@ -44,7 +44,7 @@ def checked_steps(words: Sequence[str], model: Model) -> list[Step]:
     """
     if not words:
         return []
-    if not hasattr(model, "load_varied"):
+    if not (hasattr(model, "load_varied") and hasattr(model, "channel_names")):
         allowed = "none for a model without a method load_varied"
         raise InputError.of("variations", list(words), allowed, f"{model.name} is one of your own")
     found = steps_of(words, model)
