@@ -2,8 +2,8 @@
 
     python benchmarks/variations.py DATA --cases 12 --output docs/results     # DATA holds Dataset004_Hippocampus
 
-Variations alone, as `monai-adv evaluate --variations mri` measures them beside its attacks; the first validation cases of
-fold 0, which neither host's training has seen.
+Variations alone, as `monai-adv evaluate --variations mri` measures them beside its attacks; the first validation cases
+of fold 0, which neither host's training has seen.
 """
 
 from __future__ import annotations
