@@ -59,13 +59,13 @@ def main() -> None:
             loaded = model.load(case)
             scores = tuple(loaded.scores(loaded.images))
             clean |= {(case, score.case): score for score in scores}
-            records.append(Record(name, case, "", CLEAN, scores, scores))
+            records.append(Record(model.name, case, "", CLEAN, scores, scores))
             for step in steps_of(["auto"], model):
                 record, pictures = measured(model, case, step, args.seed)
                 records.append(record)
                 if case == model.cases[0]:
                     drawn.setdefault(record.attack, {})[step.severity] = pictures[0]
-        found = inventory(records, name, clean, "segmentation", args.seed)
+        found = inventory(records, model.name, clean, "segmentation", args.seed)
         assert found is not None
         results["models"][name] = {
             row.name: {s.level: round(100 * s.summary.mean, 2) for s in row.strengths} for row in found.rows

@@ -13,6 +13,7 @@ from monai_adv.defenses import METHODS
 from monai_adv.engines import run_settings
 from monai_adv.evaluation.evidence.glossary import GLOSSARY
 from monai_adv.tasks import SegmentationSettings
+from monai_adv.variations import NOT_OFFERED, VARIATIONS
 from nnunet_trainers.run_settings import RunSettings
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +40,17 @@ def test_every_setting_is_documented_as_it_is() -> None:
 def test_the_settings_of_a_run_in_monai_are_documented() -> None:
     table = settings_table(run_settings.RunSettings)
     assert table in (ROOT / "docs" / "monai.md").read_text(), f"put this into docs/monai.md:\n{table}"
+
+
+def test_every_variation_is_documented_with_its_severities() -> None:
+    text = (ROOT / "docs" / "variations.md").read_text()
+    rows = [
+        f"| `{v.key}` | {v.meaning} | {' · '.join(v.words(s + 1) for s in range(len(v.levels)))} | {v.source} |"
+        for each in VARIATIONS.values() for v in each
+    ]  # fmt: skip
+    missing = [row for row in rows if row not in text]
+    assert not missing, "put these rows into docs/variations.md:\n" + "\n".join(missing)
+    assert all(f"*{what}* ({why})" in text for each in NOT_OFFERED.values() for what, why in each.items())
 
 
 @pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda p: p.name)
