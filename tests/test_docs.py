@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from monai_adv import attacks
 from monai_adv.cli.method_tables import refreshed, settings_table
 from monai_adv.defenses import METHODS
 from monai_adv.engines import run_settings
@@ -18,7 +20,8 @@ from nnunet_trainers.run_settings import RunSettings
 
 ROOT = Path(__file__).parents[1]
 METHOD_PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")])
+OWN = ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")
+PAGES = sorted([*(ROOT / f"{name}.md" for name in OWN), *(ROOT / "docs").rglob("*.md")])
 
 
 def rows() -> list[str]:
@@ -77,3 +80,24 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def referenced() -> dict[str, list[str]]:
+    """Pages of the reference -> what they name."""
+    pages = sorted((ROOT / "docs" / "api").glob("*.md"))
+    return {page.stem: re.findall(r"^::: (\S+)$", page.read_text(), flags=re.MULTILINE) for page in pages}
+
+
+def test_the_reference_names_what_there_is() -> None:
+    for names in referenced().values():
+        for name in names:
+            module, _, attribute = name.rpartition(".")
+            assert hasattr(import_module(module), attribute), name
+
+
+def test_every_attack_and_defence_is_in_the_reference() -> None:
+    pages = {page: {name.rpartition(".")[2] for name in names} for page, names in referenced().items()}
+    classes = [getattr(attacks, name) for name in attacks.__all__]
+    ours = {c.__name__ for c in classes if isinstance(c, type) and issubclass(c, attacks.BaseAttack)}
+    assert ours - {"BaseAttack", "Ascent"} <= pages["attacks"]
+    assert {m.defense.__name__ for m in METHODS.values()} <= pages["defenses"]
