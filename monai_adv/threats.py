@@ -1,4 +1,4 @@
-"""Threat: what the enemy may do to an input.
+"""Threat: what the attacker may do to an input.
 
 Everything works on ``(B, C, *spatial)`` tensors of any number of spatial dimensions, on the tensor's own device and
 dtype, one sample at a time (a sample's budget never depends on its neighbours in the batch), and without a host sync.

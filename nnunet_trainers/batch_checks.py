@@ -37,9 +37,9 @@ def refuse_bad_samples(
         case += f", slice {batch['slices'][position]}" if images.ndim == 4 and "slices" in batch else ""
         if not finite[position]:
             raise InputError.of("images", f"NaN or infinite voxels in {case}", "finite intensities",
-                                "mend the image and preprocess again")  # fmt: skip
+                                "fix the image and preprocess again")  # fmt: skip
         found: Any = full[position]
         raise InputError.of(
             "target", f"labels {found.unique().tolist()} in {case}",
-            f"the plan's labels 0 to {highest}", "mend the segmentation or dataset.json and preprocess again",
+            f"the plan's labels 0 to {highest}", "fix the segmentation or dataset.json and preprocess again",
         )  # fmt: skip

@@ -73,7 +73,7 @@ def write_checkpoint(checkpoint: dict[str, Any], filename: str | Path) -> None:
         kept = "the previous checkpoint is intact" if path.exists() else "there is no earlier one"
         raise InputError(
             f"{path}: the checkpoint could not be written ({error}); {kept}; "
-            "free space or mend the permissions, then continue with --c."
+            "free space or fix the permissions, then continue with --c."
         ) from error
 
 

@@ -20,7 +20,7 @@ BY_HAND = (
     f"`export {SEARCH_VARIABLE}=$(python -m nnunet_trainers)` "
     f"(folders of your own go before it, followed by {os.pathsep!r})"
 )
-STEP_MENDS = {
+STEP_FIXES = {
     "start": "reinstall with `pip install --force-reinstall --no-deps monai-adv`",
     "import torchvision, timm": (
         "install builds of torch, torchvision and timm that fit each other, all from one index: "
@@ -48,49 +48,49 @@ def discovery_checks() -> list[Check]:
     if ours in folders:
         result = [Check("OK", "discovery", found)]
     elif switched_off():
-        mend = f"unset {SWITCH_OFF}, or {BY_HAND}"
-        result = [Check("WARN", "discovery", f"switched off by {SWITCH_OFF}={os.environ[SWITCH_OFF]}", mend)]
+        fix = f"unset {SWITCH_OFF}, or {BY_HAND}"
+        result = [Check("WARN", "discovery", f"switched off by {SWITCH_OFF}={os.environ[SWITCH_OFF]}", fix)]
     else:
         reason = "Python did not read monai_adv_nnunet.pth (python -S and pip install --target never do)"
-        mend = f"{BY_HAND}; {reason}"
-        result = [Check("FAIL", "discovery", f"our folder is missing: {found}", mend)]
+        fix = f"{BY_HAND}; {reason}"
+        result = [Check("FAIL", "discovery", f"our folder is missing: {found}", fix)]
     for folder in folders:
         if not os.path.isdir(folder):
-            mend = f"create it, or take it out of {SEARCH_VARIABLE}; nnU-Net skips it silently"
-            result.append(Check("WARN", "user folders", f"{folder} does not exist", mend))
+            fix = f"create it, or take it out of {SEARCH_VARIABLE}; nnU-Net skips it silently"
+            result.append(Check("WARN", "user folders", f"{folder} does not exist", fix))
     return result
 
 
 def look_up_checks(outcomes: dict[str, Outcome]) -> list[Check]:
     """Judge what the steps of ``nnunet_trainers.look_up`` found."""
     result = []
-    for step, mend in STEP_MENDS.items():
+    for step, fix in STEP_FIXES.items():
         if step not in outcomes:
             continue
         if outcomes[step].error:
-            result.append(Check("FAIL", step, outcomes[step].error, mend))
+            result.append(Check("FAIL", step, outcomes[step].error, fix))
         elif step.startswith("import "):
             result.append(Check("OK", step, "works together with torch"))
     look_up = outcomes.get("look-up", Outcome(error="not tried, an earlier step stopped Python"))
     folders = outcomes.get("user folders", Outcome()).value or {"broken": [], "shadowing": []}
     for file, error in folders["broken"]:
-        mend = f"repair or remove {file}: nnU-Net imports every module in the folder on its way to a trainer"
-        result.append(Check("FAIL" if look_up.error else "WARN", "user folders", f"{file}: {error}", mend))
+        fix = f"repair or remove {file}: nnU-Net imports every module in the folder on its way to a trainer"
+        result.append(Check("FAIL" if look_up.error else "WARN", "user folders", f"{file}: {error}", fix))
     for file, trainer in folders["shadowing"]:
-        mend = f"give the class in {file} another name: nnU-Net takes the first {trainer} it meets"
-        result.append(Check("WARN", "user folders", f"{file} has a {trainer} of its own", mend))
+        fix = f"give the class in {file} another name: nnU-Net takes the first {trainer} it meets"
+        result.append(Check("WARN", "user folders", f"{file} has a {trainer} of its own", fix))
     return [*result, _origin_check(look_up)]
 
 
 def _origin_check(look_up: Outcome) -> Check:
     if look_up.error:
-        mend = f"mend what is not OK above; if nothing is, {STEP_MENDS['start']}"
-        return Check("FAIL", "trainer look-up", look_up.error, mend)
+        fix = f"fix what is not OK above; if nothing is, {STEP_FIXES['start']}"
+        return Check("FAIL", "trainer look-up", look_up.error, fix)
     name, module, file = (look_up.value[key] for key in ("name", "module", "file"))
     if module.startswith("nnunet_trainers."):
         return Check("OK", "trainer look-up", f"nnU-Net finds {name} of monai-adv ({file})")
-    mend = f"rename or remove that class; as it is, `-tr {name}` trains with it instead of ours"
-    return Check("WARN", "trainer look-up", f"nnU-Net finds another {name} first ({file})", mend)
+    fix = f"rename or remove that class; as it is, `-tr {name}` trains with it instead of ours"
+    return Check("WARN", "trainer look-up", f"nnU-Net finds another {name} first ({file})", fix)
 
 
 def path_checks() -> list[Check]:
@@ -105,8 +105,8 @@ def path_checks() -> list[Check]:
 def _path_check(variable: str, holds: str, written: bool) -> Check:
     path = os.environ.get(variable)
     if not path:
-        mend = f"`export {variable}=/path/to/a/folder` for {holds}, before nnU-Net starts"
-        return Check("WARN", variable, "not set", mend)
+        fix = f"`export {variable}=/path/to/a/folder` for {holds}, before nnU-Net starts"
+        return Check("WARN", variable, "not set", fix)
     if not os.path.exists(path):
         return Check("WARN", variable, f"{path} does not exist", f"`mkdir -p {path}`, or correct {variable}")
     if not os.path.isdir(path):
@@ -118,8 +118,8 @@ def _path_check(variable: str, holds: str, written: bool) -> Check:
             tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         right = "write" if written else "read"
-        mend = f"give yourself the right to {right} there, or let {variable} name another folder"
-        return Check("FAIL", variable, f"{path}: {error.strerror}", mend)
+        fix = f"give yourself the right to {right} there, or let {variable} name another folder"
+        return Check("FAIL", variable, f"{path}: {error.strerror}", fix)
     return Check("OK", variable, path)
 
 
@@ -127,5 +127,5 @@ def worker_checks() -> list[Check]:
     """The one value of nnUNet_n_proc_DA that works in training but not in planning."""
     if os.environ.get("nnUNet_n_proc_DA") != "0":
         return []
-    mend = "`export nnUNet_n_proc_DA=1` for nnUNetv2_plan_and_preprocess; 0 is fine for training"
-    return [Check("WARN", "nnUNet_n_proc_DA", "0, with which planning fails", mend)]
+    fix = "`export nnUNet_n_proc_DA=1` for nnUNetv2_plan_and_preprocess; 0 is fine for training"
+    return [Check("WARN", "nnUNet_n_proc_DA", "0, with which planning fails", fix)]

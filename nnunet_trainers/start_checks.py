@@ -16,7 +16,7 @@ def check_device(device: torch.device) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError.of(
             "-device", device.type, "a device of this machine, where PyTorch finds no NVIDIA GPU",
-            "add '-device cpu' to nnUNetv2_train ('mps' on a Mac), or mend the driver if there is a GPU",
+            "add '-device cpu' to nnUNetv2_train ('mps' on a Mac), or fix the driver if there is a GPU",
         )  # fmt: skip
 
 
@@ -39,4 +39,4 @@ def check_writable() -> None:
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise InputError.of("nnUNet_results", str(folder), f"a folder you may write to ({existing} is not)",
-                            "set the variable to another folder or mend the permissions")  # fmt: skip
+                            "set the variable to another folder or fix the permissions")  # fmt: skip

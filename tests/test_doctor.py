@@ -1,4 +1,4 @@
-"""`monai-adv doctor` names what is wrong, says how to mend it, and its exit code tells a script."""
+"""`monai-adv doctor` names what is wrong, says how to fix it, and its exit code tells a script."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_missing_torch(packages: dict[str, str]) -> None:
     del packages["torch"]
     check = only(doctor.requirement_checks(), "torch")
     assert (check.status, check.found) == ("FAIL", "not installed")
-    assert 'pip install --upgrade "torch>=2.4"' in check.mend
+    assert 'pip install --upgrade "torch>=2.4"' in check.fix
 
 
 def test_an_extra_that_nobody_asked_for_is_no_fault(packages: dict[str, str]) -> None:
@@ -103,7 +103,7 @@ def test_old_nnunet(packages: dict[str, str]) -> None:
     packages["nnunetv2"] = "2.7.0"
     check = only(doctor.requirement_checks(), "nnunetv2")
     assert (check.status, check.found) == ("FAIL", "version 2.7.0, needed is >=2.8")
-    assert 'pip install --upgrade "nnunetv2>=2.8"' in check.mend
+    assert 'pip install --upgrade "nnunetv2>=2.8"' in check.fix
 
 
 def test_old_python(packages: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_discovery(monkeypatch: pytest.MonkeyPatch, folders: list[str], switch: 
     monkeypatch.setenv("MONAI_ADV_NO_DISCOVERY", switch)
     (check,) = nnunet_doctor.discovery_checks()
     assert (check.name, check.status) == ("discovery", status)
-    assert status == "OK" or "export nnUNet_extTrainer=$(python -m nnunet_trainers)" in check.mend
+    assert status == "OK" or "export nnUNet_extTrainer=$(python -m nnunet_trainers)" in check.fix
 
 
 def test_missing_user_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +249,7 @@ def test_torchvision_that_does_not_fit_torch() -> None:
         ("trainer look-up", "FAIL"),
     ]
     assert checks[0].found == error
-    assert "pip install --force-reinstall torch torchvision timm" in checks[0].mend
+    assert "pip install --force-reinstall torch torchvision timm" in checks[0].fix
 
 
 def test_step_that_killed_python_before_the_look_up() -> None:
@@ -339,7 +339,7 @@ def test_exit_code_and_json(
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] == (code == 0)
     assert report["checks"] == [
-        {"status": status, "name": "thing", "found": "seen", "mend": "do this"} for status in statuses
+        {"status": status, "name": "thing", "found": "seen", "fix": "do this"} for status in statuses
     ]
 
 
@@ -353,13 +353,13 @@ def test_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.splitlines() == [
         "OK    Python: 3.12",
         "FAIL  torch: not installed",
-        "      how to mend: run `pip install torch`",
+        "      how to fix: run `pip install torch`",
         "1 OK, 0 WARN, 1 FAIL",
     ]
 
 
-def test_every_problem_has_a_mend() -> None:
-    with pytest.raises(ValueError, match="'torch' must say how to mend"):
+def test_every_problem_has_a_fix() -> None:
+    with pytest.raises(ValueError, match="'torch' must say how to fix"):
         Check("WARN", "torch", "old")
 
 

@@ -1,4 +1,4 @@
-"""Natural corruptions: what scanners do to images without an enemy, as a second axis beside the attacks.
+"""Natural corruptions: what scanners do to images without an attacker, as a second axis beside the attacks.
 
 Sources: Hendrycks & Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations", ICLR
 2019 (kinds at five severities); the artefacts themselves are MONAI's transforms.

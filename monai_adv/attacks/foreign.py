@@ -37,7 +37,7 @@ LIBRARIES = {"torchattacks": "torchattacks", "foolbox": "foolbox", "adv_lib": "a
 
 @dataclass(frozen=True)
 class Foreign(BaseAttack[AttackResult]):
-    """An attack of another library. What it returns is checked, never mended in silence.
+    """An attack of another library. What it returns is checked, never corrected in silence.
 
     It sees a network of images in [0, 1]: with a box the box is mapped on it; without one a range so wide that a clamp
     to [0, 1] touches no image within the radius. Labels are class indices ``(B,)``, or label maps ``(B, *spatial)``;

@@ -1,4 +1,4 @@
-"""White noise: the random, not the adversarial, enemy.
+"""White noise: the random, not the adversarial, attacker.
 
 Source: the noise evaluation of Ma & Liang, CMPB 2023, section 3 (the worst of 100 draws), with zero-mean noise; their
 code draws one-sided noise (``sided="positive"``).

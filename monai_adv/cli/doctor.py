@@ -1,4 +1,4 @@
-"""``monai-adv doctor``: is this machine ready, and if not, how to mend it.
+"""``monai-adv doctor``: is this machine ready, and if not, how to fix it.
 
 Hosts add checks of their own through the entry point group ``monai_adv.cli.doctor``: a function without arguments
 that returns a list of ``Check``.
@@ -31,16 +31,16 @@ FEW_CORES = 4
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. Whatever is not OK says how to mend it."""
+    """One line of the report. Whatever is not OK says how to fix it."""
 
     status: Status
     name: str
     found: str
-    mend: str = ""
+    fix: str = ""
 
     def __post_init__(self) -> None:
-        if self.status != "OK" and not self.mend:
-            raise ValueError(f"the {self.status} check {self.name!r} must say how to mend what it found")
+        if self.status != "OK" and not self.fix:
+            raise ValueError(f"the {self.status} check {self.name!r} must say how to fix what it found")
 
 
 def requirement_checks() -> list[Check]:
@@ -48,15 +48,15 @@ def requirement_checks() -> list[Check]:
     try:
         ours = metadata.distribution("monai-adv")
     except metadata.PackageNotFoundError:
-        mend = "run `pip install monai-adv`, or `pip install -e .` in a source checkout"
-        return [Check("FAIL", "monai-adv", "not installed, only its source is importable", mend)]
+        fix = "run `pip install monai-adv`, or `pip install -e .` in a source checkout"
+        return [Check("FAIL", "monai-adv", "not installed, only its source is importable", fix)]
     checks = []
     python, wanted = platform.python_version(), ours.metadata["Requires-Python"]
     if SpecifierSet(wanted).contains(python, prereleases=True):
         checks.append(Check("OK", "Python", f"{python} ({sys.executable})"))
     else:
-        mend = f"create an environment with Python {wanted} and run `pip install monai-adv` in it"
-        checks.append(Check("FAIL", "Python", f"{python}, needed is {wanted}", mend))
+        fix = f"create an environment with Python {wanted} and run `pip install monai-adv` in it"
+        checks.append(Check("FAIL", "Python", f"{python}, needed is {wanted}", fix))
     good = {"monai-adv": ours.version}
     absent: dict[str, list[str]] = {extra: [] for extra in EXTRAS}
     for requirement in map(Requirement, ours.requires or []):
@@ -64,12 +64,12 @@ def requirement_checks() -> list[Check]:
         extras = [e for e in EXTRAS if not needed and requirement.marker.evaluate({"extra": e})]  # type: ignore[union-attr]
         if requirement.name == "monai-adv" or not (needed or extras):
             continue
-        mend = f'run `pip install --upgrade "{requirement.name}{requirement.specifier}"`'
+        fix = f'run `pip install --upgrade "{requirement.name}{requirement.specifier}"`'
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
             if needed:
-                checks.append(Check("FAIL", requirement.name, "not installed", mend))
+                checks.append(Check("FAIL", requirement.name, "not installed", fix))
             for extra in extras:
                 absent[extra].append(requirement.name)
             continue
@@ -77,7 +77,7 @@ def requirement_checks() -> list[Check]:
             good[requirement.name] = version
         else:
             found = f"version {version}, needed is {requirement.specifier}"
-            checks.append(Check("FAIL", requirement.name, found, mend))
+            checks.append(Check("FAIL", requirement.name, found, fix))
     packages = Check("OK", "packages", ", ".join(f"{name} {version}" for name, version in good.items()))
     return [*dict.fromkeys(checks), packages, _extras_check(absent)]
 
@@ -96,8 +96,8 @@ def thread_checks() -> list[Check]:
     passive = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
     if sys.platform != "linux" or cores > FEW_CORES or passive:
         return [Check("OK", "CPU threads", found)]
-    mend = "before Python starts, `export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0`: many times faster steps"
-    return [Check("WARN", "CPU threads", found, mend)]
+    fix = "before Python starts, `export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0`: many times faster steps"
+    return [Check("WARN", "CPU threads", found, fix)]
 
 
 def available_cores() -> int:
@@ -114,8 +114,8 @@ def torch_checks() -> list[Check]:
     for name in ("start", "torch", "monai"):
         if name in outcomes and outcomes[name].error:
             package = "monai" if name == "monai" else "torch"
-            mend = f"run `pip install --force-reinstall {package}` and read its messages"
-            checks.append(Check("FAIL", f"import {name}", outcomes[name].error, mend))
+            fix = f"run `pip install --force-reinstall {package}` and read its messages"
+            checks.append(Check("FAIL", f"import {name}", outcomes[name].error, fix))
     devices = outcomes.get("devices")
     if devices is not None and not devices.error:
         checks.append(_device_check(devices.value))
@@ -129,11 +129,11 @@ def _device_check(seen: dict[str, Any]) -> Check:
     if seen["mps"]:
         return Check("OK", "device", "Apple GPU (MPS)")
     built = f"built for CUDA {seen['built for']} but sees no GPU" if seen["built for"] else "built for the CPU"
-    mend = (
+    fix = (
         "give `-device cpu` to nnU-Net commands; to train at full size use a machine with a GPU "
         "(where there is one, check that `nvidia-smi` works and install the torch build for its driver)"
     )
-    return Check("WARN", "device", f"CPU only{_memory()}: torch is {built}", mend)
+    return Check("WARN", "device", f"CPU only{_memory()}: torch is {built}", fix)
 
 
 def _memory() -> str:
@@ -165,8 +165,8 @@ def host_checks(entry: metadata.EntryPoint) -> list[Check]:
     try:
         checks: list[Check] = entry.load()()
     except Exception as error:
-        mend = "repair this import, or reinstall with `pip install --force-reinstall --no-deps monai-adv`"
-        return [Check("FAIL", entry.name, f"its checks in {entry.value} cannot run: {one_line(error)}", mend)]
+        fix = "repair this import, or reinstall with `pip install --force-reinstall --no-deps monai-adv`"
+        return [Check("FAIL", entry.name, f"its checks in {entry.value} cannot run: {one_line(error)}", fix)]
     return checks
 
 
@@ -181,7 +181,7 @@ def examine() -> list[Check]:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``doctor`` to the command line."""
-    parser = subparsers.add_parser("doctor", help="check this machine and say how to mend what is wrong")
+    parser = subparsers.add_parser("doctor", help="check this machine and say how to fix what is wrong")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.set_defaults(run=run)
 
@@ -196,7 +196,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         for check in checks:
             say(f"{check.status:<5} {check.name}: {check.found}")
-            if check.mend:
-                say(f"      how to mend: {check.mend}")
+            if check.fix:
+                say(f"      how to fix: {check.fix}")
         print(", ".join(f"{number} {status}" for status, number in count.items()))
     return 1 if count["FAIL"] else 0

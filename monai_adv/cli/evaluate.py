@@ -59,7 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="YAML with these options under their long names (eps: [1, 2]); what is given here as well comes first",
     )  # fmt: skip
     add_models(parser)
-    what = parser.add_argument_group("what the enemy may do")
+    what = parser.add_argument_group("what the attacker may do")
     what.add_argument(
         "--norm", action="append", choices=("l2", "linf"),
         help="norm of the perturbation (default: l2); for both: --norm l2 --eps ... --norm linf --eps ...",

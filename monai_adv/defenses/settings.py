@@ -1,4 +1,4 @@
-"""Settings that defences share: the enemy they train against, and the search for adversarial images."""
+"""Settings that defences share: the attacker they train against, and the search for adversarial images."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def numbers(name: str, text: str | float | None, number: Callable[[str], N], all
 
 @dataclass(frozen=True)
 class DefenseSettings(Settings):
-    """The enemy: also methods that attack nothing in training have one, which robust validation uses."""
+    """The attacker: also methods that attack nothing in training have one, which robust validation uses."""
 
     eps: float = setting(0.1, "radius of the attack", "a finite number >= 0 (0: off)", not_negative, radius=True)
     unit: RadiusUnit | None = setting(
@@ -101,7 +101,7 @@ class DefenseSettings(Settings):
         return dataclasses.replace(self, unit=radii["eps"][1], **changed)
 
     def threat(self, channels: tuple[int, ...] | None = None) -> Threat:
-        """The enemy that is trained against.
+        """The attacker that is trained against.
 
         Raises:
             InputError: a raw radius, which only a host can convert.

@@ -1,7 +1,7 @@
 """Red flags: signs that the figures of an evaluation promise more robustness than there is.
 
 Gradient masking hides a model from gradient attacks without making it robust. Each flag is one sign of it, or of an
-evaluation that does not measure what it says. A flag that is up turns the verdict to "not reliable"; one that had
+evaluation that does not measure what it says. A raised flag turns the verdict to "not reliable"; one that had
 nothing to compare has not passed.
 Sources: Athalye et al., ICML 2018, section 3.1; Carlini et al., "On evaluating adversarial robustness", 2019, section
 4; the checks of AutoAttack (Croce & Hein, ICML 2020).
@@ -142,7 +142,7 @@ def longer(records: Sequence[Record], kind: Kind, found: Mapping[str, Any], name
 
 
 def monotone(records: Sequence[Record], families: Mapping[str, Families], names: Names = NO_NAMES) -> Flag:
-    """Does the white-box score rise although the enemy may do more?"""
+    """Does the white-box score rise although the attacker may do more?"""
     means: dict[str, float] = {}
     for model, level, names in _levels(records, families):
         own = _lowest_own(records, model, level, names, ("white-box",))

@@ -16,7 +16,7 @@ FEWEST_CASES: dict[Kind, int] = {"segmentation": FEWEST, "classification": 50}
 """Patients: with fewer there is no interval and no test. Images: each is only right or wrong, and with fewer than 50
 the 95 % interval of an accuracy can be wider than 14 points to each side."""
 FEWEST_RADII = 2
-"""Of one norm and unit: with one alone nobody sees whether the score falls as the enemy may do more."""
+"""Of one norm and unit: with one alone nobody sees whether the score falls as the attacker may do more."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Flag:
         title: the finding in a few words, as if it were up.
         up: whether the check failed; None: it was not run, or there was nothing to compare.
         measured: what was found, with its numbers.
-        threshold: from where on it is up, and why from there.
+        threshold: from where on it is raised, and why from there.
         meaning: what it means and what to do, for a reader who is no engineer.
     """
 
