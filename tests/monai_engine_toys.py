@@ -117,6 +117,8 @@ def trainer(
     **given: Any,
 ) -> Any:
     network = Classifier() if network is None else network
+    if given.get("accumulation_steps") == 1:  # the default, which MONAI before 1.6 does not know
+        del given["accumulation_steps"]
     return cls(
         device=torch.device("cpu"),
         max_epochs=epochs,
