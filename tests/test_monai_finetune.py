@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from pathlib import Path
@@ -23,6 +24,7 @@ from monai.transforms import AsDiscreted
 from torch import nn
 
 from monai_adv import InputError
+from monai_adv.defenses import method
 from monai_adv.engines import IMATrainer, RobustMetric, SATTrainer
 from monai_adv.engines.run import epochs_within
 from monai_adv.engines.starting_weights import find_plain
@@ -314,3 +316,16 @@ def test_every_method_has_the_preset(tmp_path: Path) -> None:
     saved(tmp_path / "models" / "model.pt", Shifted())
     engine = bundle(tmp_path, cls=IMATrainer, preset="finetune", steps=2, searches=1, epochs=90)
     assert engine.state.max_epochs == 22
+
+
+def test_the_bundles_own_file_says_what_its_clean_training_was() -> None:
+    """20 epochs of the clean weights pay for 6 of SAT at 10 forwards, which do not replace them."""
+    configs = Path(__file__).parents[1] / "bundles" / "robust_organ_segmentation" / "configs"
+    ours, clean = (json.loads((configs / f"{name}.json").read_text()) for name in ("finetune", "clean"))
+    given = ours["train#trainer#settings"]
+    assert given["plain_epochs"] == clean["epochs"]
+    assert given["initial_weights"].endswith(f"/models/{clean['model_file']}'")
+    assert ours["model_file"] not in (clean["model_file"], "model.pt")
+    sat = method("SAT")
+    forwards = sat.most(sat.settings(**sat.presets["finetune"]))
+    assert epochs_within(1.0, given["plain_epochs"], forwards) == 6
