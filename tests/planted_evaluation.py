@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,29 @@ from typing import Any
 import numpy as np
 import torch
 
+from monai_adv.evaluation.checks.probed import ModelProbe
+from monai_adv.evaluation.costs import Cost, Costs, Measured, Predicted
+from monai_adv.evaluation.described import (
+    CorruptionEntry,
+    Evaluation,
+    Family,
+    LevelEntry,
+    ModelEntry,
+    SettingsEntry,
+    StageEntry,
+)
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Record, parse_level
 from monai_adv.evaluation.store import Store
 from monai_adv.metrics.score import Score
 
 CLASSES = ("anterior", "posterior")
-FAMILIES = {"white noise": "random", "APGD-CE": "white-box", "SegPGD": "white-box", "Square": "black-box"}
+FAMILIES: dict[str, Family] = {
+    "white noise": "random",
+    "APGD-CE": "white-box",
+    "SegPGD": "white-box",
+    "Square": "black-box",
+}
 
 
 def dice_score(case: str, value: float) -> Score:
@@ -63,7 +78,7 @@ def folder_of(
     records: Sequence[Record],
     *,
     pictures: bool = False,
-    probes: Mapping[str, Any] | None = None,
+    probes: Mapping[str, ModelProbe] | None = None,
     **more: Any,
 ) -> Path:
     """Write the folder that the runner would leave behind.
@@ -85,51 +100,64 @@ def folder_of(
     for name in dict.fromkeys(r.model for r in records):
         mine = [r for r in records if r.model == name]
         segmentation = mine[0].own[0].label is None
-        stages: dict[str, list[dict[str, Any]]] = {}
+        stages: dict[str, dict[str, StageEntry]] = {}
         corruptions = {}
         for record in mine:
             if record.attack.startswith("corruption:"):
-                corruptions[record.attack, record.level] = {"name": record.attack, "severity": record.level}
-            elif record.level and record.attack not in [s["name"] for s in stages.setdefault(record.level, [])]:
+                entry = CorruptionEntry(name=record.attack, severity=record.level)
+                corruptions[record.attack, record.level] = entry
+            elif record.level:
                 family = FAMILIES.get(record.attack, "white-box")
-                stages[record.level].append({"name": record.attack, "family": family, "settings": record.settings})
-        models.append(
-            {
-                "name": name,
-                "kind": "segmentation" if segmentation else "classification",
-                "classes": list(CLASSES) if segmentation else ["benign", "malignant"],
-                "fingerprint": "ab12",
-                "space": "whole volumes through nnU-Net's sliding window, mirroring off",
-                "unit": "standard deviations of the z-scored image",
-                "cases": list(dict.fromkeys(r.case for r in mine)),
-                "problems": [],
-                "stages": stages,
-                "corruptions": list(corruptions.values()),
-            }
-            | more
-        )
-    evaluation = {
-        "started": "2026-11-21T14:00:00",
-        "machine": "two cores",
-        "versions": {"monai-adv": "0.1.0", "torch": "2.15.0"},
-        "settings": settings,
-        "levels": [{"key": k, **vars(parse_level(k))} for k in keys if k[:2] in ("l2", "li")],
-        "words": words,
-        "models": models,
-    }
-    store = Store.open(path, json.loads(json.dumps(evaluation)))
+                stage = StageEntry(name=record.attack, family=family, settings=record.settings)
+                stages.setdefault(record.level, {}).setdefault(record.attack, stage)
+        planted: dict[str, Any] = {
+            "name": name,
+            "kind": "segmentation" if segmentation else "classification",
+            "classes": CLASSES if segmentation else ("benign", "malignant"),
+            "fingerprint": "ab12",
+            "space": "whole volumes through nnU-Net's sliding window, mirroring off",
+            "unit": "standard deviations of the z-scored image",
+            "cases": tuple(dict.fromkeys(r.case for r in mine)),
+            "problems": (),
+            "stages": {level: tuple(found.values()) for level, found in stages.items()},
+            "corruptions": tuple(corruptions.values()),
+        }
+        models.append(ModelEntry(**planted | more))
+    evaluation = Evaluation(
+        started="2026-11-21T14:00:00",
+        machine="two cores",
+        versions={"monai-adv": "0.1.0", "torch": "2.15.0"},
+        settings=SettingsEntry(**settings),
+        levels=tuple(LevelEntry.of(parse_level(k)) for k in keys if k[:2] in ("l2", "li")),
+        words=words,
+        models=tuple(models),
+        run_file="",
+    )
+    store = Store.open(path, evaluation)
     for record in records:
         store.commit_record(record, torch.zeros(0))
         if pictures and record.level and not record.attack.startswith("corruption"):
             store.add_pictures(record.model, record.case, record.level, [picture(s) for s in record.worst])
     for name, found in (probes or {}).items():
         store.add_probe(name, found)
-    store.add_cost(
-        bound={"forward": 10**6, "backward": 10**6, "seconds": 7200.0},
-        predicted={"cases": 1, "seconds": 600.0},
-        measured={"forward": 5000, "backward": 4000, "seconds": 660.0},
-    )
+    store.add_cost(Costs(Cost(10**6, 10**6, 7200.0), Predicted(600.0, 1), Measured(5000, 4000, 660.0, workers=1)))
     return path
+
+
+def probed(**more: Any) -> ModelProbe:
+    """An honest model with one case, "a", and one level, L2 5.
+
+    Args:
+        more: fields to replace.
+    """
+    honest: dict[str, Any] = {
+        "cases": ("a",), "steps": 200, "unit": "standard deviations of the z-scored image", "images": 3,
+        "threats": {"l2-5": "L2 radius 5 (= 0.104 RMS per voxel), no box"}, "per_voxel": {"l2-5": 0.104},
+        "trained": None, "box": None, "low": -2.0, "high": 6.0, "sd": 1.0, "outside": 0.0,
+        "relative": {"l2-5": 0.0124}, "repeat": 0.0, "batch": 0.0, "training": 0, "probabilities": False,
+        "zero_samples": 0.0, "zero_voxels": 0.0, "unbounded": {"l2": 0.0}, "longer": {"l2-5": {"a": {"a": 0.5}}},
+    }  # fmt: skip
+    return ModelProbe(**honest | more)
 
 
 def picture(score: Score, size: int = 40) -> Picture:
@@ -145,4 +173,4 @@ def picture(score: Score, size: int = 40) -> Picture:
     return Picture(score.case, clean, attacked, truth, truth, shrunken, caption="slice 17 of 35")
 
 
-__all__ = ["CLASSES", "FAMILIES", "dice_score", "folder_of", "label_score", "picture", "plant"]
+__all__ = ["CLASSES", "FAMILIES", "dice_score", "folder_of", "label_score", "picture", "plant", "probed"]

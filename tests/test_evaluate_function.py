@@ -117,7 +117,7 @@ def test_two_networks_and_a_folder(linear: Any, tmp_path: Path) -> None:
     found = quick({"a": network, "b": nn.Sequential(network)}, images, labels, folder=tmp_path / "out", cases=10)
     scores = found.frame().query("attack == 'worst case' and measure == 'score'").groupby(["model", "eps"]).value.mean()
     assert list(scores["a"]) == list(scores["b"]) == [float(robust(linear, e)[:10].double().mean()) for e in RADII]
-    assert read_evaluation(tmp_path / "out")["models"][0]["cases"] == ["images 0 to 9"]
+    assert read_evaluation(tmp_path / "out").models[0].cases == ("images 0 to 9",)
     again = quick({"a": network, "b": nn.Sequential(network)}, images, labels, folder=tmp_path / "out", cases=10)
     assert again.frame().equals(found.frame())
     with pytest.raises(InputError, match="holds another evaluation; it differs in settings.seed"):
@@ -181,7 +181,7 @@ def test_cases_of_a_classifier_are_images(tmp_path: Path) -> None:
     factory = f"{Path(__file__).with_name('tiny_models.py')}:classifier"
     words = ["--norm", "linf", "--eps", "0.02", "--attacks", "quick", "--device", "cpu", "-y"]
     assert main(["evaluate", "--factory", factory, *words, "--cases", "10", "-o", str(tmp_path / "out")]) in (0, 3)
-    assert read_evaluation(tmp_path / "out")["models"][0]["cases"] == ["images 0 to 7", "images 8 to 9"]
+    assert read_evaluation(tmp_path / "out").models[0].cases == ("images 0 to 7", "images 8 to 9")
 
 
 def test_the_three_lines_of_the_docs(linear: Any, tmp_path: Path, monkeypatch: Any) -> None:

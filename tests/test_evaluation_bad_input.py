@@ -489,7 +489,7 @@ def test_an_empty_ground_truth_has_a_stated_score_and_raises_no_flag(
     assert re.search(rf"linf-0.1 +{mean:.1f} +1\n", capsys.readouterr().out)
     source = NNUNetSource(str(trained / "model"), str(trained / "imagesTr"), str(trained / "labelsTr"))
     probed = probe(source.open(), [Level("linf", 0.1)], 0, ["b"], 5)
-    assert (probed["zero_samples"], probed["zero_voxels"]) == (0, 0)
+    assert (probed.zero_samples, probed.zero_voxels) == (0, 0)
 
 
 def test_the_exit_codes_are_those_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:

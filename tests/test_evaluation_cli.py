@@ -49,19 +49,20 @@ def test_all_well_is_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_the_folder_tells_what_was_done(finished: Path) -> None:
     evaluation = read_evaluation(finished)
-    assert [level["key"] for level in evaluation["levels"]] == ["linf-0.02", "linf-0.06"]
-    assert evaluation["settings"]["attacks"] == "quick"
-    assert evaluation["versions"]["torch"] == metadata.version("torch")
-    (model,) = evaluation["models"]
-    assert model["cases"] == ["images 0 to 7", "images 8 to 15", "images 16 to 19"]
-    assert [s["family"] for s in model["stages"]["linf-0.02"]] == ["random", *["white-box"] * 3]
-    assert model["stages"]["linf-0.02"][2]["settings"]["steps"] == 20
-    assert {r.attack for r in read_records(finished)} == {"clean", *(s["name"] for s in model["stages"]["linf-0.02"])}
-    assert read_probes(finished)["tiny"]["cases"] == model["cases"]
+    assert [level.key for level in evaluation.levels] == ["linf-0.02", "linf-0.06"]
+    assert evaluation.settings.attacks == "quick"
+    assert evaluation.versions["torch"] == metadata.version("torch")
+    (model,) = evaluation.models
+    assert model.cases == ("images 0 to 7", "images 8 to 15", "images 16 to 19")
+    stages = model.stages["linf-0.02"]
+    assert [stage.family for stage in stages] == ["random", *["white-box"] * 3]
+    assert stages[2].settings["steps"] == 20
+    assert {r.attack for r in read_records(finished)} == {"clean", *(stage.name for stage in stages)}
+    assert read_probes(finished)["tiny"].cases == model.cases
     cost = read_cost(finished)
-    assert cost["measured"]["forward"] == sum(r.forward for r in read_records(finished)) <= cost["bound"]["forward"]
-    assert cost["predicted"]["cases"] == 2
-    assert cost["sizes"]["tiny"] == {"images 0 to 7": [8, 128], "images 8 to 15": [8, 128], "images 16 to 19": [4, 64]}
+    assert cost.measured.forward == sum(r.forward for r in read_records(finished)) <= cost.bound.forward
+    assert cost.predicted.cases == 2
+    assert cost.sizes == {"tiny": {"images 0 to 7": (8, 128), "images 8 to 15": (8, 128), "images 16 to 19": (4, 64)}}
 
 
 def test_a_file_that_cannot_be_used_is_1_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,7 +181,7 @@ def test_killed_at_any_pass_it_goes_on(tmp_path: Path, finished: Path) -> None:
     killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert 0 < len(numbers(tmp_path)) < len(numbers(finished))
-    threads = str(read_evaluation(finished)["settings"]["threads"])
+    threads = str(read_evaluation(finished).settings.threads)
     assert json.loads((tmp_path / "evaluation.json").read_text())["settings"]["threads"] == int(threads)
     assert evaluate(tmp_path) == 0
     assert numbers(tmp_path) == numbers(finished)

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_evaluation_runner import open_store, run_all
+from test_evaluation_runner import open_store, plan_of, run_all
 from tiny_models import classifier, segmenter
 from torch import nn
 
 from monai_adv.attacks.pgd import PGD
 from monai_adv.evaluation.records import Level
-from monai_adv.evaluation.run.workers import plan_of
 from monai_adv.evaluation.search import cost
 from monai_adv.evaluation.search.cost import Cost, Size, Timing
-from monai_adv.evaluation.search.plan import Stage
 from monai_adv.evaluation.search.runner import run_case
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import read_records
@@ -39,12 +37,12 @@ def test_no_evaluation_makes_more_passes_than_its_bound(tmp_path: Path, make, at
     model = make()
     settings = EvaluationSettings((Level("l2", 0.002, unit="norm"),), attacks)
     sizes = [Size(len(model.load(c).images), 1) for c in model.cases[:1]]
-    plan = plan_of(settings, model.kind, len(model.classes))
+    plan = plan_of(model, settings)
     corruptions = 27 if attacks == "standard" else 0
-    bound = cost.bound(plan, sizes, Timing(0.0, 0.0), corruptions)
+    bound = cost.bound(plan.most_passes(), sizes, Timing(0.0, 0.0), corruptions)
     counter = _Counter(model.network)
-    store = open_store(tmp_path, settings, model)
-    run_case(model, model.cases[0], settings, store)
+    store = open_store(tmp_path, (model, plan))
+    run_case(model, model.cases[0], plan, store)
     spent = cost.measured(read_records(tmp_path))
     assert spent.forward <= counter.forward <= bound.forward
     assert spent.backward <= bound.backward
@@ -71,8 +69,8 @@ def test_the_cost_of_a_case_is_in_proportion_to_its_voxels() -> None:
 
 def test_scores_are_priced_as_scores() -> None:
     """PGD of 10 steps: 11 forwards and 10 backwards of 0.1 s, and 9 scorings of 1 s."""
-    plan = {"l2-1": [Stage("PGD", PGD(Threat("l2", 1.0, unit="norm"), steps=10))]}
-    found = cost.bound(plan, [Size(inputs=1, voxels=100)], Timing(0.001, 0.001, 0.01))
+    most = {"l2-1": [PGD(Threat("l2", 1.0, unit="norm"), steps=10).most_passes()]}
+    found = cost.bound(most, [Size(inputs=1, voxels=100)], Timing(0.001, 0.001, 0.01))
     assert (found.forward, found.backward) == (20, 10)
     assert found.seconds == pytest.approx(1.1 + 1.0 + 9)
 

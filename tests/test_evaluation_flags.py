@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,7 @@ from unittest.mock import patch
 import planted_models
 import pytest
 import torch
-from planted_evaluation import FAMILIES, plant
+from planted_evaluation import FAMILIES, plant, probed
 from torch import nn
 
 from monai_adv.cli import main
@@ -33,7 +34,9 @@ from monai_adv.evaluation.checks.flags import (
     unbounded,
     zero_gradients,
 )
+from monai_adv.evaluation.checks.probed import Consistency, ModelProbe
 from monai_adv.evaluation.checks.verdict import Flag, verdict
+from monai_adv.evaluation.codec import plain, typed
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.run import measure  # noqa: F401  what is first imported under patch.dict goes with it
@@ -151,12 +154,12 @@ def test_a_probe_is_of_a_kind_that_the_plan_lacks(kind, version, classes):
 
 
 def test_a_random_model_says_nothing_about_its_batches():
-    found = {"batch": 0.43, "repeat": 0.37, "training": 0}
+    found = Consistency(batch=0.43, repeat=0.37, training=0, probabilities=False)
     assert repeat(found).up
     assert batch(found).up is None
     assert "two calls differ as much" in batch(found).measured
-    assert batch({**found, "repeat": 0.0}).up
-    assert batch({**found, "batch": 1e-6, "repeat": 0.0}).up is False
+    assert batch(replace(found, repeat=0.0)).up
+    assert batch(replace(found, batch=1e-6, repeat=0.0)).up is False
 
 
 def _record_flags(noise_scores, pgd, square, clean=1.0, level="l2-3", cases=10):
@@ -203,11 +206,10 @@ def test_attacks_after_square_do_not_hide_what_it_won():
 def test_more_steps_may_not_lower_the_reported_worst_case():
     records = _record_flags(0.9, 0.6, 0.6)
     reported = {f"c{i}": float(i < 6) for i in range(10)}
-    found = {"cases": list(reported), "steps": 80, "longer": {"l2-3": {k: {k: v} for k, v in reported.items()}}}
-    assert longer(records, "classification", found).up is False
-    found["longer"]["l2-3"]["c0"]["c0"] = 0.0
-    assert longer(records, "classification", found).up
-    assert longer(records, "classification", {}).up is None
+    left = {name: {name: score} for name, score in reported.items()}
+    assert longer(records, "classification", probed(steps=80, longer={"l2-3": left})).up is False
+    assert longer(records, "classification", probed(steps=80, longer={"l2-3": left | {"c0": {"c0": 0.0}}})).up
+    assert longer(records, "classification", None).up is None
 
 
 @pytest.mark.parametrize(
@@ -215,7 +217,7 @@ def test_more_steps_may_not_lower_the_reported_worst_case():
 )
 def test_quick_attacks_are_a_first_look(version, left, up):
     records = plant("m", [Score("a", 0.9)], {("l2-3", "APGD-CE"): [Score("a", 0.5)]})
-    found = {"cases": ["a"], "steps": probes.STEPS[version], "longer": {"l2-3": {"a": {"a": left}}}}
+    found = probed(steps=probes.STEPS[version], longer={"l2-3": {"a": {"a": left}}})
     flag = longer(records, "segmentation", found)
     assert flag.up is up
     assert f"{100 * (0.5 - left):.1f} points less (L2 3)" in flag.measured
@@ -248,10 +250,9 @@ def test_dead_gradients_of_the_attacks_are_counted():
     records = plant(
         "m", [Score(str(i), 0.9) for i in range(10)], {("l2-3", "APGD-CE"): [Score(str(i), 0.5) for i in range(10)]}
     )
-    probed = {"zero_samples": 0.0, "zero_voxels": 0.0}
-    assert zero_gradients(records, FAMILY, probed).up is False
+    assert zero_gradients(records, FAMILY, probed()).up is False
     dead = [Record(**{**vars(r), "dead": int(r.case == "3")}) for r in records]
-    flag = zero_gradients(dead, FAMILY, probed)
+    flag = zero_gradients(dead, FAMILY, probed())
     assert flag.up
     assert "10.0 % of the attacked inputs" in flag.measured
 
@@ -309,16 +310,16 @@ def test_nothing_measured_is_no_pass():
 def test_scores_that_are_not_defined_pass_no_check():
     nan = [Score("a", math.nan)]
     table = {("l2-3", "APGD-CE"): nan, ("l2-5", "APGD-CE"): nan, ("l2-5", "white noise"): nan}
-    probed = {"cases": ["a"], "steps": 400, "longer": {"l2-3": {"a": {"a": 0.1}}}, "unbounded": {"l2": math.nan}}
+    found = probed(steps=400, longer={"l2-3": {"a": {"a": 0.1}}}, unbounded={"l2": math.nan})
     records = plant("m", nan, table)
-    found = (
-        longer(records, "segmentation", probed),
+    flags = (
+        longer(records, "segmentation", found),
         monotone(records, FAMILY),
         noise(records, FAMILY),
-        unbounded(probed),
+        unbounded(found),
     )
-    assert {flag.outcome for flag in found} == {"not run"}
-    assert "nothing to compare" in found[0].measured
+    assert {flag.outcome for flag in flags} == {"not run"}
+    assert "nothing to compare" in flags[0].measured
 
 
 @pytest.mark.parametrize(
@@ -341,7 +342,7 @@ def test_a_verdict_needs_cases_and_radii(up, kind, cases, radii, word, reasons):
 def test_probes_are_repeatable_and_survive_json():
     first, second = (probes.probe(planted_models.honest_segmenter(), LEVELS, seed=3, steps=5) for _ in range(2))
     assert first == second
-    assert json.loads(json.dumps(first)) == first
-    assert math.isclose(first["relative"]["linf-0.5"], 0.5 / (first["high"] - first["low"]), rel_tol=1e-6)
-    assert first["threats"]["l2-3"] == "L2 radius 3 (= 0.188 RMS per voxel), no box"
-    assert first["trained"] is None
+    assert typed(ModelProbe, json.loads(json.dumps(plain(first)))) == first
+    assert math.isclose(first.relative["linf-0.5"], 0.5 / (first.high - first.low), rel_tol=1e-6)
+    assert first.threats["l2-3"] == "L2 radius 3 (= 0.188 RMS per voxel), no box"
+    assert first.trained is None

@@ -18,7 +18,7 @@ import bad_models
 import pytest
 import tiny_models
 import torch
-from planted_evaluation import dice_score, folder_of, plant
+from planted_evaluation import dice_score, folder_of, plant, probed
 from tiny_evaluate import evaluate
 
 from monai_adv import cli
@@ -29,12 +29,14 @@ from monai_adv.cli import main
 from monai_adv.errors import InputError, say_it_last
 from monai_adv.evaluation import store
 from monai_adv.evaluation.checks import flags, probes
+from monai_adv.evaluation.checks.probed import CaseProbe, ModelProbe
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.report.page import write_report
 from monai_adv.evaluation.run import session, workers
 from monai_adv.evaluation.run.measure import LiveSource
 from monai_adv.evaluation.run.session import Session
 from monai_adv.evaluation.run.workers import Dask, Killed, ThisProcess
+from monai_adv.evaluation.search.plan import AttackPlan
 from monai_adv.evaluation.search.runner import run_case
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store, read_cost, read_evaluation, read_pictures, read_problems, read_records
@@ -180,14 +182,14 @@ def test_probes_that_meet_a_bad_case_are_made_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All three cases would be probed, and the second one fails."""
-    probed = []
+    asked = []
 
-    def probe(model: Any, levels: Any, seed: int, cases: Sequence[str], steps: int, once: Any) -> dict[str, Any]:
-        probed.append(list(cases))
+    def probe(model: Any, levels: Any, seed: int, cases: Sequence[str], steps: int, once: Any) -> ModelProbe:
+        asked.append(list(cases))
         for case in cases:
             with torch.no_grad():
                 model.network(model.load(case).images)
-        return {"cases": list(cases)}
+        return probed(cases=tuple(cases))
 
     monkeypatch.setattr(workers, "probe", probe)
     jobs = [LiveSource(bad_models.odd_size())]
@@ -197,8 +199,8 @@ def test_probes_that_meet_a_bad_case_are_made_without_it(
     running.prepare()
     assert running.finish() == 1
     running.close()
-    assert probed == [["0", "1", "2"], ["0", "2"]]
-    assert store.read_probes(tmp_path / "out")["even"]["cases"] == ["0", "2"]
+    assert asked == [["0", "1", "2"], ["0", "2"]]
+    assert store.read_probes(tmp_path / "out")["even"].cases == ("0", "2")
 
 
 @pytest.mark.parametrize("stop_at", [1, 2])
@@ -208,7 +210,7 @@ def test_probes_go_on_where_they_were_stopped(tmp_path: Path, monkeypatch: pytes
     made: list[str] = []
     make = probes._probe_case
 
-    def counted(model: Any, name: str, *rest: Any) -> dict[str, Any]:
+    def counted(model: Any, name: str, *rest: Any) -> CaseProbe:
         if len(made) == stop_at and not (tmp_path / "stopped").exists():
             (tmp_path / "stopped").touch()
             raise KeyboardInterrupt
@@ -233,7 +235,7 @@ def test_probes_go_on_where_they_were_stopped(tmp_path: Path, monkeypatch: pytes
     assert len(told) == len(cases)
     assert job("whole").probe(cases) == ""
     (there, whole) = (store.read_probes(tmp_path / folder)["tiny"] for folder in ("out", "whole"))
-    assert {**there, "seconds": 0} == {**whole, "seconds": 0}
+    assert replace(there, seconds=0.0) == replace(whole, seconds=0.0)
 
 
 # -------------------------------------------------------------------- networks that attacks cannot differentiate
@@ -267,8 +269,8 @@ def test_no_gradient_is_a_failed_check(tmp_path: Path) -> None:
     running.prepare()
     running._open()
     for case in model.cases:
-        assert run_case(model, case, settings, running.store)
-    families = {k: {s["name"]: s["family"] for s in v} for k, v in running.models[0]["stages"].items()}
+        assert run_case(model, case, AttackPlan(model.kind, 2, settings), running.store)
+    families = {k: {s.name: s.family for s in v} for k, v in running.models[0].stages.items()}
     found = flags.find_flags(read_records(tmp_path / "out"), "classification", families)
     assert next(flag for flag in found if flag.name == "zero-gradients").up
     running.close()
@@ -332,16 +334,16 @@ def test_a_folder_that_is_deleted_on_the_way(
 def test_a_disk_that_is_full_or_read_only_on_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
 ) -> None:
-    write, count = store.write_whole, 0
+    sync, count = os.fsync, 0
 
-    def fails(path: Path, content: bytes) -> None:
+    def fails(file: int) -> None:
         nonlocal count
         count += 1
         if count > 9:
             raise OSError(code, os.strerror(code))
-        write(path, content)
+        sync(file)
 
-    monkeypatch.setattr(store, "write_whole", fails)
+    monkeypatch.setattr(os, "fsync", fails)  # no argument of the command makes a disk full
     assert bad(tmp_path / "out", "odd_size") == 2
     assert f"cannot be written ({os.strerror(code)}); make room or give" in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.undo()
@@ -481,7 +483,7 @@ def test_an_open_model_is_not_pickled(tmp_path: Path) -> None:
     settings = EvaluationSettings((Level("linf", 0.02),), "quick")
     running = Session([LiveSource(model)], settings, tmp_path / "out", ThisProcess(), say=lambda line: None)
     running.prepare()
-    assert [m["name"] for m in running.models] == ["even"]
+    assert [m.name for m in running.models] == ["even"]
 
 
 # -------------------------------------------------------------------- how it ends
@@ -555,5 +557,5 @@ def test_our_sentence_comes_last(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_evaluation_json_and_cost_of_a_run(tmp_path: Path) -> None:
     """The bound is kept although it is computed before the folder exists."""
     assert bad(tmp_path, "odd_size") == 1
-    assert read_cost(tmp_path)["bound"]["forward"] > 0
-    assert read_evaluation(tmp_path)["models"][0]["cases"] == ["0", "1", "2"]
+    assert read_cost(tmp_path).bound.forward > 0
+    assert read_evaluation(tmp_path).models[0].cases == ("0", "1", "2")

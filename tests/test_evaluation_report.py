@@ -17,11 +17,12 @@ import numpy as np
 import planted_models
 import pytest
 from matplotlib.figure import Figure
-from planted_evaluation import dice_score, folder_of, label_score, picture, plant
+from planted_evaluation import dice_score, folder_of, label_score, picture, plant, probed
 
 from monai_adv.cli import main
 from monai_adv.errors import InputError
 from monai_adv.evaluation import store
+from monai_adv.evaluation.checks.probed import TrainedAgainst
 from monai_adv.evaluation.checks.verdict import Verdict
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, Record, levels
@@ -98,16 +99,6 @@ def _page(folder: Path) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
-def _probes(**more):
-    return {
-        "cases": ["a"], "steps": 200, "unit": "standard deviations of the z-scored image", "images": 3,
-        "threats": {"l2-5": "L2 radius 5 (= 0.104 RMS per voxel), no box"}, "box": None, "low": -2.0, "high": 6.0,
-        "sd": 1.0, "outside": 0.0, "relative": {"l2-5": 0.0124}, "repeat": 0.0, "batch": 0.0, "training": 0,
-        "probabilities": False, "zero_samples": 0.0, "zero_voxels": 0.0, "unbounded": {"l2": 0.0},
-        "longer": {"l2-5": {"a": {"a": 0.5}}},
-    } | more  # fmt: skip
-
-
 def _segmentation(model="IMA", shift=0.0, names="abcdefgh"):
     clean = [dice_score(n, 0.8 + 0.01 * i) for i, n in enumerate(names)]
 
@@ -124,7 +115,7 @@ def _segmentation(model="IMA", shift=0.0, names="abcdefgh"):
 
 
 def test_numbers_on_the_page_are_those_of_the_records(tmp_path):
-    page = _page(folder_of(tmp_path, _segmentation(), probes={"IMA": _probes()}))
+    page = _page(folder_of(tmp_path, _segmentation(), probes={"IMA": probed()}))
     # clean: 0.80 ... 0.87; SegPGD at L2 5: 0.45 ... 0.59; noise 0.70 ... 0.84
     assert page.row("unchanged")[2] == "83.5"
     row = page.row("L2 5", "77.0")
@@ -162,15 +153,15 @@ def test_a_radius_in_hu_is_rms_for_l2_and_the_largest_change_for_linf():
 
 @pytest.mark.parametrize(("per_voxel", "warns"), [(0.104, False), (0.3, True)])
 def test_the_page_says_what_a_model_was_trained_against(tmp_path, per_voxel, warns):
-    trained = {"norm": "l2", "words": f"L2, {per_voxel} RMS per voxel", "per_voxel": per_voxel}
-    probes = _probes(trained=trained, per_voxel={"l2-5": 0.104})
+    trained = TrainedAgainst(norm="l2", words=f"L2, {per_voxel} RMS per voxel", per_voxel=per_voxel)
+    probes = probed(trained=trained)
     page = _page(folder_of(tmp_path, _segmentation(), probes={"IMA": probes}))
     assert f"It was trained against L2, {per_voxel} RMS per voxel" in page.plain
     assert ("the largest radius measured, L2 5, is 35 % of the one it was trained with" in page.plain) == warns
 
 
 def test_the_page_begins_with_the_verdict_and_a_sentence_for_everybody(tmp_path):
-    page = _page(folder_of(tmp_path, _segmentation(), probes={"IMA": _probes()}))
+    page = _page(folder_of(tmp_path, _segmentation(), probes={"IMA": probed()}))
     said = (
         "IMA Measurement: ✓ figures reliable Robustness: ✗ not robust IMA keeps 62 % of its clean score at L2 5 "
         "(more than half), 32 % at L2 15 (less than half), 38 % at L-inf 0.1 (less than half). "
@@ -182,16 +173,16 @@ def test_the_page_begins_with_the_verdict_and_a_sentence_for_everybody(tmp_path)
 
 
 def test_verdict_and_reasons(tmp_path):
-    honest = _page(folder_of(tmp_path / "a", _segmentation(), probes={"IMA": _probes()}))
+    honest = _page(folder_of(tmp_path / "a", _segmentation(), probes={"IMA": probed()}))
     assert "IMA Measurement: ✓ figures reliable" in honest.plain
     assert "none of 9 checks" in honest.plain
-    masked = _page(folder_of(tmp_path / "b", _segmentation(), probes={"IMA": _probes(zero_samples=0.4)}))
+    masked = _page(folder_of(tmp_path / "b", _segmentation(), probes={"IMA": probed(zero_samples=0.4)}))
     assert "IMA Measurement: ✗ figures not reliable" in masked.plain
     assert "Do not trust these figures: gradients are zero." in masked.plain
     assert "Look for rounding" in masked.plain
     unknown = _page(folder_of(tmp_path / "c", _segmentation()))
     assert "IMA Measurement: ? figures not fully checked" in unknown.plain
-    few = _page(folder_of(tmp_path / "d", _segmentation(names="abcde"), probes={"IMA": _probes()}))
+    few = _page(folder_of(tmp_path / "d", _segmentation(names="abcde"), probes={"IMA": probed()}))
     assert "IMA Measurement: ? not enough measured" in few.plain
     assert "too little was measured to say more: 5 patients of at least 6." in few.plain
 
@@ -296,7 +287,7 @@ def test_what_is_not_defined_says_so(tmp_path):
 
 def test_broken_outputs_and_unusable_files_are_counted(tmp_path):
     records = [Record(**{**vars(r), "broken": 2 * bool(r.level), "dead": 1 * bool(r.level)}) for r in _segmentation()]
-    folder = folder_of(tmp_path, records, problems=["case_9: label values 7, allowed are 0 to 2"])
+    folder = folder_of(tmp_path, records, problems=("case_9: label values 7, allowed are 0 to 2",))
     store.Store(folder).add_problem("IMA", "h", "unreadable image")
     page = _page(folder)
     count = 7 * 3 * 4  # a patient that could not be used is in no figure
@@ -321,7 +312,7 @@ def test_nothing_attacked_yet(tmp_path):
 
 
 def test_several_models_are_compared_in_words(tmp_path):
-    probes = {"IMA": _probes(), "plain": _probes(unbounded={"l2": 0.5})}
+    probes = {"IMA": probed(), "plain": probed(unbounded={"l2": 0.5})}
     page = _page(folder_of(tmp_path, _segmentation("plain", -0.1) + _segmentation(), probes=probes))
     assert page.row("worst-case Dice in %")[1:] == ["unchanged", "L2 5", "L2 15", "L-inf 0.1"]
     assert page.row("plain", "83.5")[1:] == ["83.5", "42.0", "17.0", "22.0"]
@@ -351,7 +342,7 @@ def test_a_classifier_gets_its_own_tables(tmp_path):
         Record("net", "group 1", level, attack, *([tuple(s for r in records if r.level == level for s in r.own)] * 2))
         for level, attack in (("", "clean"), ("linf-0.01", "apgd-ce"))
     ]
-    folder = folder_of(tmp_path, one, unit="intensities in [0, 1]", settings={"box": [0.0, 1.0]})
+    folder = folder_of(tmp_path, one, unit="intensities in [0, 1]", settings={"box": (0.0, 1.0)})
     page = _page(folder)
     row = page.row("L-inf 0.01", "–")
     assert row[2:] == ["80.0", "58.4 to 91.9", "20"]
@@ -474,7 +465,7 @@ def test_a_radius_keeps_the_users_words(tmp_path):
     keys = [*words, "linf-0.1"]
     table = {(key, "APGD-CE"): [dice_score(n, 0.5) for n in "abcdefgh"] for key in keys}
     clean = [dice_score(n, 0.8) for n in "abcdefgh"]
-    folder = folder_of(tmp_path, plant("m", clean, table), probes={"m": _probes()}, words=words)
+    folder = folder_of(tmp_path, plant("m", clean, table), probes={"m": probed()}, words=words)
     page = _page(folder)
     assert page.row("worst case", "")[2:] == ["50.0"] * 3
     assert page.row("unchanged", "–")
@@ -538,7 +529,7 @@ def test_three_sentences_compare_like_with_like(tmp_path):
         }
         return plant(name, clean, table)
 
-    probes = {n: _probes(longer={}) for n in ("IMATrainer", "nnUNetTrainer")}
+    probes = {n: probed(longer={}) for n in ("IMATrainer", "nnUNetTrainer")}
     results = gather(
         folder_of(tmp_path, falls("IMATrainer", 0.7, 0.42) + falls("nnUNetTrainer", 0.6, 0.04), probes=probes)
     )
@@ -559,7 +550,7 @@ def test_a_model_that_falls_is_never_green(tmp_path):
         [dice_score(n, 0.9) for n in "abcdefgh"],
         {("l2-1", "APGD-CE"): [dice_score(n, 0.89) for n in "abcdefgh"], ("l2-5", "APGD-CE"): fallen},
     )
-    results = gather(folder_of(tmp_path, records, probes={"m": _probes()}))
+    results = gather(folder_of(tmp_path, records, probes={"m": probed()}))
     assert robustness(results.models[0], results.levels).tone == "bad"
     trusted = replace(results.models[0], verdict=Verdict("reliable", ()))
     assert robustness(trusted, results.levels).tone == "bad"

@@ -11,21 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+from test_evaluation_store import evaluation
 from tiny_models import classifier, other_classifier, segmenter
 from torch import Tensor, nn
 
 from monai_adv.attacks import PGD, AttackResult
 from monai_adv.attacks.corruptions import Corruption
 from monai_adv.errors import InputError
-from monai_adv.evaluation import store as store_module
+from monai_adv.evaluation.described import CorruptionEntry, ModelEntry
 from monai_adv.evaluation.models.protocol import Model
 from monai_adv.evaluation.random_streams import random_stream
 from monai_adv.evaluation.records import Level, Record
-from monai_adv.evaluation.search import runner as runner_module
-from monai_adv.evaluation.search.plan import Stage, stages
-from monai_adv.evaluation.search.runner import check_threat, reproducible, run_case
+from monai_adv.evaluation.search.plan import AttackPlan, Stage, stages
+from monai_adv.evaluation.search.runner import _Run, check_threat, reproducible, run_case
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store, read_pictures, read_records
+from monai_adv.files import write_whole
 from monai_adv.statistics import Passes
 from monai_adv.tasks import Target, Task
 from monai_adv.threats import Threat
@@ -34,32 +35,37 @@ LINF = EvaluationSettings((Level("linf", 0.02), Level("linf", 0.06)), "quick", b
 BOTH = EvaluationSettings((Level("l2", 0.2, "norm"), Level("l2", 0.5, "norm")), "quick", seed=3)
 
 
-def open_store(folder: Path, settings: EvaluationSettings, *models: Model) -> Store:
-    models = [
-        {
-            "name": s.name,
-            "cases": list(s.cases),
-            "corruptions": [{"name": "corruption:gain", "severity": "3"}],
-            "stages": {
-                level.key: [
-                    {"name": stage.name}
-                    for stage in runner_module.stages(
-                        s.kind, settings.attacks, Threat(level.norm, level.eps, unit="norm"), len(s.classes)
-                    )
-                ]
-                for level in settings.levels
-            },
-        }
-        for s in models
-    ]
-    return Store.open(folder, {"models": models})
+Make = Callable[[Any, Any, Threat, int], list[Stage]]
 
 
-def run_all(folder: Path, model: Model, settings: EvaluationSettings) -> list[Record]:
-    store = open_store(folder, settings, model)
+def plan_of(model: Model, settings: EvaluationSettings, make: Make = stages) -> AttackPlan:
+    return AttackPlan(model.kind, len(model.classes), settings, make)
+
+
+def open_store(folder: Path, *plans: tuple[Model, AttackPlan]) -> Store:
+    entries = tuple(
+        ModelEntry(
+            name=model.name,
+            kind=model.kind,
+            classes=tuple(model.classes),
+            space="",
+            unit="",
+            cases=tuple(model.cases),
+            problems=(),
+            corruptions=(CorruptionEntry(name="corruption:gain", severity="3"),),
+            stages={key: tuple(stage.entry() for stage in found) for key, found in plan.by_level.items()},
+        )
+        for model, plan in plans
+    )
+    return Store.open(folder, evaluation(models=entries))
+
+
+def run_all(folder: Path, model: Model, settings: EvaluationSettings, make: Make = stages) -> list[Record]:
+    plan = plan_of(model, settings, make)
+    store = open_store(folder, (model, plan))
     with reproducible(settings):
         for case in model.cases:
-            assert run_case(model, case, settings, store)
+            assert run_case(model, case, plan, store)
     return timeless(read_records(folder))
 
 
@@ -111,17 +117,16 @@ def test_what_is_finished_is_not_attacked_again(tmp_path: Path) -> None:
             assert before.attacked >= after.attacked
 
 
-def test_the_lower_level_is_a_candidate_of_the_higher_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lower_level_is_a_candidate_of_the_higher_one(tmp_path: Path) -> None:
     """An attack that is blind at the larger radius: the own score shows it, the worst score does not suffer."""
 
     def blind_above(kind: Any, version: Any, threat: Threat, classes: int) -> list[Stage]:
         steps = PGD(threat, 20, until="wrong")
         return [Stage("half blind", steps if float(threat.eps) < 0.1 else _Nothing(threat))]
 
-    monkeypatch.setattr(runner_module, "stages", blind_above)
     settings = EvaluationSettings((Level("linf", 0.06), Level("linf", 0.2)), "quick")
     model = classifier()
-    records = run_all(tmp_path, model, settings)
+    records = run_all(tmp_path, model, settings, blind_above)
     low = [r for r in records if r.level == "linf-0.06"]
     high = [r for r in records if r.level == "linf-0.2"]
     assert sum(s.score for r in low for s in r.worst) < 15
@@ -133,7 +138,7 @@ def test_the_lower_level_is_a_candidate_of_the_higher_one(tmp_path: Path, monkey
 
 def interruptions(folder: Path, model: Model, settings: EvaluationSettings) -> int:
     """Die before every write in turn; returns how often."""
-    write, died = store_module.write_whole, 0
+    died = 0
     for case in model.cases:
         at = 1
         while True:
@@ -144,18 +149,15 @@ def interruptions(folder: Path, model: Model, settings: EvaluationSettings) -> i
                 count += 1
                 if count == at:
                     raise KeyboardInterrupt
-                write(path, content)
+                write_whole(path, content)
 
-            store_module.write_whole = writes
             try:
                 with reproducible(settings):
-                    run_case(model, case, settings, Store(folder))
+                    run_case(model, case, plan_of(model, settings), Store(folder, writes))
                 break
             except KeyboardInterrupt:
                 died += 1
                 at = at % 4 + 1  # after none, one, two and three writes of a run
-            finally:
-                store_module.write_whole = write
     return died
 
 
@@ -163,7 +165,7 @@ def interruptions(folder: Path, model: Model, settings: EvaluationSettings) -> i
 def test_interrupted_at_every_write_it_ends_with_the_same_numbers(tmp_path: Path, make: Callable[[], Model]) -> None:
     model = make()
     expected = run_all(tmp_path / "at once", model, BOTH)
-    open_store(tmp_path / "in bits", BOTH, model)
+    open_store(tmp_path / "in bits", (model, plan_of(model, BOTH)))
     assert interruptions(tmp_path / "in bits", model, BOTH) > 10
     assert repr(timeless(read_records(tmp_path / "in bits"))) == repr(expected)
     assert not list((tmp_path / "in bits" / "images").rglob("*.npz"))  # only pictures are kept
@@ -177,10 +179,11 @@ def test_interrupted_at_every_write_it_ends_with_the_same_numbers(tmp_path: Path
 def test_numbers_do_not_depend_on_order_or_company(tmp_path: Path) -> None:
     one, other = classifier(), other_classifier()
     expected = [run_all(tmp_path / str(i), s, LINF) for i, s in enumerate((one, other))]
-    store = open_store(tmp_path / "both", LINF, one, other)
-    for model in (other, one):
+    plans = [(model, plan_of(model, LINF)) for model in (one, other)]
+    store = open_store(tmp_path / "both", *plans)
+    for model, plan in reversed(plans):
         for case in reversed(model.cases):
-            run_case(model, case, LINF, store)
+            run_case(model, case, plan, store)
     assert timeless(read_records(store.folder)) == expected[0] + expected[1]
 
 
@@ -212,30 +215,29 @@ class _Nothing:
         return Passes()
 
 
-def test_an_attack_that_leaves_its_ball_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module, "stages", lambda k, v, threat, c: [Stage("cheat", _Nothing(threat, 1.001))])
+def test_an_attack_that_leaves_its_ball_is_an_error(tmp_path: Path) -> None:
+    def cheat(factor: float) -> Make:
+        return lambda kind, version, threat, classes: [Stage("cheat", _Nothing(threat, factor))]
+
     model = classifier()
     model.box = None
     with pytest.raises(RuntimeError, match="cheat on images 0 to 7: the perturbation has the size"):
-        run_all(tmp_path, model, LINF)
+        run_all(tmp_path, model, LINF, cheat(1.001))
     model.box = (0.0, 1.0)
-    monkeypatch.setattr(runner_module, "stages", lambda k, v, threat, c: [Stage("cheat", _Nothing(threat, 0.9))])
     with pytest.raises(RuntimeError, match="leaves the box"):
-        run_all(tmp_path / "box", model, LINF)
+        run_all(tmp_path / "box", model, LINF, cheat(0.9))
 
 
-def test_an_attack_cannot_claim_success_that_the_score_does_not_show(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_attack_cannot_claim_success_that_the_score_does_not_show(tmp_path: Path) -> None:
     class Boaster(_Nothing):
         def __call__(self, *args: Any, **kwargs: Any) -> AttackResult:
             result = super().__call__(*args, **kwargs)
             return replace(result, wrong=~result.wrong, margin=-result.margin)
 
-    monkeypatch.setattr(
-        runner_module, "stages", lambda k, v, threat, c: [Stage(n, Boaster(threat)) for n in ("first", "second")]
-    )
-    records = [r for r in run_all(tmp_path, classifier(), LINF) if r.level]
+    def twice(kind: Any, version: Any, threat: Threat, classes: int) -> list[Stage]:
+        return [Stage(name, Boaster(threat)) for name in ("first", "second")]
+
+    records = [r for r in run_all(tmp_path, classifier(), LINF, twice) if r.level]
     assert [r.attacked for r in records] == [7] * 4 + [8] * 4 + [4] * 4
 
 
@@ -276,8 +278,9 @@ def test_an_image_without_foreground_is_scored_by_the_stated_policy(tmp_path: Pa
 def test_corruptions_are_a_second_axis(tmp_path: Path) -> None:
     model = segmenter()
     settings = EvaluationSettings((Level("linf", 0.01),), "quick")
-    store = open_store(tmp_path, settings, model)
-    run = runner_module._Run(model, "0", settings, store, lambda: None)
+    plan = plan_of(model, settings)
+    store = open_store(tmp_path, (model, plan))
+    run = _Run(model, "0", plan, store, lambda: None)
     clean = run._clean()
     run._corruption(Corruption("gain", 3), clean)
     (record,) = [r for r in read_records(tmp_path) if r.level]
@@ -304,8 +307,9 @@ def test_levels_that_make_no_sense_are_refused(threat: Threat, said: str) -> Non
 def test_a_case_that_cannot_be_used_is_noted_and_the_others_go_on(tmp_path: Path) -> None:
     model = classifier()
     model.images[10] += 1  # leaves the box
-    store = open_store(tmp_path, LINF, model)
-    assert [run_case(model, case, LINF, store) for case in model.cases] == [True, False, True]
+    plan = plan_of(model, LINF)
+    store = open_store(tmp_path, (model, plan))
+    assert [run_case(model, case, plan, store) for case in model.cases] == [True, False, True]
     assert {r.case for r in read_records(tmp_path)} == {model.cases[0], model.cases[2]}
     (problem,) = (tmp_path / "problems" / "tiny").glob("*.json")
     assert "a box that contains the images" in problem.read_text()

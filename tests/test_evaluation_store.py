@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_adv.errors import InputError
+from monai_adv.evaluation.described import (
+    CorruptionEntry,
+    Evaluation,
+    LevelEntry,
+    ModelEntry,
+    SettingsEntry,
+    StageEntry,
+)
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Record
+from monai_adv.evaluation.sealed_folder import safe_name
 from monai_adv.evaluation.store import (
     State,
     Store,
@@ -25,23 +36,30 @@ from monai_adv.evaluation.store import (
     read_pictures,
     read_problems,
     read_records,
-    safe_name,
 )
 from monai_adv.metrics.score import Score
 
 
-def evaluation(**changes: Any) -> dict[str, Any]:
-    model = {
-        "name": "m",
-        "kind": "segmentation",
-        "fingerprint": "abc",
-        "cases": ["../c 1", "c2"],
-        "problems": ["c3: no label"],
-        "corruptions": [{"name": "corruption:blur", "severity": "1"}],
-        "stages": {"l2-5": [{"name": "FGSM", "family": "white-box"}, {"name": "PGD", "family": "white-box"}]},
-    }
-    content = {"started": "now", "machine": "mine", "settings": {"seed": 0}, "versions": {"torch": "2"}}
-    return {**content, "models": [model | changes.pop("model", {})], **changes}
+def evaluation(model: Mapping[str, Any] = MappingProxyType({}), seed: int = 0, **changes: Any) -> Evaluation:
+    """Of one model; ``changes`` of its entry, the seed, or other parts."""
+    entry = ModelEntry(
+        name="m",
+        kind="segmentation",
+        classes=("lesion",),
+        space="",
+        unit="",
+        fingerprint="abc",
+        cases=("../c 1", "c2"),
+        problems=("c3: no label",),
+        corruptions=(CorruptionEntry(name="corruption:blur", severity="1"),),
+        stages={"l2-5": tuple(StageEntry(name=n, family="white-box", settings={}) for n in ("FGSM", "PGD"))},
+    )
+    settings = SettingsEntry(attacks="quick", seed=seed, batch_size=64, cases=None, box=None, device="cpu", threads=1)
+    whole = Evaluation(
+        started="now", machine="mine", versions={"torch": "2"}, settings=settings, words={}, run_file="",
+        levels=(LevelEntry(key="l2-5", norm="l2", eps=5.0, unit="norm"),), models=(replace(entry, **model),),
+    )  # fmt: skip
+    return replace(whole, **changes)
 
 
 def a_record(case: str = "../c 1", level: str = "l2-5", attack: str = "FGSM") -> Record:
@@ -133,17 +151,17 @@ def test_problems_are_listed_until_they_are_solved(tmp_path: Path) -> None:
 def test_the_same_evaluation_goes_on_whenever_and_wherever(tmp_path: Path) -> None:
     Store.open(tmp_path, evaluation())
     Store.open(tmp_path, evaluation(started="later", machine="another"))
-    assert read_evaluation(tmp_path)["started"] == "now"
+    assert read_evaluation(tmp_path).started == "now"
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"settings": {"seed": 1}}, "settings.seed: 0 there, 1 now"),
+        ({"seed": 1}, "settings.seed: 0 there, 1 now"),
         ({"model": {"fingerprint": "xyz"}}, "models[m].fingerprint: other weights, other data"),
-        ({"model": {"cases": ["c2"]}}, 'models[m].cases: ["../c 1", "c2"] there, ["c2"] now'),
+        ({"model": {"cases": ("c2",)}}, 'models[m].cases: ["../c 1", "c2"] there, ["c2"] now'),
         ({"versions": {"torch": "3"}}, 'versions.torch: "2" there, "3" now'),
-        ({"levels": []}, "levels: null there, [] now"),
+        ({"levels": ()}, 'levels: ["l2-5"] there, [] now'),
     ],
 )
 def test_another_evaluation_is_refused_and_what_differs_is_said(

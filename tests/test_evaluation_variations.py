@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from planted_evaluation import dice_score, folder_of, plant
 from test_bundle_evaluation import _classification, _segmentation
+from test_evaluation_store import evaluation
 from tiny_evaluate import evaluate
 from tiny_models import classifier
 from tiny_models import segmenter as boxless
@@ -23,6 +24,7 @@ from torch import Tensor
 from monai_adv import InputError
 from monai_adv.attacks import FGSM
 from monai_adv.attacks.ensemble import Stage
+from monai_adv.evaluation.described import ModelEntry
 from monai_adv.evaluation.models.bundle.source import BundleSource
 from monai_adv.evaluation.models.segmenter import Segmenter
 from monai_adv.evaluation.plans import Plan
@@ -30,8 +32,9 @@ from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.report.page import write_report
 from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.report.variations import VariationFigures, variation_figures
+from monai_adv.evaluation.search.plan import AttackPlan
 from monai_adv.evaluation.search.runner import run_case
-from monai_adv.evaluation.search.variations import checked_steps, measured, variation_key
+from monai_adv.evaluation.search.variations import checked_steps, measured, variation_entry
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store, read_evaluation, read_pictures, read_records
 from monai_adv.threats import Threat
@@ -177,14 +180,14 @@ SETTINGS = EvaluationSettings(
 
 
 def run_all(folder: Path, model: Any, settings: EvaluationSettings = SETTINGS) -> list[Record]:
-    keys = [variation_key(step) for step in steps(settings.variations, [])]
-    entry = {
-        "name": model.name, "cases": list(model.cases), "stages": {},
-        "corruptions": [dict(zip(("name", "severity"), key, strict=True)) for key in keys],
-    }  # fmt: skip
-    store = Store.open(folder, {"models": [entry]})
+    entry = ModelEntry(
+        name=model.name, kind=model.kind, classes=tuple(model.classes), space="", unit="", cases=tuple(model.cases),
+        problems=(), stages={}, corruptions=tuple(map(variation_entry, steps(settings.variations, []))),
+    )  # fmt: skip
+    store = Store.open(folder, evaluation(models=(entry,)))
+    plan = AttackPlan(model.kind, len(model.classes), settings)
     for case in model.cases:
-        assert run_case(model, case, settings, store)
+        assert run_case(model, case, plan, store)
     return [replace(r, seconds=0.0) for r in read_records(folder) if r.level]
 
 
@@ -240,9 +243,9 @@ def test_where_a_variation_does_not_exist_the_reason_is_kept(tmp_path: Path) -> 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--variations", "xray:jpeg=4", "xray:blur=1", "--cases", "2", "--box", "0", "1", "-y")
     assert evaluate(tmp_path / "a", *words, models=["segmenter"]) == 0
-    evaluation = read_evaluation(tmp_path / "a")
-    assert evaluation["settings"]["variations"] == ["xray:jpeg=4", "xray:blur=1"]
-    assert "variations:\n- xray:jpeg=4\n- xray:blur=1\n" in evaluation["run_file"]
+    kept = read_evaluation(tmp_path / "a")
+    assert kept.settings.variations == ("xray:jpeg=4", "xray:blur=1")
+    assert "variations:\n- xray:jpeg=4\n- xray:blur=1\n" in kept.run_file
     made = {(r.attack, r.level, len(r.own)) for r in read_records(tmp_path / "a") if r.attack.startswith("corruption")}
     assert made == {("corruption:xray:jpeg", "4", 1), ("corruption:xray:blur", "1", 1)}
     assert evaluate(tmp_path / "b", "--variations", "xray:blurr", "-y", models=["segmenter"]) == 2

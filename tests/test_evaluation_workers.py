@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from test_evaluation_cli import numbers
+from test_evaluation_store import evaluation
 from tiny_evaluate import SUBJECTS, evaluate
 from tiny_models import KILL_AT, KILL_ONCE
 
@@ -35,10 +36,9 @@ def job(folder: Path, run: str = "1") -> Job:
 
 def start(folder: Path) -> list[str]:
     """A store for the job; returns its cases."""
-    model = job(folder).describe()["model"]
-    Store.open(folder, {"models": [model]})
-    cases: list[str] = model["cases"]
-    return cases
+    model = job(folder).describe().model
+    Store.open(folder, evaluation(models=(model,)))
+    return list(model.cases)
 
 
 def test_this_process_runs_one_after_the_other() -> None:

@@ -57,9 +57,9 @@ def test_a_plan_of_ones_own_finds_the_optimum_of_a_linear_network(linear: Any, t
     own = frame[(frame.attack == "my step") & (frame.measure == "score")].set_index("case").value
     assert 0 < linear[3].sum() < 12
     assert [own[str(i)] for i in range(12)] == linear[3].double().tolist()
-    stages = next(iter(read_evaluation(results.folder)["models"][0]["stages"].values()))
-    assert [(s["name"], s["family"]) for s in stages] == [("white noise", "random"), ("my step", "white-box")]
-    assert read_evaluation(results.folder)["settings"]["attacks"] == "own_plan:exact"
+    stages = next(iter(read_evaluation(results.folder).models[0].stages.values()))
+    assert [(s.name, s.family) for s in stages] == [("white noise", "random"), ("my step", "white-box")]
+    assert read_evaluation(results.folder).settings.attacks == "own_plan:exact"
     assert "the plan own_plan:exact" in results.report(tmp_path / "page").read_text()
 
 
@@ -128,9 +128,8 @@ def names(plan: Plan) -> list[str]:
 
 def test_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     assert command(tmp_path / "store", named("exact"), "--cases", "4") in (0, 3)
-    settings = read_evaluation(tmp_path / "store")["settings"]
-    assert settings["attacks"] == "own_plan.py:exact"
-    assert "attacks: " + named("exact") in read_evaluation(tmp_path / "store")["run_file"]
+    assert read_evaluation(tmp_path / "store").settings.attacks == "own_plan.py:exact"
+    assert "attacks: " + named("exact") in read_evaluation(tmp_path / "store").run_file
     assert "my step" in (tmp_path / "store" / "report.html").read_text()
 
 

@@ -15,6 +15,7 @@ from planted_evaluation import dice_score, folder_of, label_score, plant
 from monai_adv.cli import main
 from monai_adv.errors import InputError
 from monai_adv.evaluation.checks.verdict import Verdict
+from monai_adv.evaluation.codec import plain, typed
 from monai_adv.evaluation.evidence.decisions import Outcome, decide, median_distance, share_kept, together
 from monai_adv.evaluation.evidence.history import Session, purpose_of, sessions, told_late
 from monai_adv.evaluation.evidence.purpose import Purpose, measures_of
@@ -91,7 +92,7 @@ def test_radii_that_are_not_measured_and_measures_that_a_model_does_not_have_are
 
 def test_what_is_read_is_what_was_written() -> None:
     purpose = Purpose.stated("use", [GOOD | {"most_lost": 0.1}, {"measure": "score", "at_least": 0.9, "reason": "x"}])
-    assert Purpose.of_dict(json.loads(json.dumps(purpose.as_dict()))) == purpose
+    assert typed(Purpose, json.loads(json.dumps(plain(purpose)))) == purpose
     assert [c.level for c in purpose.criteria] == ["l2-5", "l2-5", ""]
 
 
@@ -241,7 +242,7 @@ def test_a_run_file_states_the_purpose_and_gives_it_back(tmp_path: Path, asked: 
     criteria = [{"measure": "score", "norm": "linf", "eps": 0.02, "at_least": 0.5, "reason": "<b>as agreed</b>"}]
     stated = {"intended_use": "Telling a from b.", "acceptance": criteria}
     assert run(tmp_path, asked | stated) in (0, 3)
-    kept = yaml.safe_load(read_evaluation(tmp_path / "out")["run_file"])
+    kept = yaml.safe_load(read_evaluation(tmp_path / "out").run_file)
     assert (kept["intended-use"], kept["acceptance"]) == (stated["intended_use"], criteria)
     assert purpose_of(sessions(tmp_path / "out")) == Purpose.stated(stated["intended_use"], criteria)
     assert "&lt;b&gt;as agreed&lt;/b&gt;" in (tmp_path / "out" / "report.html").read_text()

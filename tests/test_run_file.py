@@ -27,9 +27,9 @@ def run(tmp_path: Path, *words: str, **changed: Any) -> int:
 def test_a_run_file_and_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path) in (0, 3)
     kept = read_evaluation(tmp_path / "out")
-    assert [level["key"] for level in kept["levels"]] == ["linf-0.02"]
-    assert kept["models"][0]["cases"] == ["images 0 to 3"]
-    again = yaml.safe_load(kept["run_file"])
+    assert [level.key for level in kept.levels] == ["linf-0.02"]
+    assert kept.models[0].cases == ("images 0 to 3",)
+    again = yaml.safe_load(kept.run_file)
     assert again == {**ASKED, "cases": ["4"], "output": str(tmp_path / "out")}
     assert "--run FILE" in (tmp_path / "out" / "report.html").read_text()
 

@@ -124,7 +124,7 @@ def test_slices_that_are_ignored_are_left_out(tmp_path: Path, regions: bool) -> 
     for task in (case.task, SegmentationTask.for_evaluation(regions=regions, ignore_label=3)):
         assert torch.equal(task.scorable(case.target), ~ignored)
     found = _gradients(case, case.images, case.target, [], torch.Generator())
-    assert found["zero_samples"] == 0
+    assert found.samples == 0
 
 
 def test_a_case_that_is_wholly_ignored_misses_nothing() -> None:

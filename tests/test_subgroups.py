@@ -193,8 +193,8 @@ def test_groups_of_dice_are_on_the_page_and_in_the_evidence(tmp_path: Path) -> N
     folder = planted(tmp_path / "store", scores)
     (tmp_path / "t.csv").write_text(GOOD)
     table = GroupTable.read(tmp_path / "t.csv", {"age": [30]})
-    Store(folder).add_subgroups(table.as_dict())
-    assert GroupTable(**read_subgroups(folder) or {}) == table
+    Store(folder).add_subgroups(table)
+    assert read_subgroups(folder, GroupTable) == table
     page = write_report(folder).read_text()
     assert "site: B" in page
     assert "age: &lt; 30" in page
@@ -233,4 +233,4 @@ def test_from_python(tmp_path: Path) -> None:
         monai_adv.evaluate(network, *data, **more, subgroups={"case": range(11), "site": ["A"] * 11})
     assert not (tmp_path / "out").exists()
     monai_adv.evaluate(network, *data, **more, subgroups={"case": range(12), "site": ["A"] * 12})
-    assert read_subgroups(tmp_path / "out") is not None
+    assert read_subgroups(tmp_path / "out", GroupTable) is not None

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from planted_evaluation import probed
 from test_evaluation_store import a_record, evaluation, state
 from tiny_evaluate import evaluate
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation import seal
+from monai_adv.evaluation.costs import Costs, Predicted
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.store import (
     Store,
@@ -34,15 +36,15 @@ ONE, TWO = "records/m/c1", "records/m/c2"
 
 def fill(folder: Path, **changes: Any) -> Store:
     """Two cases of one model, each with a clean record, two attacks and the images to go on."""
-    store = Store.open(folder, evaluation(model={"cases": ["c1", "c2"]}, **changes))
+    store = Store.open(folder, evaluation(model={"cases": ("c1", "c2")}, **changes))
     for number, case in enumerate(("c1", "c2")):
         store.commit_record(replace(a_record(case, "", "clean"), forward=number), torch.tensor([False, True]))
         for attack in ("FGSM", "PGD"):
             store.commit(a_record(case, attack=attack), state(number))
         store.add_pictures("m", case, "l2-5", [Picture(case, np.eye(2), np.eye(2) + number)])
     store.add_problem("m", "c2", "too dark")
-    store.add_probe("m", {"repeat": 0.0, "seconds": 1.0})
-    store.add_cost(predicted={"seconds": 5.0, "cases": 2})
+    store.add_probe("m", probed(seconds=1.0))
+    store.add_cost(Costs(predicted=Predicted(5.0, 2)))
     return store
 
 
@@ -100,7 +102,7 @@ def raw(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], str]:
 
 def from_another_evaluation(folder: Path) -> str:
     """The same case and attack with another seed."""
-    fill(folder.with_name("other"), settings={"seed": 1})
+    fill(folder.with_name("other"), seed=1)
     shutil.copy(folder.with_name("other") / ONE / "clean.json", folder / ONE / "clean.json")
     return f"{ONE}/clean.json"
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from planted_evaluation import probed
 
 from monai_adv.defenses.gr import GR
 from monai_adv.defenses.sat import SAT, SATSettings
 from monai_adv.defenses.standard import Standard
 from monai_adv.engines import SATTrainer
 from monai_adv.engines.robust_state import threat_in
+from monai_adv.evaluation.checks.probed import TrainedAgainst
 from monai_adv.evaluation.checks.probes import probe
 from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.report.trained import trained
@@ -57,8 +59,8 @@ def test_the_probes_convert_it_by_the_size_of_the_image() -> None:
     model: Any = planted_models.honest_segmenter()
     model.trained = Level("l2", 0.5, "rms")
     found = probe(model, [Level("l2", 3.0, "norm")], seed=3, steps=5)
-    assert found["per_voxel"] == {"l2-3": 3 / 16}
-    assert found["trained"] == {"norm": "l2", "words": "L2, 0.5 RMS per voxel (= L2 radius 8)", "per_voxel": 0.5}
+    assert found.per_voxel == {"l2-3": 3 / 16}
+    assert found.trained == TrainedAgainst(norm="l2", words="L2, 0.5 RMS per voxel (= L2 radius 8)", per_voxel=0.5)
     said = trained(found, [Level("l2", 3.0, "norm")])
     assert said is not None
     assert said.warning == (
@@ -72,12 +74,13 @@ def test_the_probes_convert_it_by_the_size_of_the_image() -> None:
 )
 def test_below_half_of_the_trained_radius_the_evaluation_says_so(measured: list[float], warns: bool) -> None:
     levels = [Level("l2", eps, "rms") for eps in measured]
-    probes = {
-        "trained": {"norm": "l2", "words": "L2, 0.1 RMS per voxel", "per_voxel": 0.1},
-        "per_voxel": {level.key: level.eps for level in levels} | {"linf-0.001": 0.001},
-    }
+    probes = probed(
+        trained=TrainedAgainst(norm="l2", words="L2, 0.1 RMS per voxel", per_voxel=0.1),
+        per_voxel={level.key: level.eps for level in levels} | {"linf-0.001": 0.001},
+    )
     found = trained(probes, [*levels, Level("linf", 0.001)])  # another norm is no comparison
     assert found is not None
     assert found.text == "L2, 0.1 RMS per voxel"
     assert bool(found.warning) == warns
-    assert trained({}, levels) is None
+    assert trained(None, levels) is None
+    assert trained(probed(), levels) is None

@@ -10,6 +10,8 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
+from planted_evaluation import probed
+
 from monai_adv.cli import main
 from monai_adv.evaluation.checks.verdict import Verdict
 from monai_adv.evaluation.report import results
@@ -25,7 +27,7 @@ def figures_only(word: str = "reliable") -> Iterator[None]:
     report.write_report = lambda folder, results: (Path(folder) / "report.html").write_text("report")
     with (
         patch.dict(sys.modules, {"monai_adv.evaluation.report.page": report}),
-        patch.object(workers, "probe", lambda model, levels, seed, cases, steps, once: {"cases": list(cases)}),
+        patch.object(workers, "probe", lambda model, levels, seed, cases, steps, once: probed(cases=tuple(cases))),
         patch.object(results, "find_flags", lambda *_: []),
         patch.object(results, "verdict", lambda *_: Verdict(word, ("a reason",))),  # type: ignore[arg-type]
     ):

@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from monai_adv.certificates import Smoothing
 from monai_adv.errors import InputError, did_you_mean
 from monai_adv.evaluation.certify.results import Certificates
 from monai_adv.evaluation.checks.verdict import Verdict
@@ -133,12 +132,11 @@ class Results:
         Raises:
             InputError: the models themselves were measured.
         """
-        smooth = self.numbers.evaluation["settings"].get("smooth")
+        smooth = self.numbers.evaluation.settings.smooth
         if not smooth:
             raise InputError.of("smooth", None, "given to evaluate(...)", "a certificate is about a smoothed model")
-        settings = Smoothing(**{**smooth, "channels": smooth["channels"] and tuple(smooth["channels"])})
         cases = tuple(case.certified for model in self.bounds for case in model.cases)
-        return Certificates(self.numbers.kind, settings, cases, tuple(self.problems))
+        return Certificates(self.numbers.kind, smooth, cases, tuple(self.problems))
 
     @property
     def bounds(self) -> tuple[ModelBounds, ...]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from monai_adv.errors import InputError
+from monai_adv.evaluation.codec import Plain
 from monai_adv.given import number
 from monai_adv.metrics.score import Score
 from monai_adv.metrics.statistics import Scores
@@ -78,7 +79,8 @@ class Record:
         dead: number of them on which some gradient was zero or not finite.
         broken: number of them on which the model gave NaN or infinity.
         largest: largest perturbation as a share of the radius, measured in double precision; at most 1 + 1e-5.
-        settings: of the attack, in words or numbers.
+        settings: of the attack, in words or numbers; of the clean record the ``notes`` on its files, of a corruption
+            its ``meaning`` and ``level``.
     """
 
     model: str
@@ -95,11 +97,13 @@ class Record:
     dead: int = 0
     broken: int = 0
     largest: float = 0.0
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Plain = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Nested plain values; NaN stays NaN."""
-        return asdict(self)
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is odd about the files of a case, in its clean record."""
+        notes = self.settings.get("notes", [])
+        return tuple(map(str, notes)) if isinstance(notes, list) else ()
 
 
 CLEAN = "clean"
@@ -156,8 +160,8 @@ def level_name(level: Level) -> str:
     return f"{norm}{eps}" + (" (file units)" if level.unit == "raw" else "")
 
 
-def place_of(level: Level) -> dict[str, Any]:
-    """``norm``, ``eps`` and ``unit``, for a table."""
+def place_of(level: Level) -> dict[str, str | float | None]:
+    """``norm``, ``eps`` and ``unit``, for a row of a table."""
     return {"norm": level.norm, "eps": level.eps, "unit": level.unit}
 
 
@@ -202,15 +206,28 @@ def worst_scores(records: Iterable[Record], model: str, level: str) -> Scores:
     return result
 
 
-def totals(records: Iterable[Record], model: str) -> Mapping[str, Any]:
-    """What the attacks on a model cost and met, summed over records."""
+@dataclass(frozen=True)
+class Totals:
+    """What the attacks on a model cost and met, see :class:`Record`."""
+
+    forward: int
+    backward: int
+    seconds: float
+    attacked: int
+    dead: int
+    broken: int
+    largest: float
+
+
+def totals(records: Iterable[Record], model: str) -> Totals:
+    """Summed over the records of a model; the largest perturbation of all."""
     mine = [r for r in records if r.model == model]
-    return {
-        "forward": sum(r.forward for r in mine),
-        "backward": sum(r.backward for r in mine),
-        "seconds": sum(r.seconds for r in mine),
-        "attacked": sum(r.attacked for r in mine),
-        "dead": sum(r.dead for r in mine),
-        "broken": sum(r.broken for r in mine),
-        "largest": max((r.largest for r in mine), default=0.0),
-    }
+    return Totals(
+        forward=sum(r.forward for r in mine),
+        backward=sum(r.backward for r in mine),
+        seconds=sum(r.seconds for r in mine),
+        attacked=sum(r.attacked for r in mine),
+        dead=sum(r.dead for r in mine),
+        broken=sum(r.broken for r in mine),
+        largest=max((r.largest for r in mine), default=0.0),
+    )

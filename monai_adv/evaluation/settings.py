@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal, get_args
 
 from monai_adv import given
 from monai_adv.certificates.settings import Smoothing
 from monai_adv.errors import InputError, did_you_mean
+from monai_adv.evaluation.described import SettingsEntry
 from monai_adv.evaluation.named import ALLOWED
 from monai_adv.evaluation.plans import Plan
 from monai_adv.evaluation.records import Level
@@ -118,13 +119,21 @@ class EvaluationSettings:
         """As which the checks treat the attacks: a plan of one's own has to hold what ``standard`` holds."""
         return "standard" if isinstance(self.attacks, Plan) else self.attacks
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, without the levels; a plan by its name, and its code as ``attacks_code``."""
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "levels"}
-        found["smooth"] = self.smooth and asdict(self.smooth)
-        if isinstance(self.attacks, Plan):
-            found |= {"attacks": self.attacks.name, "attacks_code": self.attacks.code}
-        return found
+    def entry(self) -> SettingsEntry:
+        """As ``evaluation.json`` has them, without the levels: a plan by its name and the hash of its code."""
+        plan = self.attacks if isinstance(self.attacks, Plan) else None
+        return SettingsEntry(
+            attacks=plan.name if plan else str(self.attacks),
+            seed=self.seed,
+            batch_size=self.batch_size,
+            cases=self.cases,
+            box=self.box,
+            device=self.device,
+            threads=self.threads,
+            attacks_code=plan.code if plan else "",
+            smooth=self.smooth,
+            variations=self.variations,
+        )
 
 
 def attacks_of(given: Any) -> Version | Plan:

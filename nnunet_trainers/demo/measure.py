@@ -45,7 +45,7 @@ def measure(stages: Stages, recipe: Recipe) -> None:
     with stages.quiet():
         session = Session(sources, recipe.evaluation(torch.get_num_threads()), place.evaluation, ThisProcess())
         session.prepare()
-        cases = [(job, case) for job, m in zip(session.jobs, session.models, strict=True) for case in m["cases"]]
+        cases = [(job, case) for job, m in zip(session.jobs, session.models, strict=True) for case in m.cases]
         with stages.bar(len(cases), "case") as bar:
             for job, case in cases:
                 job.attack(case)

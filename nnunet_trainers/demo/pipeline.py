@@ -54,7 +54,7 @@ def basis(recipe: Recipe) -> dict[str, Any]:
 
 def _write_page(place: Workplace, stages: Stages, recipe: Recipe) -> dict[str, Any]:
     records = read_records(place.evaluation)
-    day = read_evaluation(place.evaluation)["started"][: len("2026-01-01")]
+    day = read_evaluation(place.evaluation).started[: len("2026-01-01")]
     results = summarise(records, {t: predicted(place, t) for t in TRAINERS}, recipe, stages.timings, day)
     pictures = {name: place.folder / f"{name}.png" for name in ("picture", "curve")}
     slices = {trainer: read_slice(place, trainer) for trainer in TRAINERS}

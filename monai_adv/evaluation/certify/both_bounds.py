@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from monai_adv.certificates import SmoothedModel
+from monai_adv.certificates import SmoothedModel, Smoothing
 from monai_adv.certificates.bounds import chance_of_losing
 from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation import seal
@@ -28,7 +28,8 @@ from monai_adv.evaluation.models.protocol import Case
 from monai_adv.evaluation.models.smoothed import SmoothedVersion
 from monai_adv.evaluation.random_streams import seed_of
 from monai_adv.evaluation.records import CLEAN, Level
-from monai_adv.evaluation.store import Store, safe_name
+from monai_adv.evaluation.sealed_folder import safe_name
+from monai_adv.evaluation.store import Store
 from monai_adv.files import write_whole
 
 FOLDER = "certificates"
@@ -94,13 +95,13 @@ class Bounds:
 
 
 def read_bounds(
-    folder: Path, settings: dict[str, Any], model: str, cases: Sequence[str], levels: Sequence[Level]
+    folder: Path, settings: Smoothing, model: str, cases: Sequence[str], levels: Sequence[Level]
 ) -> list[Bounds]:
     """What is kept of a model, of the cases that have both.
 
     Args:
         folder: of the evaluation.
-        settings: its ``smooth``.
+        settings: of its smoothing.
         model, cases: names.
         levels: of the report.
 
@@ -110,7 +111,7 @@ def read_bounds(
     return [bounds for case in cases for bounds in _bounds(folder, settings, model, case, levels)]
 
 
-def _bounds(folder: Path, settings: dict[str, Any], model: str, case: str, levels: Sequence[Level]) -> Iterator[Bounds]:
+def _bounds(folder: Path, settings: Smoothing, model: str, case: str, levels: Sequence[Level]) -> Iterator[Bounds]:
     content = _read(folder, model, case)
     keys = [CLEAN, *(level.key for level in levels if level.norm == "l2")]
     judged = {key: found for key in keys if (found := _read(folder, model, case, key))}
@@ -120,8 +121,8 @@ def _bounds(folder: Path, settings: dict[str, Any], model: str, case: str, level
         for key, found in sorted(judged.items(), key=lambda item: item[1]["radius"]):
             radius, score = found["radius"], found["scores"][one.case]
             certified = one.score if one.radius >= radius else 0 * one.score
-            margin = max(0.0, one.radius - radius) / settings["sigma"]
-            likely = found["labels"] * chance_of_losing(margin, settings["n"]) > settings["alpha"]
+            margin = max(0.0, one.radius - radius) / settings.sigma
+            likely = found["labels"] * chance_of_losing(margin, settings.n) > settings.alpha
             lowest = score if math.isnan(score) else min(lowest, score)
             attacked[key] = Attacked(radius, lowest, certified, score < certified - 1e-9 and not likely)
         yield Bounds(one, attacked)

@@ -22,8 +22,8 @@ from monai_adv.evaluation.models.fingerprint import contents, marks_of
 from monai_adv.evaluation.models.protocol import Model, Source
 from monai_adv.evaluation.random_streams import seed_of
 from monai_adv.evaluation.run.workers import Killed, Pool, ThisProcess
+from monai_adv.evaluation.sealed_folder import safe_name
 from monai_adv.evaluation.settings import selected
-from monai_adv.evaluation.store import safe_name
 from monai_adv.files import locked, unlocked, write_whole
 
 WHAT = "certification.json"

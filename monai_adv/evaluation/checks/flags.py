@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from monai_adv.evaluation.checks.probed import Consistency, ModelProbe
 from monai_adv.evaluation.checks.probes import STEPS
 from monai_adv.evaluation.checks.verdict import Flag
 from monai_adv.evaluation.records import (
@@ -35,6 +35,7 @@ Names = Mapping[str, str]
 """Key of a level -> how a page calls it."""
 NO_NAMES: Names = {}
 
+NOT_PROBED = "Not measured: the probes were not run."
 GAIN: dict[Kind, float] = {"classification": 0.002, "segmentation": 0.01}
 """A black-box attack may lower the mean score by this much below the white-box attacks. Dice gets more room: it is a
 step function, on which a random search wins a voxel here and there on honest models too."""
@@ -47,7 +48,7 @@ def find_flags(
     records: Sequence[Record],
     kind: Kind,
     families: Mapping[str, Families],
-    found: Mapping[str, Any] | None = None,
+    probed: ModelProbe | None = None,
     levels: Sequence[Level] = (),
 ) -> list[Flag]:
     """All flags of one model.
@@ -56,10 +57,9 @@ def find_flags(
         records: of this model, in the order of the attacks.
         kind: classification or segmentation.
         families: level -> attack -> family.
-        found: what :func:`probe` returned, or None if it did not run.
+        probed: what :func:`probe` returned, or None if it did not run.
         levels: the radii in the user's own words; others are named by their numbers.
     """
-    probed = dict(found or {})
     names = {level.key: level_name(level) for level in levels}
     return [
         black_box(records, kind, families, names),
@@ -104,10 +104,11 @@ def black_box(records: Sequence[Record], kind: Kind, families: Mapping[str, Fami
     )
 
 
-def longer(records: Sequence[Record], kind: Kind, found: Mapping[str, Any], names: Names = NO_NAMES) -> Flag:
+def longer(records: Sequence[Record], kind: Kind, found: ModelProbe | None, names: Names = NO_NAMES) -> Flag:
     """Do more steps from a new random start still find more than the evaluation did?"""
     gains: dict[str, float] = {}
-    for level, cases in found.get("longer", {}).items():
+    scores_left = (found.longer if found else None) or {}
+    for level, cases in scores_left.items():
         reported = worst_scores(records, records[0].model, level) if records else {}
         drops = [
             reported[case, name].score - score
@@ -118,16 +119,16 @@ def longer(records: Sequence[Record], kind: Kind, found: Mapping[str, Any], name
         if drops := [max(0.0, d) for d in drops if not math.isnan(d)]:  # max(0, NaN) would be 0: a pass for nothing
             gains[level] = mean_known(drops)
     largest = max(gains, key=gains.__getitem__, default="")
-    steps = found.get("steps", 0)
+    steps = found.steps if found else 0
     allowed = FIRST_LOOK if steps < STEPS["standard"] else POINT
-    measured = "No case with a defined score: nothing to compare." if found.get("longer") else _not_probed(found)
-    if gains:
+    measured = "No case with a defined score: nothing to compare." if scores_left else _not_probed(found)
+    if found and gains:
         less = (
             f"up to {_points(gains[largest])} points less ({_name(largest, names)})"
             if gains[largest] >= 5e-4
             else "nothing less"
         )
-        measured = f"Longer attacks ({steps} steps, new random starts) on {_cases(len(found['cases']))} found {less}."
+        measured = f"Longer attacks ({steps} steps, new random starts) on {_cases(len(found.cases))} found {less}."
     return Flag(
         "longer",
         "Does a longer attack still find more?",
@@ -217,9 +218,9 @@ def noise(records: Sequence[Record], families: Mapping[str, Families], names: Na
     )
 
 
-def unbounded(found: Mapping[str, Any]) -> Flag:
+def unbounded(found: ModelProbe | None) -> Flag:
     """With an unlimited radius every model fails."""
-    left: dict[str, float] = found.get("unbounded", {})
+    left = (found.unbounded if found else None) or {}
     worst = max((v for v in left.values() if not math.isnan(v)), default=math.nan)
     named = ", ".join(f"{_points(v)} % ({_norm(n)})" for n, v in left.items())
     return Flag(
@@ -234,7 +235,7 @@ def unbounded(found: Mapping[str, Any]) -> Flag:
     )
 
 
-def zero_gradients(records: Sequence[Record], families: Mapping[str, Families], found: Mapping[str, Any]) -> Flag:
+def zero_gradients(records: Sequence[Record], families: Mapping[str, Families], found: ModelProbe | None) -> Flag:
     """Can gradients be used at all?"""
     mine = [r for r in records if r.level and families.get(r.level, {}).get(r.attack) == "white-box"]
     attacked, dead = sum(r.attacked for r in mine), sum(r.dead for r in mine)
@@ -242,17 +243,18 @@ def zero_gradients(records: Sequence[Record], families: Mapping[str, Families], 
     if attacked:
         parts.append(f"during the white-box attacks on {_percent(dead / attacked)} of the attacked inputs")
         up.append(dead / attacked > 0.05)
-    if "zero_samples" in found:
+    samples, voxels = (found.zero_samples, found.zero_voxels) if found else (None, None)
+    if samples is not None and voxels is not None:
         parts.append(
-            f"at and around unchanged images on {_percent(found['zero_samples'])} of the inputs, and in "
-            f"{_percent(found['zero_voxels'])} of all voxels"
+            f"at and around unchanged images on {_percent(samples)} of the inputs, and in {_percent(voxels)} of all "
+            "voxels"
         )
-        up += [found["zero_samples"] > 0.05, found["zero_voxels"] > 0.5]
+        up += [samples > 0.05, voxels > 0.5]
     return Flag(
         "zero-gradients",
         "Are gradients zero?",
         "gradients are zero",
-        any(up) if "zero_samples" in found or any(up) else None,
+        any(up) if samples is not None or any(up) else None,
         f"Zero, vanishing or not finite: {'; '.join(parts)}." if parts else _not_probed(found),
         "More than 5 % of the inputs, or half of the voxels: our attacks rescale every gradient, so that only one that "
         "is exactly zero counts, and an honest network has hardly any.",
@@ -261,16 +263,16 @@ def zero_gradients(records: Sequence[Record], families: Mapping[str, Families], 
     )
 
 
-def batch(found: Mapping[str, Any]) -> Flag:
+def batch(found: Consistency | None) -> Flag:
     """Is a patient judged by who else is in the batch?"""
-    up, measured = None, _not_probed(found)
-    if "batch" in found:
-        change, chance = found["batch"], found["repeat"]
-        up = change > max(0.01, 2 * chance) or bool(found["training"])
+    up, measured = None, NOT_PROBED
+    if found:
+        change, chance = found.batch, found.repeat
+        up = change > max(0.01, 2 * chance) or bool(found.training)
         measured = f"An image alone and in a batch differ by {_spread_of(change)}"
         if change > 0.01 and not up:
             up, measured = None, f"{measured}, but two calls differ as much"
-        measured += f", and {found['training']} layers are in training mode." if found["training"] else "."
+        measured += f", and {found.training} layers are in training mode." if found.training else "."
     return Flag(
         "batch",
         "Does the output depend on the other images of the batch?",
@@ -283,44 +285,30 @@ def batch(found: Mapping[str, Any]) -> Flag:
     )
 
 
-def repeat(found: Mapping[str, Any]) -> Flag:
+def repeat(found: Consistency | None) -> Flag:
     """Does the model answer the same question twice in the same way?"""
+    measured = NOT_PROBED
+    if found:
+        same = "give the same" if found.repeat == 0 else f"differ by {_spread_of(found.repeat)}"
+        measured = f"The same images, called again, {same}."
     return Flag(
         "repeat",
         "Do two calls give different outputs?",
         "two calls give different outputs",
-        found["repeat"] > 1e-4 if "repeat" in found else None,
-        "The same images, called again, give the same."
-        if found.get("repeat") == 0
-        else f"The same images, called again, differ by {_spread_of(found['repeat'])}."
-        if "repeat" in found
-        else _not_probed(found),
+        found.repeat > 1e-4 if found else None,
+        measured,
         "More than 0.01 % of the outputs' standard deviation: AutoAttack's limit, relative to the outputs.",
         "A random model makes gradients and successes depend on luck, and figures from one draw too good. Switch the "
         "randomness off, or evaluate the average over many draws.",
     )
 
 
-def inputs(found: Mapping[str, Any], names: Names = NO_NAMES) -> Flag:
+def inputs(found: ModelProbe | None, names: Names = NO_NAMES) -> Flag:
     """Are the images what the stated box and unit say?"""
-    box, faults = found.get("box"), []
-    if found.get("outside"):
-        faults.append(f"{_percent(found['outside'])} of them lie outside the stated box {_box(box)}")
-    if box and found["high"] - found["low"] < 0.05 * (box[1] - box[0]):
-        faults.append(f"they fill less than a twentieth of the stated box {_box(box)}")
-    z_scored = any(word in found.get("unit", "").lower() for word in ("standard deviation", "z-score", "normalised"))
-    if z_scored and not 0.05 <= found["sd"] <= 20:
-        faults.append(f"their standard deviation is {found['sd']:.3g}, but the stated unit is: {found['unit']}")
-    for key, share in found.get("relative", {}).items():
-        if share < (4e-4 if key.startswith("linf") else 1e-5):
-            little = f"{100 * share:.1g} % of the intensity range per voxel, next to nothing"
-            faults.append(f"the radius {_name(key, names)} is {little}")
-        elif share > 1:
-            faults.append(f"the radius {_name(key, names)} is {share:.1f} times the intensity range per voxel")
-    measured = (
-        f"The images range from {_number(found['low'])} to {_number(found['high'])}" if found else _not_probed(found)
-    )
+    faults = _faults(found, names) if found else []
+    measured = NOT_PROBED
     if found:
+        measured = f"The images range from {_number(found.low)} to {_number(found.high)}"
         measured += f"; {'; '.join(faults)}." if faults else ", as box and unit say."
     return Flag(
         "inputs",
@@ -336,15 +324,34 @@ def inputs(found: Mapping[str, Any], names: Names = NO_NAMES) -> Flag:
     )
 
 
-def probabilities(found: Mapping[str, Any]) -> Flag:
+def _faults(found: ModelProbe, names: Names) -> list[str]:
+    """What does not fit, of the images and of the radii."""
+    box, faults = found.box, []
+    if found.outside:
+        faults.append(f"{_percent(found.outside)} of them lie outside the stated box {_box(box)}")
+    if box and found.high - found.low < 0.05 * (box[1] - box[0]):
+        faults.append(f"they fill less than a twentieth of the stated box {_box(box)}")
+    z_scored = any(word in found.unit.lower() for word in ("standard deviation", "z-score", "normalised"))
+    if z_scored and not 0.05 <= found.sd <= 20:
+        faults.append(f"their standard deviation is {found.sd:.3g}, but the stated unit is: {found.unit}")
+    for key, share in found.relative.items():
+        if share < (4e-4 if key.startswith("linf") else 1e-5):
+            little = f"{100 * share:.1g} % of the intensity range per voxel, next to nothing"
+            faults.append(f"the radius {_name(key, names)} is {little}")
+        elif share > 1:
+            faults.append(f"the radius {_name(key, names)} is {share:.1f} times the intensity range per voxel")
+    return faults
+
+
+def probabilities(found: Consistency | None) -> Flag:
     """Does the classifier give logits?"""
-    up: bool | None = found.get("probabilities")
+    up = found.probabilities if found else None
     return Flag(
         "probabilities",
         "Does the model give probabilities instead of logits?",
         "the model gives probabilities instead of logits",
         up,
-        _not_probed(found) if up is None else f"The outputs are {'probabilities' if up else 'logits'}.",
+        NOT_PROBED if up is None else f"The outputs are {'probabilities' if up else 'logits'}.",
         "All outputs at least 0 with sum 1: several attacks then see a flat loss where the model is sure.",
         "Give the attacks the model without its last softmax; the decisions stay the same.",
     )
@@ -424,9 +431,5 @@ def _cases(count: int) -> str:
     return "1 case" if count == 1 else f"{count} cases"
 
 
-def _not_probed(found: Mapping[str, Any]) -> str:
-    return (
-        "Not measured: images lie outside the box."
-        if found.get("outside")
-        else "Not measured: the probes were not run."
-    )
+def _not_probed(found: ModelProbe | None) -> str:
+    return "Not measured: images lie outside the box." if found and found.outside else NOT_PROBED

@@ -11,8 +11,9 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from monai_adv.attacks.relay import Relay
 from monai_adv.attacks.sea import radius_reduction
 from monai_adv.attacks.sharp_dice import SharpDice
 from monai_adv.errors import InputError
+from monai_adv.evaluation.checks.probed import CaseProbe, Consistency, ModelProbe, TrainedAgainst
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.models.radii import in_words, raw_unit_of
 from monai_adv.evaluation.records import Level
@@ -34,8 +36,9 @@ from monai_adv.metrics.score import Kind, Score, mean_known
 from monai_adv.network_state import device_of, frozen, inputs_untouched
 from monai_adv.statistics import Passes
 from monai_adv.tasks import ClassificationTask, Output, Target, take, to_device
-from monai_adv.threats import ROUNDING, Threat
+from monai_adv.threats import ROUNDING, Norm, Threat
 
+T = TypeVar("T")
 CASES = 3
 IMAGES = 64
 STEPS: dict[Version, int] = {"quick": 80, "standard": 300, "full": 600}
@@ -47,7 +50,7 @@ LADDER = (1.0, 4.0, 16.0, 0.25)
 """Unbounded radii, as multiples of the intensity range of the images."""
 
 
-Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
+Once = Callable[[str, Callable[[], CaseProbe]], CaseProbe]
 """What is known of a case, or what the function finds of it: for those who keep it, so that a case is probed once."""
 
 
@@ -58,7 +61,7 @@ def probe(
     cases: Sequence[str] | None = None,
     steps: int = STEPS["standard"],
     once: Once = lambda case, find: find(),
-) -> dict[str, Any]:
+) -> ModelProbe:
     """Try a model on a few cases.
 
     Args:
@@ -71,56 +74,47 @@ def probe(
         once: stands between a case and its probes.
 
     Returns:
-        plain values for JSON, each over all probed cases:
-
-        - ``cases``, ``steps``, ``images`` (how many were tried), ``unit``;
-        - ``threats``: level -> in words, all units, for the first case; ``per_voxel``: level -> change per voxel there;
-        - ``trained``: ``norm``, ``words`` and ``per_voxel`` of what the model was trained against, or None;
-        - ``low``, ``high``, ``sd``, ``outside`` (share of the images outside the box), ``box``;
-        - ``relative``: level -> radius per voxel (RMS for L2) as a share of the intensity range (of the box, if any);
-        - ``repeat``, ``batch``: largest change of an output from call to call, and from a batch to the image alone,
-          in standard deviations of the outputs;
-        - ``training``: number of submodules in training mode;
-        - ``probabilities``: whether the outputs of a classifier are probabilities rather than logits;
-        - ``zero_samples``, ``zero_voxels``: share of gradients that are zero, vanishing or not finite;
-        - ``unbounded``: norm -> score that is left at the most harmful of several radii as large as the images;
-        - ``longer``: level -> {case: {patient or image: score under the long attack}}.
-
-        The last three are missing when images lie outside the box.
+        what was found over all probed cases.
 
     Raises:
         InputError: a case that cannot be read, or a unit that it cannot convert.
     """
-    found: list[dict[str, Any]] = []
-    names = list(cases) if cases is not None else spread(model.cases, CASES)
+    names = tuple(cases) if cases is not None else tuple(spread(model.cases, CASES))
     if not names:
         raise InputError("cases: the model has no case to probe.")
-    for name in names:
-        found.append(once(name, partial(_probe_case, model, name, levels, seed, steps)))
-    result: dict[str, Any] = {
-        "cases": names,
-        "steps": steps,
-        "unit": model.unit,
-        "images": sum(f["images"] for f in found),
-        **{name: found[0][name] for name in ("threats", "per_voxel", "trained")},
-        "box": found[0]["box"],
-        "low": min(f["low"] for f in found),
-        "high": max(f["high"] for f in found),
-        "sd": sum(f["sd"] for f in found) / len(found),
-        "outside": _mean(found, "outside"),
-        "relative": {key: min(f["relative"][key] for f in found) for key in found[0]["relative"]},
-        "probabilities": all(f["probabilities"] for f in found),
-        **{name: max(f[name] for f in found) for name in ("repeat", "batch", "training")},
-    }
-    if all("unbounded" in f for f in found):
-        result |= {name: _mean(found, name) for name in ("zero_samples", "zero_voxels")}
-        result["unbounded"] = {
-            norm: mean_known([s for f in found for s in f["unbounded"][norm]]) for norm in found[0]["unbounded"]
-        }
-        result["longer"] = {
-            level.key: {name: f["longer"][level.key] for name, f in zip(names, found, strict=True)} for level in levels
-        }
-    return result
+    found = [once(name, partial(_probe_case, model, name, levels, seed, steps)) for name in names]
+    first = found[0]
+    together = ModelProbe(
+        cases=names,
+        steps=steps,
+        unit=model.unit,
+        images=sum(f.images for f in found),
+        threats=first.threats,
+        per_voxel=first.per_voxel,
+        trained=first.trained,
+        box=first.box,
+        low=min(f.low for f in found),
+        high=max(f.high for f in found),
+        sd=sum(f.sd for f in found) / len(found),
+        outside=_mean(found, [f.outside for f in found]),
+        relative={key: min(f.relative[key] for f in found) for key in first.relative},
+        probabilities=all(f.probabilities for f in found),
+        repeat=max(f.repeat for f in found),
+        batch=max(f.batch for f in found),
+        training=max(f.training for f in found),
+        seconds=sum(f.seconds for f in found),
+    )
+    samples, voxels = [f.zero_samples for f in found], [f.zero_voxels for f in found]
+    left, longer = [f.unbounded for f in found], [f.longer for f in found]
+    if not (_all_known(samples) and _all_known(voxels) and _all_known(left) and _all_known(longer)):
+        return together
+    return replace(
+        together,
+        zero_samples=_mean(found, samples),
+        zero_voxels=_mean(found, voxels),
+        unbounded={norm: mean_known([score for each in left for score in each[norm]]) for norm in left[0]},
+        longer={level.key: {n: f[level.key] for n, f in zip(names, longer, strict=True)} for level in levels},
+    )
 
 
 def most_passes(kind: Kind, levels: Sequence[Level], version: Version, box: bool) -> Passes:
@@ -161,13 +155,13 @@ def long_attacks(kind: Kind, threat: Threat, steps: int) -> list[Attack]:
     ]
 
 
-def _probe_case(model: Model, name: str, levels: Sequence[Level], seed: int, steps: int) -> dict[str, Any]:
+def _probe_case(model: Model, name: str, levels: Sequence[Level], seed: int, steps: int) -> CaseProbe:
     case = model.load(name)
     with _untouched(case.network):
         return _probe_loaded(model, case, levels, seed, steps)
 
 
-def _probe_loaded(model: Model, case: Case, levels: Sequence[Level], seed: int, steps: int) -> dict[str, Any]:
+def _probe_loaded(model: Model, case: Case, levels: Sequence[Level], seed: int, steps: int) -> CaseProbe:
     device = device_of(case.network)
     classification = model.kind == "classification"
     # A patient's score needs all slices; of independent images some will do.
@@ -179,26 +173,26 @@ def _probe_loaded(model: Model, case: Case, levels: Sequence[Level], seed: int, 
     raw_unit = raw_unit_of(case)
     values = images if any_threat.channels is None else images[:, list(any_threat.channels)]
     low, high = (float(v) for v in values.aminmax())
-    result: dict[str, Any] = {
-        "images": len(images),
-        "threats": {key: threat.describe(images, raw_unit) for key, threat in threats.items()},
-        "per_voxel": {key: threat.rms(images) for key, threat in threats.items()},
-        "trained": _trained(model, case, images),
-        "box": any_threat.box if any_threat.boxed is None else None,
-        "low": low,
-        "high": high,
-        "sd": float(values.double().std()),
-        "outside": _outside(values, any_threat),
-        "relative": {key: _relative(threat, images, low, high) for key, threat in threats.items()},
-        **consistency(case, images),
-    }
-    if result["outside"]:
-        return result
+    found = CaseProbe(
+        images=len(images),
+        threats={key: threat.describe(images, raw_unit) for key, threat in threats.items()},
+        per_voxel={key: threat.rms(images) for key, threat in threats.items()},
+        trained=_trained(model, case, images),
+        box=any_threat.box if any_threat.boxed is None else None,
+        low=low,
+        high=high,
+        sd=float(values.double().std()),
+        outside=_outside(values, any_threat),
+        relative={key: _relative(threat, images, low, high) for key, threat in threats.items()},
+        **vars(consistency(case, images)),
+    )
+    if found.outside:
+        return found
     generator = torch.Generator(device).manual_seed(_stream(seed, model.name, case.name))
-    result |= _gradients(case, images, target, list(threats.values()), generator)
+    gradients = _gradients(case, images, target, list(threats.values()), generator)
     until: Until = "wrong" if classification else "lowest"
     losses = (None, margin if classification else cross_entropy)
-    result["unbounded"] = {}
+    unbounded: dict[Norm, list[float]] = {}
     for norm in dict.fromkeys(level.norm for level in levels):
         # A box that fixes voxels is no part of this: who may replace the whole image may replace those.
         box = any_threat.box if any_threat.beyond == "refuse" else None
@@ -207,30 +201,28 @@ def _probe_loaded(model: Model, case: Case, levels: Sequence[Level], seed: int, 
         scale = math.sqrt(values[0].numel()) if norm == "l2" else 1.0
         wide = [Threat(norm, m * width * scale, box, "norm", any_threat.channels) for m in ladder]
         plain = [PGD(t, UNBOUNDED_STEPS, start="ball", until=until, loss=loss) for t in wide for loss in losses]
-        result["unbounded"][norm] = [s.remaining for s in _left_by(plain, case, chosen, generator).values()]
-    result["longer"] = {}
+        unbounded[norm] = [s.remaining for s in _left_by(plain, case, chosen, generator).values()]
+    longer = {}
     for key, threat in threats.items():
         left = _left_by(long_attacks(model.kind, threat, steps), case, chosen, generator)
-        result["longer"][key] = {name: score.score for name, score in left.items()}
-    return result
+        longer[key] = {name: score.score for name, score in left.items()}
+    return replace(
+        found, zero_samples=gradients.samples, zero_voxels=gradients.voxels, unbounded=unbounded, longer=longer
+    )
 
 
-def _trained(model: Model, case: Case, images: Tensor) -> dict[str, Any] | None:
+def _trained(model: Model, case: Case, images: Tensor) -> TrainedAgainst | None:
     """What the model was trained against, on this case."""
     level: Level | None = getattr(model, "trained", None)
     if level is None:
         return None
     words = in_words(case, level, images)
-    return {"norm": level.norm, "words": words, "per_voxel": case.threat(level).rms(images)}
+    return TrainedAgainst(norm=level.norm, words=words, per_voxel=case.threat(level).rms(images))
 
 
 @torch.no_grad()
-def consistency(case: Case, images: Tensor) -> dict[str, Any]:
-    """The network exactly as it is deployed, in whatever mode it was left: call, call again, and one image alone.
-
-    Returns:
-        ``repeat``, ``batch``, ``training`` and ``probabilities``, see :func:`probe`.
-    """
+def consistency(case: Case, images: Tensor) -> Consistency:
+    """The network exactly as it is deployed, in whatever mode it was left: call, call again, and one image alone."""
     # A single volume gets its own mirror image for company, paler: of another mean and spread.
     batch = images[:8] if len(images) > 1 else torch.cat([images, images.flip(-1) / 2])
     with inputs_untouched(case.network):
@@ -245,17 +237,24 @@ def consistency(case: Case, images: Tensor) -> dict[str, Any]:
 
     rows = first.flatten(1).double()
     is_classifier = isinstance(case.task, ClassificationTask) and rows.shape[1] > 1
-    return {
-        "repeat": max(change(first, again), change(alone, repeated)),
-        "batch": change(first, alone),
-        "training": sum(m.training for m in case.network.modules()),
-        "probabilities": is_classifier and bool((rows >= 0).all() and ((rows.sum(1) - 1).abs() < 1e-3).all()),
-    }
+    return Consistency(
+        repeat=max(change(first, again), change(alone, repeated)),
+        batch=change(first, alone),
+        training=sum(m.training for m in case.network.modules()),
+        probabilities=is_classifier and bool((rows >= 0).all() and ((rows.sum(1) - 1).abs() < 1e-3).all()),
+    )
+
+
+class _ZeroGradients(NamedTuple):
+    """Share of the inputs, and of their voxels."""
+
+    samples: float
+    voxels: float
 
 
 def _gradients(
     case: Case, images: Tensor, target: Target, threats: list[Threat], generator: torch.Generator
-) -> dict[str, float]:
+) -> _ZeroGradients:
     """Gradients of the task's loss at the clean images and at random points of each level."""
     zero_samples = zero_voxels = total = 0.0
     if isinstance(case.task, ClassificationTask) or any(s.remaining > 0 for s in case.scores(case.images)):
@@ -278,7 +277,7 @@ def _gradients(
             zero_samples += float((~rows.any(1)).sum())
             zero_voxels += float((~rows).double().mean(1).sum())
             total += len(x)
-    return {"zero_samples": zero_samples / max(total, 1), "zero_voxels": zero_voxels / max(total, 1)}
+    return _ZeroGradients(zero_samples / max(total, 1), zero_voxels / max(total, 1))
 
 
 def _left_by(attacks: Sequence[Attack], case: Case, chosen: Tensor, generator: torch.Generator) -> dict[str, Score]:
@@ -359,6 +358,10 @@ def _stream(seed: int, *names: str) -> int:
     return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:7], "big")
 
 
-def _mean(found: list[dict[str, Any]], name: str) -> float:
+def _mean(found: Sequence[CaseProbe], values: Sequence[float]) -> float:
     """Over the images of all cases."""
-    return float(sum(f[name] * f["images"] for f in found) / sum(f["images"] for f in found))
+    return float(sum(v * f.images for v, f in zip(values, found, strict=True)) / sum(f.images for f in found))
+
+
+def _all_known(values: list[T | None]) -> TypeGuard[list[T]]:
+    return all(value is not None for value in values)

@@ -85,8 +85,8 @@ class Card:
             BEGIN,
             "## Robustness",
             "",
-            f"Measured on {model.summaries[''].count} {one}s with monai-adv {evaluation['versions']['monai-adv']}, "
-            f"{evaluation['started'][:10]}; attacks: {_plain(evaluation['settings']['attacks'])}. "
+            f"Measured on {model.summaries[''].count} {one}s with monai-adv {evaluation.versions['monai-adv']}, "
+            f"{evaluation.started[:10]}; attacks: {_plain(evaluation.settings.attacks)}. "
             f"The figures are **{model.verdict.word}**; the model is **{robust.word}**.",
             "",
             f"| {one}s | {score} in % (95 % interval) |",
@@ -112,9 +112,9 @@ class Card:
         ]
         content: dict[str, Any] = plain_values(
             {
-                "measured_with": f"monai-adv {evaluation['versions']['monai-adv']}",
-                "date": evaluation["started"][:10],
-                "attacks": evaluation["settings"]["attacks"],
+                "measured_with": f"monai-adv {evaluation.versions['monai-adv']}",
+                "date": evaluation.started[:10],
+                "attacks": evaluation.settings.attacks,
                 "measure": TASKS[model.kind][1],
                 "unit_of_radii": model.unit,
                 "figures": found,

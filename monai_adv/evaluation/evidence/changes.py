@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from monai_adv.errors import InputError
+from monai_adv.evaluation.codec import plain
 from monai_adv.evaluation.evidence.document import digest_in
 from monai_adv.evaluation.records import level_name
 from monai_adv.evaluation.report.results import Figures, ModelResults, gather, plain_values
@@ -123,17 +124,17 @@ def changes(old: str | Path, new: str | Path) -> Changes:
     found: list[tuple[ModelResults, ModelResults, Comparison]] = []
     for one, other in _pairs(before, now):
         told += _check_pair(before, now, one, other)
-        seed = int(now.evaluation["settings"]["seed"])
+        seed = now.evaluation.settings.seed
         for key in ["", *(v.key for v in now.levels)]:
             scores = before.scores(one.name, key), now.scores(other.name, key)
             found.append((one, other, compare(*scores, now.kind, names=(one.name, other.name), level=key, seed=seed)))
     corrected = holm([c.tests[0].p for _, _, c in found])
     rows = [_row(before, now, *each, p) for each, p in zip(found, corrected, strict=True)]
     for word in ("seed", "batch_size", "threads", "device"):
-        was, is_now = (f.evaluation["settings"][word] for f in (before, now))
+        was, is_now = (getattr(f.evaluation.settings, word) for f in (before, now))
         if was != is_now:
             told.append(f"{word.replace('_', ' ')}: {was} before, {is_now} now; the last digits depend on it.")
-    versions = before.evaluation["versions"], now.evaluation["versions"]
+    versions = before.evaluation.versions, now.evaluation.versions
     if differs := [n for n in versions[1] if versions[0].get(n) != versions[1][n]]:
         told.append("Other versions: " + ", ".join(f"{n} {versions[0].get(n)} → {versions[1][n]}" for n in differs))
     return Changes(_about(old, before), _about(new, now), tuple(rows), tuple(told))
@@ -147,7 +148,7 @@ def _check_settings(before: Figures, now: Figures) -> None:
         received = f"radii {'; '.join(levels[0]) or 'none'} and {'; '.join(levels[1]) or 'none'}"
         raise InputError.of("OLD and NEW", received, "the same radii", SAME)
     for word in ("attacks", "attacks_code", "box", "cases", "smooth"):
-        was, is_now = (f.evaluation["settings"].get(word) for f in (before, now))
+        was, is_now = (plain(getattr(f.evaluation.settings, word)) for f in (before, now))
         if was != is_now:
             raise InputError.of("OLD and NEW", f"{word} {was} and {is_now}", f"the same {word}", SAME)
 
@@ -164,19 +165,18 @@ def _pairs(before: Figures, now: Figures) -> list[tuple[ModelResults, ModelResul
 
 def _check_pair(before: Figures, now: Figures, one: ModelResults, other: ModelResults) -> list[str]:
     """Refuse what would be compared like apples with pears; returns what is only to be told."""
-    entries = [next(e for e in f.evaluation["models"] if e["name"] == m.name) for f, m in ((before, one), (now, other))]
+    entries = [next(e for e in f.evaluation.models if e.name == m.name) for f, m in ((before, one), (now, other))]
     for word, what in (("classes", "classes"), ("unit", "unit of the network's input, which radii are in"),
                        ("stages", "plan of attacks"), ("corruptions", "natural corruptions")):  # fmt: skip
-        if entries[0][word] != entries[1][word]:
-            shown = (
-                f"of {other.name}" if word in ("stages", "corruptions") else f"{entries[0][word]}, {entries[1][word]}"
-            )
+        was, is_now = (plain(getattr(entry, word)) for entry in entries)
+        if was != is_now:
+            shown = f"of {other.name}" if word in ("stages", "corruptions") else f"{was}, {is_now}"
             raise InputError.of("OLD and NEW", f"another {what} ({shown})", f"the same {what}", SAME)
-    data = [e.get("data", "") for e in entries]
+    data = [entry.data for entry in entries]
     if all(data) and data[0] != data[1]:
         raise InputError.of("OLD and NEW", f"{other.name} on other data", "the same images and labels", SAME)
     told = [] if all(data) else [f"{other.name}: whether images and labels are the same could not be checked."]
-    if entries[0]["cases"] != entries[1]["cases"]:
+    if entries[0].cases != entries[1].cases:
         raise InputError.of("OLD and NEW", f"other cases of {other.name}", "the same cases", SAME)
     if lost := {(m, c) for f in (before, now) for m, c, _ in f.problems if c} | {
         (m.name, c) for m in (one, other) for c in m.unfinished
@@ -184,7 +184,7 @@ def _check_pair(before: Figures, now: Figures, one: ModelResults, other: ModelRe
         told.append(f"{other.name}: {len(lost)} cases could not be used in one of both, or are not finished.")
     if one.space != other.space:
         told.append(f"{other.name} is deployed in another way: {one.space}; now {other.space}.")
-    if all(entries[0].get(k) == entries[1].get(k) for k in ("fingerprint", "files")):
+    if (entries[0].fingerprint, entries[0].files) == (entries[1].fingerprint, entries[1].files):
         told.append(f"{other.name}: weights, settings and data are the same in both.")
     return told
 
@@ -209,7 +209,7 @@ def _row(before: Figures, now: Figures, one: ModelResults, other: ModelResults, 
 def _about(folder: str | Path, figures: Figures) -> dict[str, Any]:
     evaluation = figures.evaluation
     return {
-        "folder": Path(folder).name, "started": evaluation["started"], "versions": evaluation["versions"],
+        "folder": Path(folder).name, "started": evaluation.started, "versions": evaluation.versions,
         "evidence": digest_in(folder),
     }  # fmt: skip
 

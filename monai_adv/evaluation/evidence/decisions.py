@@ -84,7 +84,7 @@ def together(decisions: Sequence[Decision]) -> Outcome | None:
 def measure(criterion: Criterion, model: ModelResults, figures: Figures) -> Measured:
     """The figure that a criterion is about."""
     name, key = criterion.measure, criterion.level
-    seed = int(figures.evaluation["settings"]["seed"])
+    seed = figures.evaluation.settings.seed
     if name == SCORE:
         summary = model.summaries[key]
         return Measured(summary.mean, summary.interval, summary.count)

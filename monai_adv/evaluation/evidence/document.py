@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from monai_adv.evaluation import seal, store
+from monai_adv.evaluation.codec import plain
+from monai_adv.evaluation.described import ModelEntry
 from monai_adv.evaluation.evidence.decisions import decide
 from monai_adv.evaluation.evidence.history import purpose_of, sessions
 from monai_adv.evaluation.evidence.left_open import deviations, not_tested
 from monai_adv.evaluation.evidence.subgroups import Subgroups, kept_subgroups
 from monai_adv.evaluation.records import place_of
-from monai_adv.evaluation.report.results import Figures, ModelResults, plain_values, table_rows
+from monai_adv.evaluation.report.results import Cell, Figures, ModelResults, plain_values, table_rows
 from monai_adv.evaluation.report.sentences import robustness
 from monai_adv.files import write_whole
 
@@ -75,13 +77,16 @@ def document(folder: Path, figures: Figures, written: str, report: Mapping[str, 
         "intended_use": purpose.intended_use,
         "acceptance": [c.as_dict() for c in purpose.criteria],
         "measurement": {
-            **{k: evaluation[k] for k in ("started", "machine", "versions", "settings")},
+            "started": evaluation.started,
+            "machine": evaluation.machine,
+            "versions": evaluation.versions,
+            "settings": evaluation.settings,
             "levels": [{"key": v.key, **place_of(v), "words": v.words} for v in figures.levels],
-            "command": evaluation.get("run_file", ""),
+            "command": evaluation.run_file,
             "sessions": [{"at": s.at, "machine": s.machine, "records": s.records, "code": s.code} for s in history],
         },
         "models": [
-            _model(folder, figures, model, evaluation["models"][i], rows) for i, model in enumerate(figures.models)
+            _model(folder, figures, model, evaluation.models[i], rows) for i, model in enumerate(figures.models)
         ],
         "subgroups": _subgroups(groups) if groups else None,
         "comparisons": [plain_values(c) for c in figures.comparisons],
@@ -89,12 +94,12 @@ def document(folder: Path, figures: Figures, written: str, report: Mapping[str, 
         "deviations": deviations(figures, history),
         "hashes": {"records": records_hash(folder), "report": dict(report)},
     }
-    plain: Content = json.loads(json.dumps(plain_values(found)))
-    return plain
+    content: Content = json.loads(json.dumps(plain_values(found)))
+    return content
 
 
 def _model(
-    folder: Path, figures: Figures, model: ModelResults, entry: Mapping[str, Any], rows: list[Content]
+    folder: Path, figures: Figures, model: ModelResults, entry: ModelEntry, rows: list[dict[str, Cell]]
 ) -> Content:
     marks = store.Store(folder).marks(model.name)
     purpose = purpose_of(sessions(folder))
@@ -117,14 +122,14 @@ def _model(
         "classes": list(model.classes),
         "attacked": model.space,
         "unit": model.unit,
-        "cases": {"count": len(entry["cases"]), "hash": seal.checksum({"cases": list(entry["cases"])})},
+        "cases": {"count": len(entry.cases), "hash": seal.checksum({"cases": list(entry.cases)})},
         "hashes": {
-            "in_memory": entry["fingerprint"],
-            "all_in_files": bool(entry.get("in_files", False)),
-            "files": entry.get("files", ""),
-            "data": entry.get("data", ""),
-            "plan": seal.checksum({"stages": entry["stages"], "corruptions": entry["corruptions"]}),
-            "plan_code": figures.evaluation["settings"].get("attacks_code", ""),
+            "in_memory": entry.fingerprint,
+            "all_in_files": entry.in_files,
+            "files": entry.files,
+            "data": entry.data,
+            "plan": seal.checksum(plain({"stages": entry.stages, "corruptions": entry.corruptions})),
+            "plan_code": figures.evaluation.settings.attacks_code,
         },
         "files": [{"name": Path(path).name, "bytes": mark[0], "sha256": mark[3]} for path, mark in marks.items()],
         "trust": {"word": model.verdict.word, "reasons": list(model.verdict.reasons)},

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from monai_adv.evaluation.codec import optional
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.store import Store, read_history
 
@@ -31,11 +31,11 @@ class Session:
     command: str
     code: str = ""
     purpose: Purpose | None = None
-    subgroups: str = ""
+    subgroups: str = optional("")
 
     def keep(self, store: Store) -> None:
         """Add it to the folder's history."""
-        store.add_history(asdict(self) | {"purpose": self.purpose.as_dict() if self.purpose else None})
+        store.add_history(self if self.purpose else replace(self, purpose=None))
 
 
 def sessions(folder: str | Path) -> list[Session]:
@@ -44,7 +44,7 @@ def sessions(folder: str | Path) -> list[Session]:
     Raises:
         InputError: a damaged file.
     """
-    return [_session(entry) for entry in read_history(folder)]
+    return read_history(folder, Session)
 
 
 def purpose_of(history: Sequence[Session]) -> Purpose:
@@ -71,8 +71,3 @@ def told_late(history: Sequence[Session]) -> list[str]:
             )
         groups.add(session.subgroups)
     return found
-
-
-def _session(entry: dict[str, Any]) -> Session:
-    stated = entry["purpose"]
-    return Session(**entry | {"purpose": None if stated is None else Purpose.of_dict(stated)})

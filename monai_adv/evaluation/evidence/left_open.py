@@ -60,27 +60,27 @@ def not_tested(figures: Figures, subgroups: bool = False) -> list[dict[str, str]
 
 def deviations(figures: Figures, history: Sequence[Session]) -> list[str]:
     """Where the evaluation is not the plain whole: a sentence each."""
-    settings, found = figures.evaluation["settings"], told_late(history)
+    settings, found = figures.evaluation.settings, told_late(history)
     for model, case, reason in figures.problems:
         found.append(f"Left out: {model}{', ' + case if case else ''}: {reason}")
     for results in figures.models:
         if results.unfinished:
             found.append(f"Not finished: {len(results.unfinished)} cases of {results.name} are in no figure yet.")
-        if results.totals["broken"]:
+        if results.totals.broken:
             found.append(
-                f"{results.name} gave NaN or infinity on {results.totals['broken']} attacked inputs; they count as "
+                f"{results.name} gave NaN or infinity on {results.totals.broken} attacked inputs; they count as "
                 "wrong, with the lowest score."
             )
     found += [f"Used, though odd: {model}, {case}: {note}" for model, case, note in figures.notes]
-    if settings["cases"] is not None:
-        which = f"the first {settings['cases']}" if isinstance(settings["cases"], int) else "those that were named"
+    if settings.cases is not None:
+        which = f"the first {settings.cases}" if isinstance(settings.cases, int) else "those that were named"
         found.append(f"Not all cases were measured, only {which}.")
-    if settings["attacks"] != "standard":
-        found.append(f"The attacks are {settings['attacks']!r}, not the standard ones.")
-    if settings["seed"] != 0:
-        found.append(f"The seed of the random draws is {settings['seed']}, not the default 0.")
-    if settings["box"] is not None:
-        found.append(f"The range of attacked images was given: {settings['box'][0]:g} to {settings['box'][1]:g}.")
+    if settings.attacks != "standard":
+        found.append(f"The attacks are {settings.attacks!r}, not the standard ones.")
+    if settings.seed != 0:
+        found.append(f"The seed of the random draws is {settings.seed}, not the default 0.")
+    if settings.box is not None:
+        found.append(f"The range of attacked images was given: {settings.box[0]:g} to {settings.box[1]:g}.")
     return found + _resumed(history)
 
 

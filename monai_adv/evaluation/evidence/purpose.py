@@ -100,15 +100,6 @@ class Purpose:
     def __bool__(self) -> bool:
         return bool(self.intended_use or self.criteria)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values; :meth:`of_dict` reads them."""
-        return asdict(self)
-
-    @classmethod
-    def of_dict(cls, content: Mapping[str, Any]) -> Purpose:
-        """What :meth:`as_dict` wrote."""
-        return cls(content["intended_use"], tuple(Criterion(**each) for each in content["criteria"]))
-
     @classmethod
     def stated(cls, intended_use: str | None = None, acceptance: Iterable[Mapping[str, Any]] | None = None) -> Purpose:
         """Read what a user states.

@@ -139,8 +139,8 @@ def kept_subgroups(folder: str | Path, figures: Figures) -> Subgroups | None:
     Raises:
         InputError: a damaged file.
     """
-    kept = read_subgroups(folder)
-    return None if kept is None else subgroups_of(GroupTable(**kept), figures)
+    kept = read_subgroups(folder, GroupTable)
+    return None if kept is None else subgroups_of(kept, figures)
 
 
 def _part(scores: dict[str, Scores], table: GroupTable, column: str, name: str) -> dict[str, Scores]:
@@ -149,7 +149,7 @@ def _part(scores: dict[str, Scores], table: GroupTable, column: str, name: str) 
 
 
 def _group(model: ModelResults, figures: Figures, column: str, name: str, part: dict[str, Scores]) -> Group:
-    seed = int(figures.evaluation["settings"]["seed"])
+    seed = figures.evaluation.settings.seed
     return Group(model.name, column, name, {key: summarise(s, model.kind, seed=seed) for key, s in part.items()})
 
 
@@ -161,7 +161,7 @@ def _gap(groups: Sequence[Group], parts: dict[str, dict[str, Scores]], key: str,
     lowest = min((g for g in known if g is not highest), key=lambda g: g.summaries[key].mean)
     pairs = len(list(combinations(known, 2)))
     one, other = ([s.score for s in parts[g.name][key].values() if not math.isnan(s.score)] for g in (highest, lowest))
-    interval = _interval(one, other, figures.kind, 1 - 0.05 / pairs, int(figures.evaluation["settings"]["seed"]))
+    interval = _interval(one, other, figures.kind, 1 - 0.05 / pairs, figures.evaluation.settings.seed)
     difference = highest.summaries[key].mean - lowest.summaries[key].mean
     return Gap(highest.model, highest.column, key, highest.name, lowest.name, difference, interval)
 

@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from monai_adv.errors import InputError, first_cause
+from monai_adv.evaluation.codec import plain
 from monai_adv.evaluation.report.results import Figures
 from monai_adv.evaluation.settings import EvaluationSettings
 
@@ -44,16 +44,16 @@ class Baseline:
         self.file = str(file)
         try:
             content = json.loads(Path(file).read_text(encoding="utf-8"))
-            self._means: dict[str, dict[str, Any]] = {
+            self._means: dict[str, dict[str, float | None]] = {
                 m["name"]: {key: summary["mean"] for key, summary in m["summaries"].items()} for m in content["models"]
             }
             self._cases = {m["name"]: sorted(m["cases"]) for m in content["evaluation"]["models"]}
             before = content["evaluation"]["settings"]
             levels = [level["key"] for level in content["evaluation"]["levels"]]
-            asked = settings.as_dict()
+            asked = plain(settings.entry())
             for word in ("attacks", "attacks_code", "cases", "box"):
                 found = asked.get(word)
-                if before.get(word) != (list(found) if isinstance(found, tuple) else found):
+                if before.get(word) != found:
                     raise InputError.of("--baseline", f"{word} {before[word]}", f"{word} {found}, as here", HINT)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
@@ -72,7 +72,7 @@ class Baseline:
         if not common:
             allowed = f"one with {', '.join(m.name for m in results.models)}"
             raise InputError.of("--baseline", f"{self.file} with {', '.join(self._means)}", allowed)
-        cases = {m["name"]: sorted(m["cases"]) for m in results.evaluation["models"]}
+        cases = {entry.name: sorted(entry.cases) for entry in results.evaluation.models}
         for model in common:
             if cases[model.name] != self._cases[model.name] or results.problems:
                 raise InputError.of("--baseline", self.file, f"the same cases of {model.name}, all of them used", HINT)

@@ -67,7 +67,7 @@ def bounds_of(folder: Path, results: Figures) -> tuple[ModelBounds, ...]:
     Raises:
         InputError: a file that was changed or is damaged.
     """
-    smooth = results.evaluation["settings"].get("smooth")
+    smooth = results.evaluation.settings.smooth
     if not smooth:
         return ()
     levels = [level for level in results.levels if level.norm == "l2"]

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +15,13 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from monai_adv.attacks.autoattack import AutoAttack
 from monai_adv.errors import InputError
+from monai_adv.evaluation.described import Family, StageEntry
 from monai_adv.evaluation.evidence.document import records_hash, write_evidence
 from monai_adv.evaluation.evidence.glossary import GLOSSARY
 from monai_adv.evaluation.evidence.history import sessions
 from monai_adv.evaluation.evidence.subgroups import Subgroups, gap_sentence, kept_subgroups
-from monai_adv.evaluation.evidence.summary import MARKS, Summary, figure_text, summary_of
+from monai_adv.evaluation.evidence.summary import MARKS, figure_text, summary_of
+from monai_adv.evaluation.evidence.summary import Summary as FirstPage
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, level_name
 from monai_adv.evaluation.report.bounds import ModelBounds, bounds_of
@@ -35,7 +38,7 @@ from monai_adv.files import write_whole
 from monai_adv.foreign_text import printable
 from monai_adv.metrics import statistics
 from monai_adv.metrics.score import Score
-from monai_adv.metrics.statistics import Comparison, Interval, Test
+from monai_adv.metrics.statistics import Comparison, Interval, Summary, Test
 from monai_adv.threats import Threat
 
 PICTURES = 3
@@ -46,12 +49,54 @@ MOST_PATIENTS = 500
 """Rows of the table of patients, the lowest first; ``results.csv`` has all."""
 MOST_COLUMNS = 6
 """Classes that get a column of their own in the table of all attacks; more are in ``tables.csv`` only."""
-KNOWS = {
+KNOWS: dict[Family, str] = {
     "random": "nothing",
     "white-box": "everything",
     "black-box": "its outputs",
     "transfer": "nothing: it has another model",
 }
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """A case with one of the lowest scores of a model.
+
+    Attributes:
+        id: of its anchor.
+        case: the patient or image.
+        level: the radius, in words.
+        png, alt, caption: the picture; its text for who does not see it; which slice it is.
+        change, unit: largest change of a voxel, and its unit.
+        before, after: scores in words, without and under attack.
+    """
+
+    id: str
+    case: str
+    level: str
+    png: bytes
+    alt: str
+    caption: str
+    change: str
+    unit: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class PatientRow:
+    """A row of the table of patients: the anchor of its picture ("" if there is none), its score at every level."""
+
+    name: str
+    anchor: str
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """Clean score of a model; at some radii its worst case, random noise, and share of the intensity range."""
+
+    clean: Summary
+    levels: tuple[tuple[Level, Summary, str, str], ...]
 
 
 def write_report(folder: str | Path, results: Figures | None = None, output: str | Path | None = None) -> Path:
@@ -104,8 +149,8 @@ def render(
     results: Figures,
     curves: Sequence[Curve],
     per_model: Mapping[str, Sequence[Curve]],
-    worst_cases: Mapping[str, Sequence[dict[str, Any]]],
-    summary: Summary | None = None,
+    worst_cases: Mapping[str, Sequence[WorstCase]],
+    summary: FirstPage | None = None,
     bounds: Sequence[ModelBounds] = (),
     groups: Subgroups | None = None,
     variation_figures: Mapping[str, VariationFigures] | None = None,
@@ -116,7 +161,7 @@ def render(
         results: the numbers.
         curves: the main figures, one per norm and unit.
         per_model: name -> its figures, one line per attack.
-        worst_cases: name -> pictures with captions, see ``_worst_cases``.
+        worst_cases: name -> pictures with captions.
         summary: the first page, where a purpose was stated.
         bounds: of smoothed models, what is proven beside what was found.
         groups: of the cases, where a table of them was given.
@@ -148,7 +193,7 @@ def render(
         groups=groups,
         gap_sentence=gap_sentence,
         evaluation=results.evaluation,
-        settings=results.evaluation["settings"],
+        settings=results.evaluation.settings,
         models=results.models,
         levels=results.levels,
         chains=chains(results.levels),
@@ -165,12 +210,12 @@ def render(
         knows=KNOWS,
         per_class=max(len(m.classes) for m in results.models) <= MOST_COLUMNS,
         measure="dice" if segmentation else "sensitivity",
-        probing=sum(m.probes.get("seconds", 0.0) for m in results.models),
+        probing=sum(m.probes.seconds for m in results.models if m.probes),
         opening=opening(results),
         trained=trained,
         robustness={m.name: robustness(m, results.levels) for m in results.models},
         patients={m.name: _patients(results, m, worst_cases[m.name]) for m in results.models} if segmentation else {},
-        anchors={m.name: {p["case"]: p["id"] for p in worst_cases[m.name]} for m in results.models},
+        anchors={m.name: {p.case: p.id for p in worst_cases[m.name]} for m in results.models},
         most_patients=MOST_PATIENTS,
         headline=_headline,
         in_words=_all_in_words,
@@ -251,26 +296,24 @@ def axis_name(level: Level, unit: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- sentences
 
 
-def _headline(model: ModelResults, levels: Sequence[Level]) -> dict[str, Any]:
-    """Clean score; worst case, random noise and share of the intensity range at up to three radii of the first norm."""
+def _headline(model: ModelResults, levels: Sequence[Level]) -> Headline:
+    """At up to three radii of the first norm."""
     measured = [v for v in levels if v.key in model.summaries and model.summaries[v.key].count]
     first = [v for v in measured if (v.norm, v.unit) == (measured[0].norm, measured[0].unit)]
     if len(first) > 3:
         middle = telling_level([model], first[1:-1])
         first = [first[0], *([middle] if middle else []), first[-1]]
-    noise, relative = model.attacks.get(model.noise, {}), model.probes.get("relative", {})
-    return {
-        "clean": model.summaries[""],
-        "levels": [
-            (
-                level,
-                model.summaries[level.key],
-                f"{percent(noise[level.key].mean)}\u00a0%" if level.key in noise else "",
-                f"{100 * relative[level.key]:.2g}\u00a0%" if level.key in relative else "",
-            )
-            for level in first
-        ],
-    }
+    noise, relative = model.attacks.get(model.noise, {}), model.probes.relative if model.probes else {}
+    told = tuple(
+        (
+            level,
+            model.summaries[level.key],
+            f"{percent(noise[level.key].mean)}\u00a0%" if level.key in noise else "",
+            f"{100 * relative[level.key]:.2g}\u00a0%" if level.key in relative else "",
+        )
+        for level in first
+    )
+    return Headline(model.summaries[""], told)
 
 
 def _in_words(comparison: Comparison, score: str) -> str:
@@ -307,7 +350,7 @@ def _deviations(results: Figures) -> list[tuple[list[str], tuple[str, ...]]]:
     """How the attacks differ from AutoAttack as published: (names of the models, sentences)."""
     found: dict[tuple[str, ...], list[str]] = {}
     for model in results.models:
-        found.setdefault(_deviations_of(model, results.evaluation["settings"]["attacks"]), []).append(model.name)
+        found.setdefault(_deviations_of(model, results.evaluation.settings.attacks), []).append(model.name)
     return [(names, sentences) for sentences, names in found.items()]
 
 
@@ -326,10 +369,10 @@ def _deviations_of(model: ModelResults, attacks: str) -> tuple[str, ...]:
     return AutoAttack(Threat("linf", 1.0), len(model.classes), name).deviations + besides
 
 
-def _settings_of(stage: Mapping[str, Any]) -> str:
+def _settings_of(stage: StageEntry) -> str:
     """``"APGD: steps 100, loss dlr"``, without what is empty."""
-    settings = dict(stage["settings"])
-    kind = settings.pop("attack", "")
+    settings = dict(stage.settings)
+    kind = str(settings.pop("attack", ""))
     parts = _short(settings)
     return f"{kind}: {parts}" if kind and parts else kind or parts
 
@@ -374,15 +417,10 @@ def _curves(results: Figures) -> tuple[list[Curve], dict[str, list[Curve]]]:
     return main, per_model
 
 
-def _worst_cases(folder: Path, results: Figures) -> dict[str, list[dict[str, Any]]]:
-    """For each model the cases with the lowest scores, at one radius for all models.
-
-    Returns:
-        name -> dicts with ``id`` (of its anchor), ``png``, ``alt``, ``case``, ``level``, ``caption``, ``change``,
-        ``before``, ``after``.
-    """
+def _worst_cases(folder: Path, results: Figures) -> dict[str, list[WorstCase]]:
+    """For each model, by its name, the cases with the lowest scores, at one radius for all models."""
     count = max(1, min(PICTURES, MOST_PICTURES // len(results.models)))
-    shown: dict[str, list[dict[str, Any]]] = {m.name: [] for m in results.models}
+    shown: dict[str, list[WorstCase]] = {m.name: [] for m in results.models}
     level = telling_level(results.models, results.levels)
     if level is None:
         return shown
@@ -392,9 +430,9 @@ def _worst_cases(folder: Path, results: Figures) -> dict[str, list[dict[str, Any
             drawn = [p for p in read_pictures(folder, model.name, case, level.key) if p.case == patient]
             if drawn:
                 before, after = clean[case, patient], attacked[case, patient]
+                anchor = f"case-{number}-{len(shown[model.name]) + 1}"
                 shown[model.name].append(
-                    {"id": f"case-{number}-{len(shown[model.name]) + 1}"}
-                    | _picture(drawn[0], model, level, _result(before, model), _result(after, model))
+                    _picture(anchor, drawn[0], model, level, _result(before, model), _result(after, model))
                 )
             if len(shown[model.name]) == count:
                 break
@@ -406,36 +444,37 @@ def draw_case(picture: Picture, model: ModelResults, clean: Score, attacked: Sco
     return draw(picture, model.classes, _result(clean, model), _result(attacked, model), model.unit.split(" (")[0])
 
 
-def _patients(results: Figures, model: ModelResults, shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the table of patients, the lowest at the last radius first: ``name``, ``anchor``, ``scores``."""
+def _patients(results: Figures, model: ModelResults, shown: Sequence[WorstCase]) -> list[PatientRow]:
+    """The lowest at the last radius first."""
     keys = ["", *(v.key for v in results.levels if v.key in model.summaries)]
     columns = [results.scores(model.name, key) for key in keys]
-    anchors = {p["case"]: p["id"] for p in shown}
+    anchors = {p.case: p.id for p in shown}
     rows = [
-        {
-            "name": patient,
-            "anchor": anchors.get(patient, ""),
-            "scores": [c[case, patient].score if (case, patient) in c else math.nan for c in columns],
-        }
+        PatientRow(
+            patient,
+            anchors.get(patient, ""),
+            tuple(c[case, patient].score if (case, patient) in c else math.nan for c in columns),
+        )
         for case, patient in columns[0]
     ]
-    return sorted(rows, key=lambda row: (math.isnan(row["scores"][-1]), row["scores"][-1]))
+    return sorted(rows, key=lambda row: (math.isnan(row.scores[-1]), row.scores[-1]))
 
 
-def _picture(picture: Picture, model: ModelResults, level: Level, before: str, after: str) -> dict[str, Any]:
+def _picture(anchor: str, picture: Picture, model: ModelResults, level: Level, before: str, after: str) -> WorstCase:
     unit = model.unit.split(" (")[0]
-    return {
-        "png": draw(picture, model.classes, before, after, unit),
-        "alt": f"{picture.case}: scan, attacked scan, difference"
-        + ("" if picture.truth is None else ", ground truth, segmentation of both"),
-        "case": picture.case,
-        "level": level_name(level),
-        "caption": picture.caption,
-        "change": f"{largest_change(picture):.2g}",
-        "unit": unit,
-        "before": before,
-        "after": after,
-    }
+    seen = "" if picture.truth is None else ", ground truth, segmentation of both"
+    return WorstCase(
+        id=anchor,
+        case=picture.case,
+        level=level_name(level),
+        png=draw(picture, model.classes, before, after, unit),
+        alt=f"{picture.case}: scan, attacked scan, difference{seen}",
+        caption=picture.caption,
+        change=f"{largest_change(picture):.2g}",
+        unit=unit,
+        before=before,
+        after=after,
+    )
 
 
 def _result(score: Score, model: ModelResults) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,12 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation import records as kept
 from monai_adv.evaluation import store
 from monai_adv.evaluation.checks.flags import find_flags
+from monai_adv.evaluation.checks.probed import ModelProbe
 from monai_adv.evaluation.checks.verdict import Flag, Verdict, verdict
-from monai_adv.evaluation.records import CLEAN, Level, Record
+from monai_adv.evaluation.codec import plain
+from monai_adv.evaluation.costs import Costs
+from monai_adv.evaluation.described import Evaluation, Family, ModelEntry, StageEntry
+from monai_adv.evaluation.records import CLEAN, Level, Record, Totals
 from monai_adv.evaluation.report.comparisons import compare_all
 from monai_adv.evaluation.report.variations import Inventory, inventory
 from monai_adv.foreign_text import csv_text, printable
@@ -23,6 +27,8 @@ from monai_adv.metrics import statistics
 from monai_adv.metrics.score import Kind, Score, mean_known
 from monai_adv.metrics.statistics import ClassRow, Comparison, Detection, Scores, Summary
 
+Cell = str | float | None
+"""Of a table for machines; None: not defined."""
 WORST = "worst case"
 """What stands for an attack where a row is of the lowest score over all of them."""
 
@@ -47,7 +53,7 @@ class ModelResults:
         variations: those of the modality, or None if none were asked for.
         meanings: corruption -> in words.
         totals: passes, seconds, inputs attacked, dead, broken, largest perturbation.
-        probes: see ``probes.probe``; empty if they did not run.
+        probes: what they found; None if they did not run.
     """
 
     name: str
@@ -55,8 +61,8 @@ class ModelResults:
     classes: tuple[str, ...]
     space: str
     unit: str
-    families: dict[str, dict[str, str]]
-    stages: dict[str, list[dict[str, Any]]]
+    families: dict[str, dict[str, Family]]
+    stages: dict[str, tuple[StageEntry, ...]]
     unfinished: tuple[str, ...]
     flags: list[Flag]
     verdict: Verdict
@@ -69,8 +75,8 @@ class ModelResults:
     corruptions: dict[str, dict[str, Summary]]
     meanings: dict[str, str]
     variations: Inventory | None
-    totals: Mapping[str, Any]
-    probes: dict[str, Any]
+    totals: Totals
+    probes: ModelProbe | None
 
     @property
     def noise(self) -> str:
@@ -83,8 +89,8 @@ class Figures:
     """One evaluation.
 
     Attributes:
-        evaluation: ``evaluation.json``, see ``store.read_evaluation``.
-        cost: ``cost.json``, see ``store.read_cost``.
+        evaluation: what was evaluated and how.
+        cost: predicted and measured.
         problems: (model, case, reason) of what could not be used.
         levels: by norm, unit and radius.
         models: in the order of the command line.
@@ -94,8 +100,8 @@ class Figures:
         shared: the cases that all models have, where some have others; empty if all have the same, or none in common.
     """
 
-    evaluation: dict[str, Any]
-    cost: dict[str, Any]
+    evaluation: Evaluation
+    cost: Costs
     problems: list[tuple[str, str, str]]
     levels: list[Level]
     models: list[ModelResults]
@@ -132,25 +138,24 @@ def gather(folder: str | Path) -> Figures:
     if not records:
         raise InputError(f"{folder}: no case is finished that could be used; run the evaluation first.")
     problems, probes = store.read_problems(folder), store.read_probes(folder)
-    seed = int(evaluation["settings"]["seed"])
+    seed = evaluation.settings.seed
     lost = {(model, case) for model, case, _ in problems}
-    unfinished = {entry["name"]: _unfinished(entry, records) for entry in evaluation["models"]}
+    unfinished = {entry.name: _unfinished(entry, records) for entry in evaluation.models}
     records = finished_records(evaluation, records)
-    words = evaluation.get("words", {})
-    levels = [replace(level, words=words.get(level.key, "")) for level in kept.levels(records)]
+    levels = [replace(level, words=evaluation.words.get(level.key, "")) for level in kept.levels(records)]
     models = [
         _model(
             entry,
-            [r for r in records if r.model == entry["name"]],
+            [r for r in records if r.model == entry.name],
             levels,  # of all models: one of them may not have begun
-            tuple(case for case in unfinished[entry["name"]] if (entry["name"], case) not in lost),
-            probes.get(entry["name"], {}),
+            tuple(case for case in unfinished[entry.name] if (entry.name, case) not in lost),
+            probes.get(entry.name),
             seed,
         )
-        for entry in evaluation["models"]
+        for entry in evaluation.models
     ]
     comparisons = compare_all(records, models[0].kind, seed=seed)
-    notes = [(r.model, r.case, note) for r in records for note in r.settings.get("notes", ()) if r.attack == CLEAN]
+    notes = [(r.model, r.case, note) for r in records for note in r.notes if r.attack == CLEAN]
     return Figures(
         evaluation, store.read_cost(folder), problems, levels, models, comparisons, records, notes,
         _shared(records),
@@ -172,32 +177,32 @@ def scores_at(records: Iterable[Record], model: str, level: str) -> Scores:
     return kept.own_scores(records, model, CLEAN)
 
 
-def finished_records(evaluation: Mapping[str, Any], records: Sequence[Record]) -> list[Record]:
+def finished_records(evaluation: Evaluation, records: Sequence[Record]) -> list[Record]:
     """Records of the cases that have all of theirs: another one would be in some means and not in others."""
-    unfinished = {entry["name"]: set(_unfinished(entry, records)) for entry in evaluation["models"]}
+    unfinished = {entry.name: set(_unfinished(entry, records)) for entry in evaluation.models}
     return [r for r in records if r.case not in unfinished.get(r.model, ())]
 
 
-def _unfinished(entry: Mapping[str, Any], records: Iterable[Record]) -> tuple[str, ...]:
+def _unfinished(entry: ModelEntry, records: Iterable[Record]) -> tuple[str, ...]:
     """Cases of a model that do not have all their records of attacks."""
-    expected = 1 + sum(map(len, entry["stages"].values()))
-    done = Counter(r.case for r in records if r.model == entry["name"] and not r.attack.startswith(kept.CORRUPTION))
-    return tuple(case for case in entry["cases"] if done[case] < expected)
+    expected = 1 + entry.attacks_per_case
+    done = Counter(r.case for r in records if r.model == entry.name and not r.attack.startswith(kept.CORRUPTION))
+    return tuple(case for case in entry.cases if done[case] < expected)
 
 
 def _model(
-    entry: Mapping[str, Any],
+    entry: ModelEntry,
     records: list[Record],
     levels: list[Level],
     unfinished: tuple[str, ...],
-    probes: dict[str, Any],
+    probes: ModelProbe | None,
     seed: int,
 ) -> ModelResults:
-    name, kind, classes = entry["name"], entry["kind"], tuple(entry["classes"])
+    name, kind, classes = entry.name, entry.kind, entry.classes
     keys = [level.key for level in levels]
     scores = {"": kept.own_scores(records, name, CLEAN)}
     scores |= {key: kept.worst_scores(records, name, key) for key in keys}
-    families = {level: {s["name"]: s["family"] for s in stages} for level, stages in entry["stages"].items()}
+    families = {level: {stage.name: stage.family for stage in stages} for level, stages in entry.stages.items()}
     flags = find_flags(records, kind, families, probes, levels)
     meanings: dict[str, str] = {}
     for record in records:
@@ -235,10 +240,10 @@ def _model(
         name=name,
         kind=kind,
         classes=classes,
-        space=entry["space"],
-        unit=entry["unit"],
+        space=entry.space,
+        unit=entry.unit,
         families=families,
-        stages=entry["stages"],
+        stages=entry.stages,
         unfinished=unfinished,
         flags=flags,
         verdict=verdict(flags, kind, summaries[""].count, max(radii.values(), default=0)),
@@ -290,10 +295,10 @@ def as_csv(results: Figures) -> str:
         for c in classes
     ]
     head = ["model", "case", "patient", "level", "norm", "eps", "unit", "attack", "family", "score", "label", *names]
-    lines: list[dict[str, Any]] = []
+    lines: list[dict[str, Cell]] = []
     levels = {level.key: level for level in results.levels}
     for model, case, key, attack, score in all_scores(results):
-        values: dict[str, Any] = {"model": model.name, "case": case, "patient": score.case, "level": key}
+        values: dict[str, Cell] = {"model": model.name, "case": case, "patient": score.case, "level": key}
         values |= {"attack": attack, "family": model.families.get(key, {}).get(attack, ""), "label": score.label}
         if key in levels:
             values |= kept.place_of(levels[key])
@@ -349,9 +354,9 @@ def as_table(results: Figures) -> str:
     return csv_text(head, [_cells(row) for row in table_rows(results)])
 
 
-def table_rows(results: Figures) -> list[dict[str, Any]]:
+def table_rows(results: Figures) -> list[dict[str, Cell]]:
     """The rows of :func:`as_table`, by its columns; what is not defined is NaN, None or missing."""
-    lines: list[dict[str, Any]] = []
+    lines: list[dict[str, Cell]] = []
     measures = {"dice": "mean Dice", "hd95": "median HD95 in mm", "false_positives": "false positives"}
     levels = {level.key: kept.place_of(level) for level in results.levels}
     for model in results.models:
@@ -364,8 +369,8 @@ def table_rows(results: Figures) -> list[dict[str, Any]]:
             ]
             tables.append((key, "worst case", model.summaries[key], model.rows[key]))
         for key, attack, summary, rows in tables:
-            place = {"model": model.name, "level": key, "attack": attack, **levels.get(key, {})}
-            whole = {
+            place: dict[str, Cell] = {"model": model.name, "level": key, "attack": attack, **levels.get(key, {})}
+            whole: dict[str, Cell] = {
                 "class": "all", "measure": "mean Dice" if model.kind == "segmentation" else "accuracy",
                 "value": summary.mean, "low": summary.interval.low, "high": summary.interval.high,
                 "lowest": summary.lowest, "lowest_patient": summary.lowest_case, "count": summary.count,
@@ -374,18 +379,18 @@ def table_rows(results: Figures) -> list[dict[str, Any]]:
                 del whole["lowest"], whole["lowest_patient"]
             lines.append(place | whole)
             if model.kind == "segmentation":
-                extra = {"measure": "mean over classes", "value": summary.class_mean, "count": len(rows)}
-                lines.append(place | {"class": "all"} | extra)
+                mean: dict[str, Cell] = {"measure": "mean over classes", "value": summary.class_mean}
+                lines.append(place | {"class": "all"} | mean | {"count": len(rows)})
             if summary.absent:
-                share = summary.false_positives / summary.absent
-                extra = {"measure": "false positives", "value": share, "count": summary.absent}
-                lines.append(place | {"class": "all"} | extra)
+                share: dict[str, Cell] = {"measure": "false positives", "count": summary.absent}
+                share["value"] = summary.false_positives / summary.absent
+                lines.append(place | {"class": "all"} | share)
             for row in rows:
                 for measure in [m for m in row.values if m != "lowest"]:
                     interval = row.intervals.get(measure)
-                    value = {
+                    value: dict[str, Cell] = {
                         "class": row.name, "measure": measures.get(measure, measure), "value": row.values[measure],
-                        "low": interval and interval.low, "high": interval and interval.high,
+                        "low": interval.low if interval else None, "high": interval.high if interval else None,
                         "lowest": row.values.get("lowest") if measure == "dice" else None,
                         "count": row.counts[measure],
                     }  # fmt: skip
@@ -397,23 +402,25 @@ def _corruption(attack: str) -> str:
     return attack.removeprefix(kept.CORRUPTION).strip().replace("_", " ")
 
 
-def _cells(values: Mapping[str, Any]) -> dict[str, Any]:
+def _cells(values: Mapping[str, Cell]) -> dict[str, Cell]:
     """For a CSV file: what is not defined is empty, names have no control characters."""
     return {printable(name): _cell(value) for name, value in values.items()}
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: Cell) -> Cell:
     if isinstance(value, str):
         return printable(value)
     return "" if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
 
 
 def plain_values(value: Any) -> Any:
-    """Dataclasses as dicts, NaN and infinity as None."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain_values(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(k): plain_values(v) for k, v in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [plain_values(v) for v in value]
+    """As :func:`~monai_adv.evaluation.codec.plain`, with NaN and infinity as None."""
+    return _finite(plain(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

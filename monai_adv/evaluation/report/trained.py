@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from monai_adv.evaluation.checks.probed import ModelProbe
 from monai_adv.evaluation.records import Level, level_name
 
 FAR_BELOW = 0.5
@@ -25,24 +25,21 @@ class Trained:
     warning: str
 
 
-def trained(probes: Mapping[str, Any], levels: Sequence[Level]) -> Trained | None:
+def trained(probes: ModelProbe | None, levels: Sequence[Level]) -> Trained | None:
     """By the probes of a model; None if its checkpoint says nothing.
 
-    Example:
-        >>> probes = {"trained": {"norm": "l2", "words": "L2, 0.1 RMS per voxel", "per_voxel": 0.1},
-        ...           "per_voxel": {"l2-0.02-rms": 0.02}}
-        >>> trained(probes, [Level("l2", 0.02, "rms")]).warning[:65]
-        'the largest radius measured, L2, 0.02 RMS, is 20 % of the one it '
+    Example: "the largest radius measured, L2, 0.02 RMS, is 20 % of the one it was trained with (L2, 0.1 RMS per voxel):
+    measure that one as well".
     """
-    known = probes.get("trained")
-    if known is None:
+    known = probes.trained if probes else None
+    if probes is None or known is None:
         return None
-    sizes = {v: probes["per_voxel"][v.key] for v in levels if v.norm == known["norm"] and v.key in probes["per_voxel"]}
+    sizes = {v: probes.per_voxel[v.key] for v in levels if v.norm == known.norm and v.key in probes.per_voxel}
     warning = ""
-    if sizes and sizes[largest := max(sizes, key=sizes.__getitem__)] < FAR_BELOW * known["per_voxel"]:
-        share = f"{100 * sizes[largest] / known['per_voxel']:.2g} %"
+    if sizes and sizes[largest := max(sizes, key=sizes.__getitem__)] < FAR_BELOW * known.per_voxel:
+        share = f"{100 * sizes[largest] / known.per_voxel:.2g} %"
         warning = (
             f"the largest radius measured, {level_name(largest)}, is {share} of the one it was trained with "
-            f"({known['words']}): measure that one as well"
+            f"({known.words}): measure that one as well"
         )
-    return Trained(known["words"], warning)
+    return Trained(known.words, warning)

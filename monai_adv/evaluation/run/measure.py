@@ -79,5 +79,5 @@ def threads_for(folder: Path | None, asked: int | None) -> int:
     if asked is not None:
         return int(asked)
     if folder is not None and (folder / "evaluation.json").exists():
-        return int(read_evaluation(folder)["settings"]["threads"])
+        return read_evaluation(folder).settings.threads
     return torch.get_num_threads()

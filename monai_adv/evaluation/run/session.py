@@ -12,6 +12,8 @@ from typing import Any, TextIO
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.checks.probes import CASES, most_passes, spread
+from monai_adv.evaluation.costs import Cost, Costs, Measured, Predicted, Size
+from monai_adv.evaluation.described import Evaluation, LevelEntry, ModelEntry
 from monai_adv.evaluation.evidence import history
 from monai_adv.evaluation.evidence.code import code_hash
 from monai_adv.evaluation.evidence.document import digest_in
@@ -19,11 +21,11 @@ from monai_adv.evaluation.evidence.group_table import GroupTable
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.fingerprint import Marks
 from monai_adv.evaluation.models.protocol import Source, check_distinct
-from monai_adv.evaluation.records import Record, place_of
+from monai_adv.evaluation.records import Record
 from monai_adv.evaluation.report.trained import trained
-from monai_adv.evaluation.run.workers import Job, Killed, Pool, ThisProcess, forget, plan_of
+from monai_adv.evaluation.run.workers import Described, Job, Killed, Pool, ThisProcess, forget
 from monai_adv.evaluation.search import cost
-from monai_adv.evaluation.search.cost import Cost, Size, Timing, duration
+from monai_adv.evaluation.search.cost import Timing, duration
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import (
     Store,
@@ -36,6 +38,7 @@ from monai_adv.evaluation.store import (
 from monai_adv.files import locked, unlocked
 from monai_adv.foreign_text import say
 from monai_adv.progress_bar import tqdm
+from monai_adv.statistics import Passes
 
 SAMPLE = 20
 """Cases of a model that a dry run reads: enough for a prediction, and minutes less than reading thousands."""
@@ -76,12 +79,13 @@ class Session:
         self.jobs = [Job(run, source, settings, str(folder), number) for number, source in enumerate(sources)]
         self.settings, self.folder, self.pool, self.say = settings, folder, pool, say
         self.store = Store(folder)
-        self.models: list[dict[str, Any]] = []
+        self.models: list[ModelEntry] = []
         self.sizes: list[dict[str, Size]] = []
+        self._passes: list[dict[str, tuple[Passes, ...]]] = []
         self.resumed = False
-        self._evaluation: dict[str, Any] = {}
+        self._evaluation: Evaluation | None = None
         self._marks: dict[str, Marks] = {}
-        self._at_most: dict[str, Any] | None = None
+        self._at_most: Cost | None = None
         self._sampled = 1.0
         self._lock: TextIO | None = None
 
@@ -98,25 +102,23 @@ class Session:
             self.purpose.check_levels(self.settings.levels)
         if write:
             self.store.check_place()
-        told = self._all([(job.describe,) for job in self.jobs])
-        self.models = [t["model"] for t in told]
+        told: list[Described] = self._all([(job.describe,) for job in self.jobs])
+        self.models, self._passes = [each.model for each in told], [each.most for each in told]
         self._check_models()
         if write:
-            for model, (found, of_files) in zip(
-                self.models, self._all([(j.identify,) for j in self.jobs]), strict=True
-            ):
-                model.update(found)
-                self._marks[model["name"]] = of_files
-        self._evaluation = {
-            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "machine": told[0]["machine"],
-            "versions": told[0]["versions"],
-            "settings": self.settings.as_dict(),
-            "levels": [{"key": v.key, **place_of(v)} for v in self.settings.levels],
-            "words": {v.key: v.words for v in self.settings.levels if v.words},
-            "models": self.models,
-            "run_file": self.asked,
-        }
+            identified = self._all([(j.identify, entry) for j, entry in zip(self.jobs, self.models, strict=True)])
+            self.models = [entry for entry, _ in identified]
+            self._marks = {entry.name: of_files for entry, of_files in identified}
+        self._evaluation = Evaluation(
+            started=datetime.now().astimezone().isoformat(timespec="seconds"),
+            machine=told[0].machine,
+            versions=told[0].versions,
+            settings=self.settings.entry(),
+            levels=tuple(map(LevelEntry.of, self.settings.levels)),
+            words={v.key: v.words for v in self.settings.levels if v.words},
+            models=tuple(self.models),
+            run_file=self.asked,
+        )
         goes_on = write and (self.folder / "evaluation.json").exists()
         if goes_on:
             self._open()
@@ -137,7 +139,8 @@ class Session:
         # Only now: input that was refused, or not agreed to, leaves no folder that the corrected command has to fit.
         self._open()
         self._keep_history()
-        self.store.add_cost(sizes=self._plain_sizes(), **({"bound": self._at_most} if self._at_most else {}))
+        sizes = {model.name: found for model, found in zip(self.models, self.sizes, strict=True)}
+        self.store.add_cost(Costs(bound=self._at_most, sizes=sizes))
         self._run_cases()
         if not usable_records(self.folder):
             model, case, reason = next(problem for problem in read_problems(self.folder) if problem[1])
@@ -194,17 +197,22 @@ class Session:
                     "-o", str(self.folder), f"a folder in which no other evaluation runs, here {error}",
                     "wait for its end, or give another folder",
                 ) from error  # fmt: skip
+        assert self._evaluation is not None
         self.store = Store.open(self.folder, self._evaluation, self._marks)
 
     def _keep_history(self) -> None:
-        begun, machine = self._evaluation["started"], self._evaluation["machine"]
-        known = len(read_records(self.folder))
+        assert self._evaluation is not None
         history.Session(
-            at=begun, machine=machine, records=known, command=self.asked, code=code_hash(), purpose=self.purpose,
+            at=self._evaluation.started,
+            machine=self._evaluation.machine,
+            records=len(read_records(self.folder)),
+            command=self.asked,
+            code=code_hash(),
+            purpose=self.purpose,
             subgroups=self.groups.hash if self.groups else "",
-        ).keep(self.store)  # fmt: skip
+        ).keep(self.store)
         if self.groups:
-            self.store.add_subgroups(self.groups.as_dict())
+            self.store.add_subgroups(self.groups)
 
     def _all(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Results of (function, arguments...), in their order.
@@ -219,29 +227,27 @@ class Session:
         return results
 
     def _check_models(self) -> None:
-        names = [m["name"] for m in self.models]
+        names = [model.name for model in self.models]
         check_distinct("models", names, "the host says how to name a model")
         for model in self.models:
-            check_distinct(f"classes of {model['name']}", model["classes"], "rename one where the model describes them")
-            check_distinct(f"cases of {model['name']}", model["cases"], "rename one of the files")
-        if len({m["kind"] for m in self.models}) > 1:
-            kinds = {m["name"]: m["kind"] for m in self.models}
+            check_distinct(f"classes of {model.name}", model.classes, "rename one where the model describes them")
+            check_distinct(f"cases of {model.name}", model.cases, "rename one of the files")
+        if len({model.kind for model in self.models}) > 1:
+            kinds = {model.name: model.kind for model in self.models}
             raise InputError.of("models", kinds, "only classifiers or only segmentation models in one comparison")
         for model in self.models:
             if self.purpose:
-                self.purpose.check_model(model["name"], model["kind"], model["classes"])
+                self.purpose.check_model(model.name, model.kind, model.classes)
         if self.groups:
-            calls = [(self.jobs[i].scored, case) for i, model in enumerate(self.models) for case in model["cases"]]
+            calls = [(self.jobs[i].scored, case) for i, model in enumerate(self.models) for case in model.cases]
             self.groups.check(name for names in self._all(calls) for name in names)
 
     def _survey(self, goes_on: bool, sample: bool) -> None:
         """Load every case once, or a sample: its size, and whether it can be used, before hours of attacks."""
-        known = read_cost(self.folder).get("sizes", {}) if goes_on else {}
-        self.sizes = [
-            {case: Size(*size) for case, size in known.get(model["name"], {}).items()} for model in self.models
-        ]
-        looked_at: list[list[str]] = [spread(m["cases"], SAMPLE) if sample else list(m["cases"]) for m in self.models]
-        self._sampled = sum(map(len, looked_at)) / sum(len(m["cases"]) for m in self.models)
+        known = (read_cost(self.folder).sizes or {}) if goes_on else {}
+        self.sizes = [dict(known.get(model.name, {})) for model in self.models]
+        looked_at: list[list[str]] = [spread(m.cases, SAMPLE) if sample else list(m.cases) for m in self.models]
+        self._sampled = sum(map(len, looked_at)) / sum(len(m.cases) for m in self.models)
         todo = [(i, case) for i, cases in enumerate(looked_at) for case in cases if case not in self.sizes[i]]
         calls = [(self.jobs[i].survey, case) for i, case in todo]
         reasons: dict[int, str] = {}
@@ -254,13 +260,7 @@ class Session:
                 reasons.setdefault(i, f"{case}: {found.reason if isinstance(found, Killed) else found}")
         for i, model in enumerate(self.models):
             if not self.sizes[i]:
-                raise InputError(f"{model['name']}: no case can be used. {reasons[i]}")
-
-    def _plain_sizes(self) -> dict[str, Any]:
-        return {
-            model["name"]: {case: [size.inputs, size.voxels] for case, size in found.items()}
-            for model, found in zip(self.models, self.sizes, strict=True)
-        }
+                raise InputError(f"{model.name}: no case can be used. {reasons[i]}")
 
     def _bound(self) -> None:
         """An upper bound of the cost, from the time of a pass."""
@@ -279,22 +279,21 @@ class Session:
         )
         case = next(iter(self._good(0)))
         (radii,) = self._all([(self.jobs[0].radii, case)])
-        self.say(f"Radii, for an input of {self.models[0]['name']}: {'; '.join(radii)}.")
-        self._at_most = {"forward": total.forward, "backward": total.backward, "seconds": total.seconds}
+        self.say(f"Radii, for an input of {self.models[0].name}: {'; '.join(radii)}.")
+        self._at_most = total
 
     def _most(self, i: int, timing: Timing) -> tuple[Cost, Cost]:
         """Upper bounds for a model's cases, and for its probes."""
         model, sizes = self.models[i], self.sizes[i]
-        plan = plan_of(self.settings, model["kind"], len(model["classes"]))
-        attacks = cost.bound(plan, sizes.values(), timing, len(model["corruptions"]))
+        attacks = cost.bound(self._passes[i], sizes.values(), timing, len(model.corruptions))
         attacks = attacks.times(1 / self._sampled)
-        probed = most_passes(model["kind"], self.settings.levels, self.settings.version, self.settings.box is not None)
+        probed = most_passes(model.kind, self.settings.levels, self.settings.version, self.settings.box is not None)
         return attacks, cost.priced(probed, [sizes[case] for case in self._probed(i)], timing)
 
     def _run_cases(self) -> None:
         """The pilot, a prediction, then the probes and all other cases."""
         pilot, rest = self._tasks()
-        records = sum(_records_per_case(m) * len(m["cases"]) for m in self.models)
+        records = sum(_records_per_case(m) * len(m.cases) for m in self.models)
         probed = [self._probed(i) for i in range(len(self.jobs))]
         with _progress(records + sum(map(len, probed)), self.bars) as tell:
             self._run(self._attacks(pilot, tell), tell)
@@ -311,7 +310,7 @@ class Session:
         """Probes that met a case which could not be used are made again without those; now all of them are known."""
         bad = {(model, case) for model, case, _ in read_problems(self.folder)}
         for i, model in enumerate(self.models):
-            name = model["name"]
+            name = model.name
             if self.store.probe(name) is None:
                 usable = [case for case in self._good(i) if (name, case) not in bad]
                 if not usable:
@@ -328,7 +327,7 @@ class Session:
         for i, model in enumerate(self.models):
             first = self._good(i)[: max(2, self.pool.workers)]
             pilot += [(i, case) for case in first]
-            rest += [(i, case) for case in model["cases"] if case not in first]
+            rest += [(i, case) for case in model.cases if case not in first]
         return pilot, rest
 
     def _attacks(
@@ -345,12 +344,12 @@ class Session:
         for number, result in self.pool.run(_call, [call for call, _ in calls]):
             (function, *arguments), records = calls[number]
             if isinstance(result, Killed) and function.__name__ == Job.attack.__name__:
-                self.store.add_problem(self.models[function.__self__.number]["name"], arguments[0], result.reason)
+                self.store.add_problem(self.models[function.__self__.number].name, arguments[0], result.reason)
             tell(records)
 
     def _good(self, i: int) -> list[str]:
         """Cases of a model that can be used."""
-        return [case for case in self.models[i]["cases"] if case in self.sizes[i]]
+        return [case for case in self.models[i].cases if case in self.sizes[i]]
 
     def _probed(self, i: int) -> tuple[str, ...]:
         """Cases that the probes get, spread over the good ones."""
@@ -358,46 +357,40 @@ class Session:
 
     def _predict(self, pilot: Sequence[tuple[int, str]]) -> None:
         """Seconds of the whole, from the pilot."""
-        known = read_cost(self.folder).get("predicted")
+        known = read_cost(self.folder).predicted
         if known is None:
             records = read_records(self.folder)
             total = 0.0
             for i, (model, sizes) in enumerate(zip(self.models, self.sizes, strict=True)):
-                seconds = _seconds(records, model["name"])
+                seconds = _seconds(records, model.name)
                 whole = cost.predict(seconds, sizes)
                 # The probes take what the cases take, in proportion to the passes that both make at most.
                 attacks, probes = self._most(i, Timing(1.0, 1.0))
                 total += whole * (1 + probes.seconds / attacks.seconds)
-            known = {"seconds": total, "cases": len(pilot)}
-            self.store.add_cost(predicted=known)
+            known = Predicted(total, len(pilot))
+            self.store.add_cost(Costs(predicted=known))
         done = self._spent().seconds
-        left = max(known["seconds"] - done, 0.0) / self.pool.workers
+        left = max(known.seconds - done, 0.0) / self.pool.workers
         with tqdm.external_write_mode():  # beside the bar, not through it
             self.say(
-                f"Predicted from {_count(known['cases'], 'case')}: {duration(known['seconds'])} of computing in all; "
+                f"Predicted from {_count(known.cases, 'case')}: {duration(known.seconds)} of computing in all; "
                 f"{duration(left)} left."
             )
 
     def _spent(self) -> Cost:
         """What all sessions spent, probes included."""
-        probes = sum(p["seconds"] for p in read_probes(self.folder).values())
+        probes = sum(probe.seconds for probe in read_probes(self.folder).values())
         return cost.measured(read_records(self.folder)) + Cost(0, 0, probes)
 
     def _measured(self) -> None:
         spent = self._spent()
-        workers = self.pool.workers
-        self.store.add_cost(
-            measured={
-                "forward": spent.forward,
-                "backward": spent.backward,
-                "seconds": spent.seconds,
-                "workers": workers,
-            }
-        )
-        predicted = read_cost(self.folder)["predicted"]["seconds"]
+        measured = Measured(spent.forward, spent.backward, spent.seconds, self.pool.workers)
+        self.store.add_cost(Costs(measured=measured))
+        predicted = read_cost(self.folder).predicted
+        assert predicted is not None
         self.say(
             f"Measured: {spent.forward} forward and {spent.backward} backward passes of one input in the attacks, "
-            f"{duration(spent.seconds)} of computing (predicted {duration(predicted)})."
+            f"{duration(spent.seconds)} of computing (predicted {duration(predicted.seconds)})."
         )
 
 
@@ -409,8 +402,8 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def _records_per_case(model: dict[str, Any]) -> int:
-    return 1 + len(model["corruptions"]) + sum(map(len, model["stages"].values()))
+def _records_per_case(model: ModelEntry) -> int:
+    return 1 + len(model.corruptions) + model.attacks_per_case
 
 
 def _seconds(records: Sequence[Record], model: str) -> dict[str, float]:

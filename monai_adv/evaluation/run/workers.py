@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,23 +18,42 @@ from typing import Any, Protocol
 import torch
 
 from monai_adv.errors import InputError, in_a_sentence
+from monai_adv.evaluation.checks.probed import CaseProbe
 from monai_adv.evaluation.checks.probes import STEPS, probe
+from monai_adv.evaluation.costs import Size
+from monai_adv.evaluation.described import ModelEntry
 from monai_adv.evaluation.models.classifier import Classifier, first_of
 from monai_adv.evaluation.models.fingerprint import Marks, computed, contents, fingerprint, marks_of
 from monai_adv.evaluation.models.protocol import Model, Source
 from monai_adv.evaluation.models.radii import in_words
 from monai_adv.evaluation.models.smoothed import SmoothedVersion
 from monai_adv.evaluation.search import cost
-from monai_adv.evaluation.search.plan import Stage, corruption_key, corruptions, stages
+from monai_adv.evaluation.search.plan import AttackPlan, corruption_entry
 from monai_adv.evaluation.search.runner import check_threat, reproducible, run_case
-from monai_adv.evaluation.search.variations import checked_steps, variation_key
+from monai_adv.evaluation.search.variations import checked_steps, variation_entry
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store
-from monai_adv.metrics.score import Kind
 from monai_adv.optional import require
-from monai_adv.threats import Threat
+from monai_adv.statistics import Passes
 
 PACKAGES = ("monai-adv", "torch", "monai", "numpy", "scipy", "nnunetv2")
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model, and where it was opened.
+
+    Attributes:
+        model: as ``evaluation.json`` describes it.
+        most: key of a level -> what each of its attacks costs an input that is never finished.
+        versions: of the packages.
+        machine: in words.
+    """
+
+    model: ModelEntry
+    most: dict[str, tuple[Passes, ...]]
+    versions: dict[str, str]
+    machine: str
 
 
 @dataclass(frozen=True)
@@ -55,53 +74,52 @@ class Job:
     folder: str
     number: int = 0
 
-    def describe(self) -> dict[str, Any]:
-        """What ``evaluation.json`` says about the model, and the ``versions`` and the ``machine`` where it is opened.
+    def describe(self) -> Described:
+        """What ``evaluation.json`` says about the model, but for what :meth:`identify` adds.
 
         Raises:
             InputError: the model does not load, or has no such case.
         """
-        model = self._model()
-        classes = tuple(model.classes)
-        plan = plan_of(self.settings, model.kind, len(classes))
-        described = {
-            "name": model.name,
-            "kind": model.kind,
-            "classes": list(classes),
-            "space": model.space,
-            "unit": model.unit,
-            "cases": list(self.settings.select(model.cases)),
-            "problems": list(model.problems),
-            "stages": {
-                key: [{"name": s.name, "family": s.family, "settings": s.settings()} for s in plan[key]] for key in plan
-            },
-            "corruptions": [
-                dict(zip(("name", "severity"), corruption_key(c), strict=True))
-                for c in corruptions(self.settings.attacks)
-            ]
-            + [
-                dict(zip(("name", "severity"), variation_key(step), strict=True))
-                for step in checked_steps(self.settings.variations, model)
-            ],
-        }
-        return {"model": described, "versions": versions(), "machine": machine()}
+        model, plan = self._opened()
+        described = ModelEntry(
+            name=model.name,
+            kind=model.kind,
+            classes=tuple(model.classes),
+            space=model.space,
+            unit=model.unit,
+            cases=self.settings.select(model.cases),
+            problems=tuple(model.problems),
+            stages={key: tuple(stage.entry() for stage in stages) for key, stages in plan.by_level.items()},
+            corruptions=(
+                *map(corruption_entry, plan.corruptions),
+                *map(variation_entry, checked_steps(self.settings.variations, model)),
+            ),
+        )
+        return Described(described, plan.most_passes(), versions(), machine())
 
-    def identify(self) -> tuple[dict[str, Any], Marks]:
-        """What tells the model, its data and its code from others: for ``evaluation.json``, and file by file."""
+    def identify(self, entry: ModelEntry) -> tuple[ModelEntry, Marks]:
+        """The entry with what tells the model, its data and its code from others, and its files one by one."""
         model = self._model()
         marks = marks_of(getattr(model, "files", ()), Store(self.folder).marks(model.name))
         with reproducible(self.settings):
-            found = {"fingerprint": model.fingerprint, "files": contents(marks), "computes": computed(model)}
+            in_memory, computes = model.fingerprint, computed(model)
         data = marks_of(getattr(model, "data_files", ()), marks)
-        found["data"] = fingerprint(contents(data), getattr(model, "data_in_memory", ""))
-        return found | {"in_files": bool(getattr(model, "in_files", False))}, marks
+        found = replace(
+            entry,
+            fingerprint=in_memory,
+            files=contents(marks),
+            computes=computes,
+            data=fingerprint(contents(data), getattr(model, "data_in_memory", "")),
+            in_files=bool(getattr(model, "in_files", False)),
+        )
+        return found, marks
 
     def scored(self, case: str) -> tuple[str, ...]:
         """Names of the patients or images in a case, each of which gets a score."""
         model = self._model()
         return model.load(case).names if isinstance(model, Classifier) else (case,)
 
-    def survey(self, case: str) -> cost.Size | str:
+    def survey(self, case: str) -> Size | str:
         """The size of a case, or why it cannot be used."""
         try:
             loaded = self._model().load(case)
@@ -109,7 +127,7 @@ class Job:
                 check_threat(loaded.threat(level), loaded.images)
         except Exception as error:  # of whatever reads the images
             return in_a_sentence(error)
-        return cost.Size(len(loaded.images), loaded.images.numel())
+        return Size(len(loaded.images), loaded.images.numel())
 
     def radii(self, case: str) -> list[str]:
         """The radii in all their units, for this case."""
@@ -134,8 +152,9 @@ class Job:
 
     def attack(self, case: str, tell: Callable[[], None] = lambda: None) -> bool:
         """All levels and attacks of one case that the store does not have; see :func:`run_case`."""
+        model, plan = self._opened()
         with reproducible(self.settings):
-            return run_case(self._model(), case, self.settings, self._store(), tell)
+            return run_case(model, case, plan, self._store(), tell)
 
     def probe(self, cases: tuple[str, ...], tell: Callable[[], None] = lambda: None) -> str:
         """The probes for the red flags, on these cases, unless the store has them; returns why they failed, or ""."""
@@ -144,12 +163,9 @@ class Job:
             for _ in cases:
                 tell()
             return ""
-        seconds = 0.0
 
-        def once(case: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-            nonlocal seconds
+        def once(case: str, find: Callable[[], CaseProbe]) -> CaseProbe:
             found = store.probed_once(model.name, case, find)
-            seconds += found["seconds"]
             tell()
             return found
 
@@ -159,7 +175,7 @@ class Job:
                 found = probe(model, self.settings.levels, self.settings.seed, cases, steps, once)
         except Exception as error:  # of the model's own code, for some image
             return in_a_sentence(error)
-        store.add_probe(model.name, {**found, "seconds": seconds})
+        store.add_probe(model.name, found)
         return ""
 
     def _store(self) -> Store:
@@ -171,33 +187,28 @@ class Job:
         return Store(self.folder)
 
     def _model(self) -> Model:
+        return self._opened()[0]
+
+    def _opened(self) -> tuple[Model, AttackPlan]:
+        """The model and its attacks, once in each process."""
         key = self.run, self.number
         if key not in _models:
             for old in [k for k in _models if k[0] != self.run]:
                 del _models[old]
-            model = self.source.open()
-            model = first_of(model, self.settings.cases)
+            model = first_of(self.source.open(), self.settings.cases)
             if self.settings.smooth is not None:
                 model = SmoothedVersion(model, self.settings.smooth)
-            _models[key] = model
+            _models[key] = model, AttackPlan(model.kind, len(model.classes), self.settings)
         return _models[key]
 
 
-_models: dict[tuple[str, int], Model] = {}
+_models: dict[tuple[str, int], tuple[Model, AttackPlan]] = {}
 
 
 def forget(run: str) -> None:
     """Let go of the models that this process opened for a run."""
     for key in [k for k in _models if k[0] == run]:
         del _models[key]
-
-
-def plan_of(settings: EvaluationSettings, kind: Kind, classes: int) -> dict[str, list[Stage]]:
-    """The stages of every level."""
-    return {
-        level.key: stages(kind, settings.attacks, Threat(level.norm, level.eps, settings.box, unit="norm"), classes)
-        for level in settings.levels
-    }
 
 
 def versions() -> dict[str, str]:

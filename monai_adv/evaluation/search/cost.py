@@ -13,9 +13,9 @@ from monai_adv.attacks.pgd import PGD
 from monai_adv.attacks.square import Square
 from monai_adv.attacks.white_noise import WhiteNoise
 from monai_adv.errors import InputError, in_a_sentence
+from monai_adv.evaluation.costs import Cost, Size
 from monai_adv.evaluation.models.protocol import Case
 from monai_adv.evaluation.records import Record
-from monai_adv.evaluation.search.plan import Stage
 from monai_adv.network_state import device_of
 from monai_adv.statistics import Passes
 from monai_adv.tasks import take, to_device
@@ -35,14 +35,6 @@ PICTURES = 2
 
 
 @dataclass(frozen=True)
-class Size:
-    """How much a case asks for: network inputs, and their voxels in all channels together."""
-
-    inputs: int
-    voxels: int
-
-
-@dataclass(frozen=True)
 class Timing:
     """Seconds per voxel, in the dearest way that an attack makes them.
 
@@ -55,22 +47,6 @@ class Timing:
     forward: float
     backward: float
     scoring: float = 0.0
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Passes in inputs, and seconds of one process."""
-
-    forward: int
-    backward: int
-    seconds: float
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.forward + other.forward, self.backward + other.backward, self.seconds + other.seconds)
-
-    def times(self, factor: float) -> Cost:
-        """Of more or fewer cases like these."""
-        return Cost(round(self.forward * factor), round(self.backward * factor), self.seconds * factor)
 
 
 def measure(case: Case, batch_size: int, clock: Callable[[], float] = time.perf_counter) -> Timing:
@@ -126,11 +102,11 @@ def _seconds(case: Case, count: int, attack: Attack, clock: Callable[[], float])
     return max(seconds[1:])
 
 
-def bound(plan: Mapping[str, Sequence[Stage]], sizes: Iterable[Size], timing: Timing, corruptions: int = 0) -> Cost:
+def bound(most: Mapping[str, Sequence[Passes]], sizes: Iterable[Size], timing: Timing, corruptions: int = 0) -> Cost:
     """What one model costs if no input is ever finished: nothing can cost more passes.
 
     Args:
-        plan: stages per level.
+        most: of the stages of each level, see :meth:`~monai_adv.evaluation.search.plan.AttackPlan.most_passes`.
         sizes: of the cases.
         timing: of the network.
         corruptions: number of natural corruptions, each one forward.
@@ -139,15 +115,14 @@ def bound(plan: Mapping[str, Sequence[Stage]], sizes: Iterable[Size], timing: Ti
         One level of PGD with 10 steps: 11 forwards and 10 backwards, and 9 forwards for scores and pictures.
 
         >>> from monai_adv.attacks import PGD
-        >>> from monai_adv.threats import Threat
-        >>> plan = {"l2-1": [Stage("PGD", PGD(Threat("l2", 1.0), steps=10))]}
-        >>> bound(plan, [Size(inputs=1, voxels=100)], Timing(0.001, 0.001))
+        >>> most = {"l2-1": [PGD(Threat("l2", 1.0), steps=10).most_passes()]}
+        >>> bound(most, [Size(inputs=1, voxels=100)], Timing(0.001, 0.001))
         Cost(forward=20, backward=10, seconds=3.0)
     """
-    most = [stage.attack.most_passes() for stages in plan.values() for stage in stages]
+    stages = [passes for level in most.values() for passes in level]
     sizes = list(sizes)
-    scored = CLEAN + corruptions + PICTURES * len(plan) + SCORING * len(most)
-    attacks = sum(most, Passes())
+    scored = CLEAN + corruptions + PICTURES * len(most) + SCORING * len(stages)
+    attacks = sum(stages, Passes())
     scoring = replace(timing, forward=max(timing.scoring, timing.forward))
     return priced(attacks, sizes, timing) + priced(Passes(forward=scored), sizes, scoring)
 

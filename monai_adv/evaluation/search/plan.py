@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal, get_args
+from functools import cached_property
+from typing import Any, get_args
 
 from monai_adv.attacks.autoattack import AutoAttack
 from monai_adv.attacks.base import Attack
@@ -16,13 +17,16 @@ from monai_adv.attacks.square import Square
 from monai_adv.attacks.transfer import Transfer
 from monai_adv.attacks.white_noise import WhiteNoise
 from monai_adv.errors import AttackError
+from monai_adv.evaluation.codec import Plain
+from monai_adv.evaluation.described import CorruptionEntry, Family, StageEntry
 from monai_adv.evaluation.plans import Plan
 from monai_adv.evaluation.records import CORRUPTION as PREFIX
-from monai_adv.evaluation.settings import Version
+from monai_adv.evaluation.records import Level
+from monai_adv.evaluation.settings import EvaluationSettings, Version
 from monai_adv.metrics.score import Kind
+from monai_adv.statistics import Passes
 from monai_adv.threats import Threat
 
-Family = Literal["random", "white-box", "black-box", "transfer"]
 FAMILIES: dict[type, Family] = {WhiteNoise: "random", Square: "black-box", Transfer: "transfer"}
 NOISE_DRAWS = 10
 NOISE = "white noise"
@@ -48,10 +52,14 @@ class Stage:
         own: Family = getattr(self.attack, "family", "white-box")
         return next(known, own)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Plain:
         """Of the attack, in plain values; the threat is told by the level."""
-        plain: dict[str, Any] = _plain(self.attack)
+        plain: Plain = _plain(self.attack)
         return plain
+
+    def entry(self) -> StageEntry:
+        """As ``evaluation.json`` has it."""
+        return StageEntry(name=self.name, family=self.family, settings=self.settings())
 
 
 def stages(kind: Kind, version: Version | Plan, threat: Threat, classes: int) -> list[Stage]:
@@ -97,15 +105,74 @@ def stages(kind: Kind, version: Version | Plan, threat: Threat, classes: int) ->
     return [noise, *(Stage(s.name, s.attack) for s in named.values())]
 
 
+@dataclass(frozen=True)
+class AttackPlan:
+    """The attacks that an evaluation makes on a model: built once where the model is opened, and handed on.
+
+    Args:
+        kind: of the model.
+        classes: how many it has.
+        settings: of the evaluation.
+        make: the stages against a threat, see :func:`stages`.
+
+    Raises:
+        AttackError: a plan of the user's own that cannot be run; at the first use.
+
+    Example:
+        >>> plan = AttackPlan("classification", 2, EvaluationSettings((Level("linf", 0.1),), "quick"))
+        >>> plan.names(Level("linf", 0.1))
+        ['white noise', 'FGSM', 'PGD-20', 'PGD-20 from random starts']
+    """
+
+    kind: Kind
+    classes: int
+    settings: EvaluationSettings
+    make: Callable[[Kind, Version | Plan, Threat, int], list[Stage]] = stages
+
+    @cached_property
+    def by_level(self) -> dict[str, tuple[Stage, ...]]:
+        """Key of a level -> its stages, against the radius as it was given."""
+        box = self.settings.box
+        return {v.key: tuple(self._stages(Threat(v.norm, v.eps, box, unit="norm"))) for v in self.settings.levels}
+
+    @cached_property
+    def corruptions(self) -> tuple[Corruption, ...]:
+        """The natural corruptions."""
+        return tuple(corruptions(self.settings.attacks))
+
+    def names(self, level: Level) -> list[str]:
+        """Of the stages of a level."""
+        return [stage.name for stage in self.by_level[level.key]]
+
+    def most_passes(self) -> dict[str, tuple[Passes, ...]]:
+        """Key of a level -> what each stage costs an input that is never finished."""
+        return {key: tuple(stage.attack.most_passes() for stage in found) for key, found in self.by_level.items()}
+
+    def against(self, level: Level, threat: Threat) -> list[Stage]:
+        """The stages of a level against what it means for one case.
+
+        Raises:
+            AttackError: a plan of the user's own that has other stages then.
+        """
+        found = self._stages(threat)
+        if (names := [stage.name for stage in found]) != self.names(level):
+            allowed = f"the same for every threat of a level, here {', '.join(self.names(level))}"
+            raise AttackError.of("attacks", f"stages {', '.join(names)}", allowed)
+        return found
+
+    def _stages(self, threat: Threat) -> list[Stage]:
+        return self.make(self.kind, self.settings.attacks, threat, self.classes)
+
+
 def corruptions(version: Version | Plan) -> list[Corruption]:
     """The natural corruptions of a version: none (quick, a plan), all at severities 1, 3, 5 (standard), or all five."""
     severities: dict[Any, tuple[int, ...]] = {"standard": (1, 3, 5), "full": (1, 2, 3, 4, 5)}
     return [Corruption(name, severity) for name in CORRUPTIONS for severity in severities.get(version, ())]
 
 
-def corruption_key(corruption: Corruption) -> tuple[str, str]:
+def corruption_entry(corruption: Corruption) -> CorruptionEntry:
     """Attack and level of its records."""
-    return PREFIX + corruption.name, str(corruption.severity)
+    return CorruptionEntry(name=PREFIX + corruption.name, severity=str(corruption.severity))
 
 
 def _check_own(stage: Stage, plan: Plan, names: list[str]) -> None:

@@ -30,8 +30,8 @@ from monai_adv.evaluation.models.smoothed import SmoothedVersion
 from monai_adv.evaluation.plans import Plan
 from monai_adv.evaluation.random_streams import random_stream, seed_of
 from monai_adv.evaluation.records import Level, Record
-from monai_adv.evaluation.search.plan import NOISE, Stage, corruption_key, corruptions, stages
-from monai_adv.evaluation.search.variations import measured, steps_of, variation_key
+from monai_adv.evaluation.search.plan import NOISE, AttackPlan, Stage, corruption_entry
+from monai_adv.evaluation.search.variations import measured, steps_of, variation_entry
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Saved, State, Store
 from monai_adv.metrics.score import Score
@@ -51,7 +51,7 @@ class FaultyAttack(RuntimeError):
 def run_case(
     model: Model,
     name: str,
-    settings: EvaluationSettings,
+    plan: AttackPlan,
     store: Store,
     tell: Callable[[], None] = lambda: None,
 ) -> bool:
@@ -60,7 +60,7 @@ def run_case(
     Args:
         model: the model with its data.
         name: of the case.
-        settings: of the evaluation.
+        plan: of the attacks on this model.
         store: what is finished is read from it and written to it.
         tell: called after every record, also for those that the store had.
 
@@ -72,7 +72,7 @@ def run_case(
         FaultyAttack: an error of ours, which no case is to blame for.
         AttackError: one of a plan of the user's own.
     """
-    todo = _Run(model, name, settings, store, tell)
+    todo = _Run(model, name, plan, store, tell)
     try:
         todo.all_levels()
     except (PlaceError, FaultyAttack, AttackError):
@@ -127,7 +127,7 @@ class _Run:
 
     model: Model
     name: str
-    settings: EvaluationSettings
+    plan: AttackPlan
     store: Store
     tell: Callable[[], None]
     until: Until = field(init=False)
@@ -136,6 +136,10 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.until = "wrong" if self.model.kind == "classification" else "lowest"
+
+    @property
+    def settings(self) -> EvaluationSettings:
+        return self.plan.settings
 
     @property
     def case(self) -> Case:
@@ -152,7 +156,7 @@ class _Run:
             both_bounds.certify(self.model, self.case, self.store)
         clean = self._saved("", "clean") or self._clean()
         self.tell()
-        for corruption in corruptions(self.settings.attacks):
+        for corruption in self.plan.corruptions:
             self._corruption(corruption, clean)
         for step in steps_of(self.settings.variations, self.model):
             self._variation(step, clean)
@@ -193,7 +197,8 @@ class _Run:
 
     def _corruption(self, corruption: Corruption, clean: Saved) -> None:
         """The record of a natural corruption, unless there is one or it does not exist for these axes."""
-        name, severity = corruption_key(corruption)
+        entry = corruption_entry(corruption)
+        name, severity = entry.name, entry.severity
         if self._saved(severity, name) is None:
             case, start = self.case, time.perf_counter()
             if case.images.ndim - 2 not in CORRUPTIONS[corruption.name].axes:
@@ -217,7 +222,8 @@ class _Run:
 
     def _variation(self, step: Step, clean: Saved) -> None:
         """The record of a variation, unless there is one; with pictures of the first case."""
-        attack, severity = variation_key(step)
+        entry = variation_entry(step)
+        attack, severity = entry.name, entry.severity
         if self._saved(severity, attack) is None:
             record, pictures = measured(self.model, self.name, step, self.settings.seed)
             if self.name == self.settings.select(self.model.cases)[0]:
@@ -227,7 +233,7 @@ class _Run:
 
     def _level(self, level: Level, clean: Saved, lower: Saved | None) -> Saved:
         """All stages of one level; returns the last one."""
-        names = [stage.name for stage in self._plan(Threat(level.norm, level.eps, self.settings.box, unit="norm"))]
+        names = self.plan.names(level)
         done: Saved | None = None
         for name in names:
             if (saved := self._saved(level.key, name)) is None:
@@ -240,13 +246,10 @@ class _Run:
         state = self.store.state(done) if done else self._start(clean, lower)
         threat = self.case.threat(level)
         before = done or lower
-        plan = self._plan(threat)
-        if (found := [stage.name for stage in plan]) != names:
-            allowed = f"the same for every threat of a level, here {', '.join(names)}"
-            raise AttackError.of("attacks", f"stages {', '.join(found)}", allowed)
-        for number, stage in enumerate(plan[count:], count):
+        stages = self.plan.against(level, threat)
+        for number, stage in enumerate(stages[count:], count):
             # A score that inputs share is attacked best if it is known how low it can get.
-            known = any(earlier.family == "white-box" for earlier in plan[:number])
+            known = any(earlier.family == "white-box" for earlier in stages[:number])
             record, state, changed = self._stage(level, threat, stage, state, known)
             done = self.store.commit(record, state, None if changed or done is None else done.images)
             if before is not None and before.images != done.images:
@@ -258,9 +261,6 @@ class _Run:
             both_bounds.judge(self.model, self.case, level, state.images, self.store)
         self.store.add_pictures(*self._place(level), self.case.picture(state.images))
         return done
-
-    def _plan(self, threat: Threat) -> list[Stage]:
-        return stages(self.model.kind, self.settings.attacks, threat, len(self.model.classes))
 
     def _place(self, level: Level) -> tuple[str, str, str]:
         return self.model.name, self.name, level.key
@@ -368,7 +368,7 @@ class _Run:
         if broken is None:
             return worst
         found = consistency(self.case, images.to(device_of(self.case.network)))
-        if found["repeat"] <= INCONSISTENT and found["batch"] <= INCONSISTENT:
+        if found.repeat <= INCONSISTENT and found.batch <= INCONSISTENT:
             raise FaultyAttack(f"{stage.name} on {broken.case}: the worst score {broken.score} is not the worst.")
         return tuple(min(scores, key=lambda s: s.remaining) for scores in seen)
 

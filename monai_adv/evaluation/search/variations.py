@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from monai_adv.errors import InputError
+from monai_adv.evaluation.codec import Plain
+from monai_adv.evaluation.described import CorruptionEntry
 from monai_adv.evaluation.models.protocol import Case, Model, Picture
 from monai_adv.evaluation.records import CORRUPTION, NOT_APPLICABLE, Record
 from monai_adv.metrics.score import Score
@@ -21,9 +23,9 @@ TRIED = 3
 """Cases of which one has to be readable, for a first look."""
 
 
-def variation_key(step: Step) -> tuple[str, str]:
+def variation_entry(step: Step) -> CorruptionEntry:
     """Attack and level of its records."""
-    return CORRUPTION + step.variation.key, str(step.severity)
+    return CorruptionEntry(name=CORRUPTION + step.variation.key, severity=str(step.severity))
 
 
 def steps_of(words: Sequence[str], model: Any) -> list[Step]:
@@ -86,7 +88,7 @@ def measured(model: Any, case: str, step: Step, seed: int) -> tuple[Record, list
         slice of the case's first image before and after, in the units in which it is varied.
     """
     start, variation = time.perf_counter(), step.variation
-    settings: dict[str, Any] = {
+    settings: Plain = {
         "meaning": variation.meaning, "level": variation.words(step.severity), "source": variation.source,
         "at": model.varied_at,
     }  # fmt: skip
@@ -98,9 +100,9 @@ def measured(model: Any, case: str, step: Step, seed: int) -> tuple[Record, list
         scores, inputs = tuple(loaded.scores(loaded.images)), len(loaded.images)
     except NotApplicable as reason:
         settings[NOT_APPLICABLE] = str(reason)
-    attack, severity = variation_key(step)
+    entry = variation_entry(step)
     record = Record(
-        model.name, case, severity, attack, scores, scores,
+        model.name, case, entry.severity, entry.name, scores, scores,
         forward=inputs, seconds=time.perf_counter() - start, settings=settings,
     )  # fmt: skip
     before, after = seen.slices or (None, None)
