@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,15 @@ def test_a_certificate_that_an_attack_beats_is_an_alarm(linear: Results) -> None
             bounds_of(linear.folder, linear.numbers)
     finally:
         place.write_bytes(kept)
+
+
+def test_the_evidence_has_the_certified_figures(linear: Results) -> None:
+    content = json.loads((linear.folder / "evidence.json").read_text())
+    rows = [row for row in content["models"][0]["figures"] if row["attack"] == "certificate"]
+    (model,) = linear.bounds
+    assert [row["value"] for row in rows] == pytest.approx([row.certified for row in model.rows])
+    assert [row["level"] for row in rows] == ["", "l2-0.1", "l2-0.4", "l2-0.9"]
+    assert "lower bound" not in {each["topic"] for each in content["not_tested"]}
 
 
 def test_chance_of_losing_is_that_of_a_binomial() -> None:

@@ -30,6 +30,7 @@ from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.run.session import Session
 from monai_adv.evaluation.run.workers import ThisProcess
 from monai_adv.evaluation.settings import EvaluationSettings
+from monai_adv.evaluation.store import read_evaluation
 from nnunet_trainers.evaluation.source import NNUNetSource
 
 SETTINGS = EvaluationSettings((Level("linf", 0.01),), "quick")
@@ -41,6 +42,12 @@ def prepare(source: Source, folder: Path) -> None:
     session.prepare()
     session._open()  # without the attacks
     session.close()
+
+
+def data_hash(source: Source, folder: Path) -> str:
+    prepare(source, folder)
+    found: str = read_evaluation(folder).models[0].data
+    return found
 
 
 def same_size_and_dates(file: Path, content: bytes) -> None:
@@ -92,6 +99,8 @@ def test_an_nnunets_files_are_compared_by_content(nnunet: NNUNetSource, tmp_path
         flip_label(file)
     with pytest.raises(InputError) as error:
         prepare(nnunet, store)
+    same = data_hash(nnunet, tmp_path / "other") == read_evaluation(store).models[0].data
+    assert same == (what == "weights")  # two versions of a model can be told to have the same data
     assert f"models[model].files: the contents of {file}" in str(error.value)
     assert str(error.value).count("models[model]") in (1, 2)  # the image of the probed case may show it as well
 

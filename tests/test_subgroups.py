@@ -208,6 +208,22 @@ def test_groups_of_dice_are_on_the_page_and_in_the_evidence(tmp_path: Path) -> N
     assert [g.count for g in found.groups] == [12, 12, 10, 14]
 
 
+def test_a_table_that_comes_later_is_kept_and_told(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("case,site\n" + "".join(f"p{n},{s}\n" for n, s in enumerate(TABLE["site"][1:])))
+    words = ["report", str(images), "--subgroups", str(table)]
+    assert main(words) == 2
+    assert "p44: no row in t.csv" in capsys.readouterr().err
+    assert read_subgroups(images, GroupTable) is None
+    table.write_text("case,site\n" + "".join(f"p{n},{s}\n" for n, s in enumerate(TABLE["site"])))
+    assert main(words) == 0
+    assert "site: B" in (images / "report.html").read_text()
+    (told,) = [d for d in json.loads((images / "evidence.json").read_text())["deviations"] if "subgroups" in d]
+    assert "after 2 results were known" in told
+
+
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     factory = f"{Path(__file__).with_name('tiny_models.py')}:classifier"
     table = tmp_path / "t.csv"

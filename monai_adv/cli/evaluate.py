@@ -18,13 +18,13 @@ from monai_adv.cli.certify import add_draws
 from monai_adv.cli.models import add_models, cases, device, folder, models
 from monai_adv.cli.pools import add_pool, pool_of
 from monai_adv.cli.run_file import as_run_file
+from monai_adv.cli.subgroups import add_subgroups, groups_of
 from monai_adv.errors import InputError, first_cause
 from monai_adv.openmp import wait_passively
 from monai_adv.optional import require
 
 if TYPE_CHECKING:
     from monai_adv.certificates import Smoothing
-    from monai_adv.evaluation.evidence.group_table import GroupTable
     from monai_adv.evaluation.report.baseline import Baseline
     from monai_adv.evaluation.settings import EvaluationSettings
 
@@ -126,13 +126,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--acceptance", nargs="+", metavar="CRITERION",
         help="figures to be reached, each as '{measure: score, norm: l2, eps: 0.1, at_least: 0.7, reason: ...}'",
     )  # fmt: skip
-    file.add_argument(
-        "--subgroups", metavar="FILE", help="CSV with a column case and others (site, age, ...): scores per group",
-    )  # fmt: skip
-    file.add_argument(
-        "--subgroup-edges", nargs="+", metavar="COLUMN=A,B",
-        help="edges of the bins of columns of numbers, such as age=40,60 (default: quartiles)",
-    )  # fmt: skip
+    add_subgroups(file)
     then = parser.add_argument_group("for a test that runs by itself")
     then.add_argument("--baseline", metavar="FILE", help="results.json of an earlier report, measured in the same way")
     then.add_argument(
@@ -161,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
     args.device = device(args.device)
     output = folder(args.output)
     purpose = Purpose.stated(args.intended_use, args.acceptance)
-    groups = _groups(args.subgroups, args.subgroup_edges)
+    groups = groups_of(args)
     settings = _settings(args)
     baseline = _baseline(args, settings)
     _check_loggers(args.log)
@@ -186,16 +180,6 @@ def run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     finally:
         pool.close()
-
-
-def _groups(file: str | None, edges: list[str] | None) -> GroupTable | None:
-    from monai_adv.evaluation.evidence.group_table import GroupTable, edges_of
-
-    if file is None:
-        if edges:
-            raise InputError.of("subgroup-edges", " ".join(edges), "given with --subgroups")
-        return None
-    return GroupTable.read(file, edges_of(edges or []))
 
 
 def _mapping(word: str) -> Any:

@@ -157,8 +157,7 @@ class Results:
         """
         found: Any = import_module("monai_adv.evaluation.evidence.subgroups")
         read = GroupTable.read(table, edges)
-        lost = {case for _, case, _ in self.problems} & set(next(iter(read.columns.values())))
-        read.check({*(case for m in self.numbers.models for _, case in self.numbers.scores(m.name, "")), *lost})
+        found.check_cases(read, self.numbers)
         groups: Subgroups = found.subgroups_of(read, self.numbers)
         return groups
 

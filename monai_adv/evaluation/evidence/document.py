@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
@@ -17,16 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from monai_adv.evaluation import seal, store
+from monai_adv.evaluation.certify.both_bounds import read_bounds
 from monai_adv.evaluation.codec import plain
 from monai_adv.evaluation.described import ModelEntry
 from monai_adv.evaluation.evidence.decisions import decide
 from monai_adv.evaluation.evidence.history import purpose_of, sessions
 from monai_adv.evaluation.evidence.left_open import deviations, not_tested
 from monai_adv.evaluation.evidence.subgroups import Subgroups, kept_subgroups
-from monai_adv.evaluation.records import place_of
+from monai_adv.evaluation.records import CLEAN, place_of
 from monai_adv.evaluation.report.results import Cell, Figures, ModelResults, plain_values, table_rows
 from monai_adv.evaluation.report.sentences import robustness
 from monai_adv.files import write_whole
+from monai_adv.metrics.score import mean_known
+from monai_adv.metrics.statistics import bootstrap, wilson
 
 NAME = "evidence.json"
 SCHEMA = "urn:monai-adv:evidence:1"
@@ -115,6 +119,7 @@ def _model(
          "count": strength.summary.count}
         for row in (model.variations.rows if model.variations else ()) for strength in row.strengths
     ]  # fmt: skip
+    mine += _certified(folder, figures, model)
     robust = robustness(model, figures.levels)
     return {
         "name": model.name,
@@ -142,6 +147,31 @@ def _model(
             for c in purpose.criteria for d in [decide(c, model, figures)]
         ],
     }  # fmt: skip
+
+
+def _certified(folder: Path, figures: Figures, model: ModelResults) -> list[Content]:
+    """Lower bounds of a smoothed model, where its upper ones are; of a model itself none is proven."""
+    settings = figures.evaluation.settings
+    if not (smooth := settings.smooth):
+        return []
+    cases = list(dict.fromkeys(r.case for r in figures.records if r.model == model.name))
+    kept = read_bounds(folder, smooth, model.name, cases, figures.levels)
+    rows = []
+    for level in (None, *(v for v in figures.levels if v.norm == "l2")):
+        key = CLEAN if level is None else level.key
+        found = [c.attacked[key].certified for c in kept if key in c.attacked]
+        values = [value for value in found if not math.isnan(value)]
+        interval = (
+            wilson(round(sum(values)), len(values))
+            if model.kind == "classification"
+            else bootstrap(values, seed=settings.seed)
+        )
+        rows.append(
+            {"level": level.key if level else "", "attack": "certificate", "class": "all",
+             "measure": "certified lower bound", "value": mean_known(values), "low": interval.low,
+             "high": interval.high, "count": len(values)}
+        )  # fmt: skip
+    return rows
 
 
 def _subgroups(found: Subgroups) -> Content:

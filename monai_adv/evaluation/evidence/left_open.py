@@ -36,6 +36,8 @@ def not_tested(figures: Figures, subgroups: bool = False) -> list[dict[str, str]
         subgroups: whether groups of cases were compared.
     """
     found = dict(NEVER_TESTED)
+    if figures.evaluation.settings.smooth:
+        del found["lower bound"]  # it is among the figures
     norms = {level.norm for level in figures.levels}
     for norm, name in (("l2", "L2"), ("linf", "L-inf")):
         if norm not in norms:

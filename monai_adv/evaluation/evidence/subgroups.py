@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from monai_adv.evaluation.evidence.code import code_hash
 from monai_adv.evaluation.evidence.group_table import NOT_GIVEN, GroupTable
+from monai_adv.evaluation.evidence.history import Session
 from monai_adv.evaluation.records import level_name
-from monai_adv.evaluation.report.results import Figures, ModelResults
-from monai_adv.evaluation.store import read_subgroups
+from monai_adv.evaluation.report.results import Figures, ModelResults, gather
+from monai_adv.evaluation.store import Store, read_subgroups
 from monai_adv.foreign_text import printable
 from monai_adv.metrics.score import Kind
 from monai_adv.metrics.statistics import Interval, Scores, Summary, summarise
@@ -131,6 +134,33 @@ def subgroups_of(table: GroupTable, figures: Figures) -> Subgroups:
             large = [g for g in found if not g.small and g.name != NOT_GIVEN]
             gaps += [gap for key in scores if (gap := _gap(large, parts, key, figures)) is not None]
     return Subgroups(table, tuple(groups), tuple(gaps))
+
+
+def check_cases(table: GroupTable, figures: Figures) -> None:
+    """Hold a table against the cases of an evaluation; those that could not be used may be in it.
+
+    Raises:
+        InputError: other cases; names them.
+    """
+    lost = {case for _, case, _ in figures.problems} & set(next(iter(table.columns.values())))
+    table.check({*(case for m in figures.models for _, case in figures.scores(m.name, "")), *lost})
+
+
+def add_later(table: GroupTable, folder: str | Path) -> None:
+    """Keep a table with an evaluation that has run; the history says when.
+
+    Raises:
+        InputError: no evaluation there, or a table of other cases. Nothing is written then.
+    """
+    figures = gather(folder)
+    check_cases(table, figures)
+    store = Store(folder)
+    store.add_subgroups(table)
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    Session(
+        at=now, machine=figures.evaluation.machine, records=len(figures.records), command="", code=code_hash(),
+        subgroups=table.hash,
+    ).keep(store)  # fmt: skip
 
 
 def kept_subgroups(folder: str | Path, figures: Figures) -> Subgroups | None:
