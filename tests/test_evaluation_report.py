@@ -24,6 +24,7 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation import store
 from monai_adv.evaluation.checks.probed import TrainedAgainst
 from monai_adv.evaluation.checks.verdict import Verdict
+from monai_adv.evaluation.described import StageEntry
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, Record, levels
 from monai_adv.evaluation.report import curves, pictures
@@ -216,9 +217,9 @@ def test_worst_cases_are_shown_at_one_radius_for_all_models(tmp_path):
     results = gather(folder)
     assert report.telling_level(results.models[:1], results.levels).key == "l2-5"
     shown = report._worst_cases(folder, results)
-    assert {p["level"] for pictures in shown.values() for p in pictures} == {"L-inf 0.1"}
-    assert [p["case"] for p in shown["weak"]] == ["a", "b", "c"]
-    assert (shown["weak"][0]["before"], shown["weak"][0]["after"]) == ("Dice 80.0 %", "Dice 15.0 %")
+    assert {p.level for pictures in shown.values() for p in pictures} == {"L-inf 0.1"}
+    assert [p.case for p in shown["weak"]] == ["a", "b", "c"]
+    assert (shown["weak"][0].before, shown["weak"][0].after) == ("Dice 80.0 %", "Dice 15.0 %")
 
 
 def test_odd_names_are_text_and_nothing_else(tmp_path):
@@ -379,9 +380,8 @@ def test_many_classes_do_not_widen_the_table_of_attacks(tmp_path, monkeypatch):
 
 def test_settings_are_words(tmp_path):
     phase = {"attack": "Phase", "steps": 20, "loss": "balanced_masked_cross_entropy", "multiple": 1.0}
-    stage = {
-        "settings": {"attack": "Relay", "phases": [phase, {**phase, "loss": None}], "until": "lowest", "box": None}
-    }
+    settings = {"attack": "Relay", "phases": [phase, {**phase, "loss": None}], "until": "lowest", "box": None}
+    stage = StageEntry(name="relay", family="white-box", settings=settings)
     assert _settings_of(stage) == (
         "Relay: phases [steps 20, loss balanced masked cross entropy, multiple 1; steps 20, multiple 1], until lowest"
     )
