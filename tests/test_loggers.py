@@ -16,10 +16,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from monai_adv import optional
 from monai_adv.cli import main
-from monai_adv.errors import InputError, MissingPackageError
+from monai_adv.errors import InputError
 from monai_adv.evaluation.outcome import Results
 from monai_adv.evaluation.report import curves, pictures
 from monai_adv.evaluation.report.loggers import logger_of, metrics_of
+from monai_adv.optional import MissingPackageError
 
 NAME = "IMA (2d): α"
 EXPECTED = {
