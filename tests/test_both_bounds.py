@@ -18,6 +18,7 @@ from monai_adv.certificates import SmoothedModel, Smoothing
 from monai_adv.certificates.bounds import chance_of_losing
 from monai_adv.cli import main
 from monai_adv.evaluation.certify import both_bounds
+from monai_adv.evaluation.evidence.leaderboard import Entry
 from monai_adv.evaluation.frame_columns import COLUMNS
 from monai_adv.evaluation.models.classifier import Classifier
 from monai_adv.evaluation.models.segmenter import Segmenter
@@ -86,6 +87,13 @@ def test_the_page_says_first_what_is_certified(linear: Results) -> None:
         case = by_case[str(row["case"])]
         assert row["certified_radius"] == pytest.approx(case.certified.radius)
         assert row["attacked l2-0.4"] == case.attacked["l2-0.4"].score
+
+
+def test_a_leaderboard_shows_both_bounds(linear: Results) -> None:
+    rows = Entry.of(linear.folder, "ten images").rows
+    assert [row.certified for row in rows] == [100 * row.certified for row in linear.bounds[0].rows[1:]]
+    assert all(row.certified is not None and row.robust is not None and row.certified <= row.robust for row in rows)
+    assert {row.note for row in rows} == {""}
 
 
 def test_a_certificate_that_an_attack_beats_is_an_alarm(linear: Results) -> None:

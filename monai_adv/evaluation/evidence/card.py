@@ -86,15 +86,15 @@ class Card:
             "## Robustness",
             "",
             f"Measured on {model.summaries[''].count} {one}s with monai-adv {evaluation.versions['monai-adv']}, "
-            f"{evaluation.started[:10]}; attacks: {_plain(evaluation.settings.attacks)}. "
+            f"{evaluation.started[:10]}; attacks: {plain_text(evaluation.settings.attacks)}. "
             f"The figures are **{model.verdict.word}**; the model is **{robust.word}**.",
             "",
             f"| {one}s | {score} in % (95 % interval) |",
             "|---|---|",
             *rows,
             "",
-            f"Radii are in {_plain(model.unit)}. Attacked: {_plain(model.space)}. The worst case is the lowest score "
-            "that any attack found: the true one can be lower.",
+            f"Radii are in {plain_text(model.unit)}. Attacked: {plain_text(model.space)}. The worst case is the lowest "
+            "score that any attack found: the true one can be lower.",
             "",
             "Limits:",
             "",
@@ -234,6 +234,6 @@ def _rounded(summary: Summary) -> float | None:
     return None if math.isnan(summary.mean) else round(summary.mean, 4)
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text from elsewhere, without a meaning in Markdown."""
     return " ".join(printable(text).split()).translate(UNMARKED)

@@ -26,6 +26,8 @@ NEVER_TESTED = {
     "monai-adv certify.",
 }
 """Topic -> sentence."""
+LEFT_OUT, NOT_FINISHED = "Left out: ", "Not finished: "
+"""How sentences of :func:`deviations` begin that say that a mean is not of all cases."""
 
 
 def not_tested(figures: Figures, subgroups: bool = False) -> list[dict[str, str]]:
@@ -64,10 +66,10 @@ def deviations(figures: Figures, history: Sequence[Session]) -> list[str]:
     """Where the evaluation is not the plain whole: a sentence each."""
     settings, found = figures.evaluation.settings, told_late(history)
     for model, case, reason in figures.problems:
-        found.append(f"Left out: {model}{', ' + case if case else ''}: {reason}")
+        found.append(f"{LEFT_OUT}{model}{', ' + case if case else ''}: {reason}")
     for results in figures.models:
         if results.unfinished:
-            found.append(f"Not finished: {len(results.unfinished)} cases of {results.name} are in no figure yet.")
+            found.append(f"{NOT_FINISHED}{len(results.unfinished)} cases of {results.name} are in no figure yet.")
         if results.totals.broken:
             found.append(
                 f"{results.name} gave NaN or infinity on {results.totals.broken} attacked inputs; they count as "

@@ -1,0 +1,244 @@
+"""Rows of a leaderboard: what may stand beside what, and what an ``evidence.json`` contributes to it.
+
+A row is comparable with the rows of its own board only. Evidence holds hashes, so its boards are exact: the same cases
+with the same contents, the same radius, the same plan of attacks. A result without hashes never shares a board with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai_adv.errors import InputError, first_cause
+from monai_adv.evaluation.codec import plain, typed
+from monai_adv.evaluation.evidence.document import NAME, digest_of
+from monai_adv.evaluation.evidence.left_open import LEFT_OUT, NOT_FINISHED
+from monai_adv.evaluation.evidence.verify import verify
+from monai_adv.evaluation.report.bounds import bounds_of
+from monai_adv.evaluation.report.results import gather
+from monai_adv.files import write_whole
+
+NORMS = {"l2": "L2", "linf": "L-inf"}
+OVERALL = ("mean Dice", "accuracy")
+"""The score of all classes together, of a segmentation and of a classification."""
+
+
+@dataclass(frozen=True, order=True)
+class Board:
+    """What all rows of a board share.
+
+    Attributes:
+        data: the samples.
+        model: kind of network, and what of it is attacked.
+        radius: with norm and unit.
+        attack: in words.
+        score: in %.
+    """
+
+    data: str
+    model: str
+    radius: str
+    attack: str
+    score: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model; None and "" say that something was not measured.
+
+    Attributes:
+        board: it belongs to.
+        method: it was trained with.
+        settings: what differs from the defaults, in words.
+        clean, robust: score in % without the attack, and under it.
+        certified: lower bound of the score at this radius, in %.
+        noise: score in % under white noise of this radius.
+        passes: network passes per sample and step; a plain step has 3.
+        share: network passes of the training, as a multiple of the plain training's.
+        runs: how many trainings, or folds, the figures are a mean of.
+        verdict: of the report.
+        note: what else must be known of it.
+        command: that made it.
+        source: file that holds the figures.
+        date: of the measurement.
+    """
+
+    board: Board
+    method: str
+    settings: str = ""
+    clean: float | None = None
+    robust: float | None = None
+    certified: float | None = None
+    noise: float | None = None
+    passes: float | None = None
+    share: float | None = None
+    runs: int = 1
+    verdict: str = ""
+    note: str = ""
+    command: str = ""
+    source: str
+    date: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Rows of one evidence, as a leaderboard keeps them.
+
+    Attributes:
+        digest: of the evidence.
+        records: hash of the records it was made from; a report that is written again has another digest, not another
+            hash of its records.
+        checked: how many checks match.
+        not_checked: what could not be checked where it was added.
+        rows: of its models and radii.
+    """
+
+    digest: str
+    records: str
+    checked: int
+    not_checked: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def of(cls, folder: str | Path, data: str, digest: str | None = None) -> Entry:
+        """Verify an evidence as ``monai-adv verify`` does, and take its rows.
+
+        Args:
+            folder: with ``evidence.json`` beside its report, or that file.
+            data: name of the data set; the evidence knows its hashes only.
+            digest: of the evidence as it was kept elsewhere.
+
+        Raises:
+            InputError: something differs, nothing was attacked, or cases are missing from the figures.
+
+        Example:
+            >>> Entry.of("report", "BreastMNIST, test")  # doctest: +SKIP
+        """
+        folder = Path(folder)
+        folder = folder.parent if folder.name == NAME else folder
+        if not data.strip():
+            raise InputError.of("--data", data, "the name of the data set", "as BreastMNIST, test images")
+        lines = verify(folder, digest)
+        if wrong := [line for line in lines if line.outcome == "DIFFERS"]:
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            what = f"{wrong[0].what}{': ' + wrong[0].why if wrong[0].why else ''}{more}"
+            raise InputError(f"{folder}: does not match its evidence, {what}; see monai-adv verify {folder}.")
+        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        found = digest_of(content)
+        proven = _certificates(folder) if (folder / "evaluation.json").exists() else {}
+        rows = tuple(row for model in content["models"] for row in rows_of(content, model, data.strip(), proven))
+        if not rows:
+            raise InputError.of(str(folder), "no worst case", "an evaluation with attacks", "give one radius at least")
+        return cls(
+            digest=found, records=content["hashes"]["records"]["sha256"],
+            checked=sum(line.outcome == "matches" for line in lines),
+            not_checked=tuple(line.what for line in lines if line.outcome == "not checked"), rows=rows,
+        )  # fmt: skip
+
+    @classmethod
+    def read(cls, path: Path) -> Entry:
+        """What :meth:`keep` wrote.
+
+        Raises:
+            InputError: it is none.
+        """
+        try:
+            return typed(cls, json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}: is no row of the leaderboard ({first_cause(error)}); add it again.") from error
+
+    def keep(self, folder: Path) -> Path:
+        """Write it as a file of its own.
+
+        Args:
+            folder: of the rows that are there already.
+
+        Returns:
+            the file.
+
+        Raises:
+            InputError: the same evidence, or another one of the same records, is there.
+        """
+        for file in sorted(folder.glob("*.json")):
+            other = Entry.read(file)
+            for what, same in (("digest", self.digest == other.digest), ("records", self.records == other.records)):
+                if same:
+                    allowed = f"one that is not there yet; {file} has the same {what}"
+                    raise InputError.of("evidence", self.digest[:16], allowed, "delete that file to replace it")
+        folder.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(plain(self), indent=1, ensure_ascii=False, allow_nan=False)
+        write_whole(file := folder / f"{self.digest[:16]}.json", content + "\n")
+        return file
+
+
+Proven = Mapping[tuple[str, str], tuple[float, int]]
+"""Model and key of a level -> what is certified there, of how many cases."""
+
+
+def _certificates(folder: Path) -> Proven:
+    bounds = bounds_of(folder, gather(folder))
+    return {
+        (model.name, row.level.key): (row.certified, row.count) for model in bounds for row in model.rows if row.level
+    }
+
+
+def rows_of(content: Mapping[str, Any], model: Mapping[str, Any], data: str, proven: Proven) -> Iterator[Row]:
+    """A row for every radius at which a model was attacked.
+
+    Args:
+        content: of ``evidence.json``.
+        model: of its models.
+        data: name of the data set.
+        proven: by certificates.
+
+    Raises:
+        InputError: a mean leaves cases out.
+    """
+    if missing := [said for said in content["deviations"] if said.startswith((LEFT_OUT, NOT_FINISHED))]:
+        raise InputError.of("evidence", missing[0], "figures of all cases", "finish the evaluation, or leave none out")
+    measurement, digest = content["measurement"], digest_of(content)
+    figures = {
+        (figure["level"], figure["attack"]): figure
+        for figure in model["figures"]
+        if figure["class"] == "all" and figure["measure"] in OVERALL
+    }
+    images = model["hashes"]["data"]
+    cases = f"{model['cases']['count']} cases {model['cases']['hash'][:8]}, " + (
+        f"contents {images[:8]}" if images else f"contents unknown, model {model['hashes']['in_memory'][:8]}"
+    )
+    box = measurement["settings"]["box"]
+    bounded = "no box" if box is None else f"box [{box[0]:.12g}, {box[1]:.12g}]"
+    for level in measurement["levels"]:
+        worst, clean = figures.get((level["key"], "worst case")), figures.get(("", "clean"))
+        if worst is None or clean is None:
+            continue
+        scored = worst["count"]
+        if scored != clean["count"] or worst["value"] is None or clean["value"] is None:
+            said = f"a worst case of {scored} and a clean score of {clean['count']}"
+            raise InputError.of(model["name"], said, "both of all cases", "finish the evaluation")
+        noise = figures.get((level["key"], "white noise"))
+        low, of = proven.get((model["name"], level["key"]), (0.0, 0))
+        unit = {"norm": "", "rms": " RMS per voxel", "raw": " raw"}[level["unit"]]
+        yield Row(
+            board=Board(
+                f"{data} ({cases})",
+                f"{model['attacked']}; intensities: {model['unit']}",
+                f"{NORMS[level['norm']]} {level['eps']:.12g}{unit}, {bounded}",
+                f"worst case of {measurement['settings']['attacks']}, plan {model['hashes']['plan'][:8]}",
+                worst["measure"],
+            ),
+            method=model["name"], clean=100 * clean["value"], robust=100 * worst["value"],
+            noise=None if noise is None else 100 * noise["value"], verdict=model["trust"]["word"],
+            certified=100 * low if of == scored else None, note=_more_certified(content, of, scored),
+            command=measurement["command"], source=f"{digest[:16]}.json", date=measurement["started"][:10],
+        )  # fmt: skip
+
+
+def _more_certified(content: Mapping[str, Any], of: int, count: int) -> str:
+    """What a row does not show of certificates that were made."""
+    if "certificates.csv" not in content["hashes"]["report"] or of == count:
+        return ""
+    return f"certified: {of} of {count} cases, see certificates.csv of its report"
