@@ -17,7 +17,7 @@ from monai_adv.cli.measured import MEASURED, Experiment
 from monai_adv.errors import InputError
 from monai_adv.evaluation.evidence.document import digest_of, document
 from monai_adv.evaluation.evidence.leaderboard import Board, Entry, Row, rows_of
-from monai_adv.evaluation.evidence.leaderboard_tables import SAME_CLASS, markdown, ranked
+from monai_adv.evaluation.evidence.leaderboard_tables import markdown, ranked
 from monai_adv.evaluation.report.page import write_report
 from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.store import Store
@@ -64,7 +64,7 @@ def add(report: Path, docs: Path, *more: str) -> int:
 
 def boards_of(folder: Path) -> list[Board]:
     content = document(folder, gather(folder), "2026-11-29", {})
-    return [found.board for model in content["models"] for found in rows_of(content, model, "Phantoms", {})]
+    return [found.board for model in content["models"] for found in rows_of(content, model, "Phantoms")]
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -108,7 +108,8 @@ def test_no_run_is_left_out() -> None:
 
     trainings = {(run["set"], run["method"]) for run in results("classification.json")}
     assert count("classification.json") == 4 * len(trainings)
-    assert count("certificates.json") == sum(len(run["attacked"]) for run in results("certificates.json"))
+    certified = results("certificates.json")
+    assert count("certificates.json") == sum(len((run.get("cases") or [run])[0]["attacked"]) for run in certified)
     assert count("price.json") == sum(len(run.get("measured", ())) for run in results("price.json").values())
     attacks = {key for key in results("price_3d.json")["plain"] if key.startswith("pgd")}
     assert count("price_3d.json") == 2 * len(attacks) + len(results("price_3d.json")["by_epoch"])
@@ -143,7 +144,7 @@ def test_a_certificate_is_never_above_its_attack() -> None:
 
 
 def test_the_best_worst_case_comes_first_and_a_constant_answer_last() -> None:
-    rows = [row("A", 10.0), row("B", None), row("C", 70.0, note=SAME_CLASS), row("D", 50.0), row("E", 10.0, clean=90.0)]
+    rows = [row("A", 10.0), row("B", None), row("C", 70.0, ranked=False), row("D", 50.0), row("E", 10.0, clean=90.0)]
     assert [found.method for found in ranked(rows)] == ["D", "E", "A", "B", "C"]
     assert [found.method for found in ranked(rows[::-1])] == ["D", "E", "A", "B", "C"]
     table = markdown(rows).splitlines()

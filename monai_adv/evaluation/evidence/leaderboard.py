@@ -17,13 +17,11 @@ from monai_adv.evaluation.codec import plain, typed
 from monai_adv.evaluation.evidence.document import NAME, digest_of
 from monai_adv.evaluation.evidence.left_open import LEFT_OUT, NOT_FINISHED
 from monai_adv.evaluation.evidence.verify import verify
-from monai_adv.evaluation.report.bounds import bounds_of
-from monai_adv.evaluation.report.results import gather
 from monai_adv.files import write_whole
 
 NORMS = {"l2": "L2", "linf": "L-inf"}
-OVERALL = ("mean Dice", "accuracy")
-"""The score of all classes together, of a segmentation and of a classification."""
+OVERALL = ("mean Dice", "accuracy", "certified lower bound")
+"""Measures of all classes together: the score of a segmentation, of a classification, and what is proven of either."""
 
 
 @dataclass(frozen=True, order=True)
@@ -60,6 +58,7 @@ class Row:
         share: network passes of the training, as a multiple of the plain training's.
         runs: how many trainings, or folds, the figures are a mean of.
         verdict: of the report.
+        ranked: False: a constant answer, say; nothing can change it, and it is listed last, whatever its figure.
         note: what else must be known of it.
         command: that made it.
         source: file that holds the figures.
@@ -77,6 +76,7 @@ class Row:
     share: float | None = None
     runs: int = 1
     verdict: str = ""
+    ranked: bool = True
     note: str = ""
     command: str = ""
     source: str
@@ -113,9 +113,6 @@ class Entry:
 
         Raises:
             InputError: something differs, nothing was attacked, or cases are missing from the figures.
-
-        Example:
-            >>> Entry.of("report", "BreastMNIST, test")  # doctest: +SKIP
         """
         folder = Path(folder)
         folder = folder.parent if folder.name == NAME else folder
@@ -128,8 +125,7 @@ class Entry:
             raise InputError(f"{folder}: does not match its evidence, {what}; see monai-adv verify {folder}.")
         content = json.loads((folder / NAME).read_text(encoding="utf-8"))
         found = digest_of(content)
-        proven = _certificates(folder) if (folder / "evaluation.json").exists() else {}
-        rows = tuple(row for model in content["models"] for row in rows_of(content, model, data.strip(), proven))
+        rows = tuple(row for model in content["models"] for row in rows_of(content, model, data.strip()))
         if not rows:
             raise InputError.of(str(folder), "no worst case", "an evaluation with attacks", "give one radius at least")
         return cls(
@@ -174,25 +170,13 @@ class Entry:
         return file
 
 
-Proven = Mapping[tuple[str, str], tuple[float, int]]
-"""Model and key of a level -> what is certified there, of how many cases."""
-
-
-def _certificates(folder: Path) -> Proven:
-    bounds = bounds_of(folder, gather(folder))
-    return {
-        (model.name, row.level.key): (row.certified, row.count) for model in bounds for row in model.rows if row.level
-    }
-
-
-def rows_of(content: Mapping[str, Any], model: Mapping[str, Any], data: str, proven: Proven) -> Iterator[Row]:
+def rows_of(content: Mapping[str, Any], model: Mapping[str, Any], data: str) -> Iterator[Row]:
     """A row for every radius at which a model was attacked.
 
     Args:
         content: of ``evidence.json``.
         model: of its models.
         data: name of the data set.
-        proven: by certificates.
 
     Raises:
         InputError: a mean leaves cases out.
@@ -215,12 +199,12 @@ def rows_of(content: Mapping[str, Any], model: Mapping[str, Any], data: str, pro
         worst, clean = figures.get((level["key"], "worst case")), figures.get(("", "clean"))
         if worst is None or clean is None:
             continue
-        scored = worst["count"]
-        if scored != clean["count"] or worst["value"] is None or clean["value"] is None:
-            said = f"a worst case of {scored} and a clean score of {clean['count']}"
-            raise InputError.of(model["name"], said, "both of all cases", "finish the evaluation")
+        proven = figures.get((level["key"], "certificate"))
+        counted = [worst, clean, *(found for found in (proven,) if found)]
+        if len({found["count"] for found in counted}) > 1 or any(found["value"] is None for found in counted):
+            said = f"means of {', '.join(str(found['count']) for found in counted)} samples"
+            raise InputError.of(model["name"], said, "all of them", "finish the evaluation")
         noise = figures.get((level["key"], "white noise"))
-        low, of = proven.get((model["name"], level["key"]), (0.0, 0))
         unit = {"norm": "", "rms": " RMS per voxel", "raw": " raw"}[level["unit"]]
         yield Row(
             board=Board(
@@ -232,13 +216,6 @@ def rows_of(content: Mapping[str, Any], model: Mapping[str, Any], data: str, pro
             ),
             method=model["name"], clean=100 * clean["value"], robust=100 * worst["value"],
             noise=None if noise is None else 100 * noise["value"], verdict=model["trust"]["word"],
-            certified=100 * low if of == scored else None, note=_more_certified(content, of, scored),
+            certified=None if proven is None else 100 * proven["value"],
             command=measurement["command"], source=f"{digest[:16]}.json", date=measurement["started"][:10],
         )  # fmt: skip
-
-
-def _more_certified(content: Mapping[str, Any], of: int, count: int) -> str:
-    """What a row does not show of certificates that were made."""
-    if "certificates.csv" not in content["hashes"]["report"] or of == count:
-        return ""
-    return f"certified: {of} of {count} cases, see certificates.csv of its report"

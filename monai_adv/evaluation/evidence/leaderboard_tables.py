@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from monai_adv.errors import InputError
 from monai_adv.evaluation.evidence.card import plain_text
-from monai_adv.evaluation.evidence.leaderboard import Board, Row
+from monai_adv.evaluation.evidence.leaderboard import Board, Entry, Row
 
+_BLOCK = re.compile(r"<!-- boards -->\n.*<!-- end -->", re.DOTALL)
 NONE = "not measured"
-SAME_CLASS = "nearly always says the same class"
-"""Note of a row that is listed last, whatever its figure: a constant answer cannot be attacked."""
 
 
 def _score(value: float | None) -> str:
@@ -31,6 +34,34 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "verdict": lambda row: plain_text(row.verdict) or NONE,
 }
 """Of a board's tables; what no row of a board has is named below its table instead."""
+
+
+def refreshed(page: Path, rows: Iterable[Row], entries: Sequence[Entry]) -> str:
+    """A page with the boards of all rows between its two marks; the rest of it is written by hand.
+
+    Args:
+        page: file with ``<!-- boards -->`` and ``<!-- end -->``.
+        rows: whose sources are seen from there.
+        entries: rows of others, kept in ``leaderboard`` beside it.
+
+    Raises:
+        InputError: the marks are not there.
+    """
+    added = [replace(row, source=f"leaderboard/{row.source}") for entry in entries for row in entry.rows]
+    boards = f"<!-- boards -->\nAdded so far: {_added(entries)}\n\n{markdown([*rows, *added])}\n<!-- end -->"
+    text, count = _BLOCK.subn(lambda _: boards, page.read_text(encoding="utf-8") if page.exists() else "")
+    if count != 1:
+        raise InputError.of(str(page), f"{count} blocks of boards", "one, between <!-- boards --> and <!-- end -->")
+    return text
+
+
+def _added(entries: Sequence[Entry]) -> str:
+    lines = []
+    for entry in entries:
+        left = f"; not checked: {plain_text('; '.join(entry.not_checked))}" if entry.not_checked else ""
+        short = entry.digest[:16]
+        lines.append(f"* [{short}](leaderboard/{short}.json): {entry.checked} checks matched{left}")
+    return "\n\n" + "\n".join(lines) if lines else "none."
 
 
 def markdown(rows: Iterable[Row]) -> str:
@@ -70,7 +101,7 @@ def ranked(rows: Iterable[Row]) -> list[Row]:
 
     def place(row: Row) -> tuple[bool, bool, float, float, str, str]:
         robust, clean = row.robust, row.clean
-        return (SAME_CLASS in row.note, robust is None, -(robust or 0.0), -(clean or 0.0), row.method, row.settings)
+        return (not row.ranked, robust is None, -(robust or 0.0), -(clean or 0.0), row.method, row.settings)
 
     return sorted(rows, key=place)
 
@@ -81,7 +112,7 @@ def _board(rows: Sequence[Row]) -> list[str]:
     right = [False, False, False, *(head != "verdict" for head in shown), True, False, False]
     lines = [heads, ["---:" if figure else "---" for figure in right]]
     for number, row in enumerate(rows, 1):
-        rank = "–" if SAME_CLASS in row.note or row.robust is None else str(number)
+        rank = "–" if not row.ranked or row.robust is None else str(number)
         link = f"[{row.date}]({row.source})"
         texts = [plain_text(row.method), plain_text(row.settings)]
         lines.append(
