@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from monai_adv.errors import InputError, first_cause
 from monai_adv.evaluation.codec import plain, typed
 from monai_adv.evaluation.evidence.document import NAME, digest_of
 from monai_adv.evaluation.evidence.left_open import LEFT_OUT, NOT_FINISHED
-from monai_adv.evaluation.evidence.verify import verify
+from monai_adv.evaluation.evidence.verify import FIGURES, verify
 from monai_adv.files import write_whole
 
 NORMS = {"l2": "L2", "linf": "L-inf"}
@@ -128,10 +128,13 @@ class Entry:
         rows = tuple(row for model in content["models"] for row in rows_of(content, model, data.strip()))
         if not rows:
             raise InputError.of(str(folder), "no worst case", "an evaluation with attacks", "give one radius at least")
+        not_checked = tuple(line.what for line in lines if line.outcome == "not checked")
+        if FIGURES in not_checked:
+            rows = tuple(replace(row, note="figures not held against records") for row in rows)
         return cls(
             digest=found, records=content["hashes"]["records"]["sha256"],
             checked=sum(line.outcome == "matches" for line in lines),
-            not_checked=tuple(line.what for line in lines if line.outcome == "not checked"), rows=rows,
+            not_checked=not_checked, rows=rows,
         )  # fmt: skip
 
     @classmethod

@@ -27,6 +27,8 @@ from monai_adv.evaluation.report.results import gather
 
 REPORT = ("report.html", "results.json", "results.csv", "tables.csv")
 """Files that every report has."""
+FIGURES = "records and figures"
+"""What cannot be checked of a report alone."""
 Outcome = Literal["matches", "DIFFERS", "not checked"]
 
 
@@ -70,7 +72,7 @@ def verify(folder: str | Path, digest: str | None = None) -> list[Line]:
     if (folder / "evaluation.json").exists():
         lines += _of_records(folder, content)
     else:
-        lines.append(Line("records and figures", "not checked", "only the report is here, not the evaluation's folder"))
+        lines.append(Line(FIGURES, "not checked", "only the report is here, not the evaluation's folder"))
     for model in content["models"]:
         lines += _of_model(folder, model)
     return [*lines, _of_code(content["measurement"])]
