@@ -190,7 +190,7 @@ def test_a_verified_evidence_becomes_rows_of_one_board(report: Path, docs: Path)
         ("plain", pytest.approx(80), pytest.approx(50), pytest.approx(80)),
     ]
     page = (docs / "leaderboard.md").read_text()
-    assert page.startswith("# Ours\n\n<!-- boards -->\nAdded so far: \n\n* [")
+    assert page.startswith("# Ours\n\n<!-- boards -->\nAdded so far:\n\n* [")
     assert r"| 1 | SAT\|x |  | 80.0 | 60.0 | 80.0 | not enough measured |" in page
     assert leaderboard.page(docs) == page
 
@@ -203,6 +203,16 @@ def test_rows_share_a_board_only_if_cases_and_attacks_are_the_same(tmp_path: Pat
         records = [replace(r, settings={"steps": steps}) if r.level else r for r in records]
         boards += boards_of(folder_of(tmp_path / name, records, data="same"))
     assert len(set(boards)) == 3
+
+
+def test_a_figure_that_its_report_does_not_trust_leads_no_board(kept: Path) -> None:
+    """A network whose gradients say nothing has the best figure of all."""
+    content = json.loads((kept / "evidence.json").read_text())
+    first, second = content["models"]
+    first["trust"]["word"] = "not reliable"
+    rows = [found for model in (first, second) for found in rows_of(content, model, "Phantoms")]
+    assert [found.method for found in ranked(rows)] == ["plain", "SAT|x"]
+    assert rows[0].robust > rows[1].robust
 
 
 def test_images_that_nobody_hashed_share_no_board(tmp_path: Path) -> None:

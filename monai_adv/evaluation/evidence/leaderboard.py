@@ -58,7 +58,7 @@ class Row:
         share: network passes of the training, as a multiple of the plain training's.
         runs: how many trainings, or folds, the figures are a mean of.
         verdict: of the report.
-        ranked: False: a constant answer, say; nothing can change it, and it is listed last, whatever its figure.
+        ranked: False: its figure is no robustness (a constant answer, a verdict of "not reliable"); it is listed last.
         note: what else must be known of it.
         command: that made it.
         source: file that holds the figures.
@@ -193,7 +193,7 @@ def rows_of(content: Mapping[str, Any], model: Mapping[str, Any], data: str) -> 
         if figure["class"] == "all" and figure["measure"] in OVERALL
     }
     images = model["hashes"]["data"]
-    cases = f"{model['cases']['count']} cases {model['cases']['hash'][:8]}, " + (
+    cases = f"cases {model['cases']['hash'][:8]}, " + (
         f"contents {images[:8]}" if images else f"contents unknown, model {model['hashes']['in_memory'][:8]}"
     )
     box = measurement["settings"]["box"]
@@ -211,7 +211,7 @@ def rows_of(content: Mapping[str, Any], model: Mapping[str, Any], data: str) -> 
         unit = {"norm": "", "rms": " RMS per voxel", "raw": " raw"}[level["unit"]]
         yield Row(
             board=Board(
-                f"{data} ({cases})",
+                f"{data} ({clean['count']} samples, {cases})",
                 f"{model['attacked']}; intensities: {model['unit']}",
                 f"{NORMS[level['norm']]} {level['eps']:.12g}{unit}, {bounded}",
                 f"worst case of {measurement['settings']['attacks']}, plan {model['hashes']['plan'][:8]}",
@@ -219,6 +219,7 @@ def rows_of(content: Mapping[str, Any], model: Mapping[str, Any], data: str) -> 
             ),
             method=model["name"], clean=100 * clean["value"], robust=100 * worst["value"],
             noise=None if noise is None else 100 * noise["value"], verdict=model["trust"]["word"],
+            ranked=model["trust"]["word"] != "not reliable",
             certified=None if proven is None else 100 * proven["value"],
             command=measurement["command"], source=f"{digest[:16]}.json", date=measurement["started"][:10],
         )  # fmt: skip

@@ -48,7 +48,7 @@ def refreshed(page: Path, rows: Iterable[Row], entries: Sequence[Entry]) -> str:
         InputError: the marks are not there.
     """
     added = [replace(row, source=f"leaderboard/{row.source}") for entry in entries for row in entry.rows]
-    boards = f"<!-- boards -->\nAdded so far: {_added(entries)}\n\n{markdown([*rows, *added])}\n<!-- end -->"
+    boards = f"<!-- boards -->\nAdded so far:{_added(entries)}\n\n{markdown([*rows, *added])}\n<!-- end -->"
     text, count = _BLOCK.subn(lambda _: boards, page.read_text(encoding="utf-8") if page.exists() else "")
     if count != 1:
         raise InputError.of(str(page), f"{count} blocks of boards", "one, between <!-- boards --> and <!-- end -->")
@@ -61,7 +61,7 @@ def _added(entries: Sequence[Entry]) -> str:
         left = f"; not checked: {plain_text('; '.join(entry.not_checked))}" if entry.not_checked else ""
         short = entry.digest[:16]
         lines.append(f"* [{short}](leaderboard/{short}.json): {entry.checked} checks matched{left}")
-    return "\n\n" + "\n".join(lines) if lines else "none."
+    return "\n\n" + "\n".join(lines) if lines else " none."
 
 
 def markdown(rows: Iterable[Row]) -> str:
