@@ -60,7 +60,7 @@ def _added(entries: Sequence[Entry]) -> str:
     for entry in entries:
         left = f"; not checked: {plain_text('; '.join(entry.not_checked))}" if entry.not_checked else ""
         short = entry.digest[:16]
-        lines.append(f"* [{short}](leaderboard/{short}.json): {entry.checked} checks matched{left}")
+        lines.append(f"* [{short}](./leaderboard/{short}.json): {entry.checked} checks matched{left}")
     return "\n\n" + "\n".join(lines) if lines else " none."
 
 
@@ -113,7 +113,7 @@ def _board(rows: Sequence[Row]) -> list[str]:
     lines = [heads, ["---:" if figure else "---" for figure in right]]
     for number, row in enumerate(rows, 1):
         rank = "–" if not row.ranked or row.robust is None else str(number)
-        link = f"[{row.date}]({row.source})"
+        link = f"[{row.date}](./{row.source})"
         texts = [plain_text(row.method), plain_text(row.settings)]
         lines.append(
             [rank, *texts, *(value(row) for value in shown.values()), str(row.runs), link, plain_text(row.note)]
@@ -137,7 +137,7 @@ def _commands(rows: Sequence[Row]) -> str:
 def _command(row: Row) -> str:
     """On one line; a run file has several and stays where it is kept."""
     if "\n" in row.command:
-        return f"the run file in [{row.source}]({row.source})"
+        return f"the run file in [{row.source}](./{row.source})"
     return (
         f"`{row.command}`"
         if row.command and "`" not in row.command
