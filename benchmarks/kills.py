@@ -62,7 +62,7 @@ def evaluate(model: Model, folder: Path) -> int:
     """The whole command, without what it prints."""
     with closing(Session([LiveSource(model)], SETTINGS, folder, ThisProcess(), say=lambda line: None)) as session:
         session.prepare()
-        return session.finish()
+        return session.finish().code
 
 
 def left_after(model: Model, folder: Path, draw: random.Random, longest: float, kills: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import tiny_evaluate
-from tiny_evaluate import SUBJECTS, evaluate
+from tiny_evaluate import SUBJECTS, evaluate, figures_only
 from tiny_models import KILL_AT
 
 from monai_adv import optional
@@ -73,7 +73,7 @@ def test_a_file_that_cannot_be_used_is_1_and_named(tmp_path: Path, capsys: pytes
 
 
 def test_a_red_flag_is_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(tmp_path, "--cases", "1", word="not reliable") == 3
+    assert evaluate(tmp_path, "--cases", "1", parts=figures_only("not reliable")) == 3
     assert "tiny: figures not reliable (a reason)" in capsys.readouterr().out
 
 
@@ -151,24 +151,23 @@ def test_a_dry_run_predicts_and_writes_nothing(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_interrupted_is_130_and_the_same_command_goes_on(
-    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commit, count = Store.commit, 0
+    count = 0
 
-    def interrupts(self: Store, *args: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == 11:
-            raise KeyboardInterrupt
-        return commit(self, *args)
+    class Interrupted(Store):
+        def commit(self, *args: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == 11:
+                raise KeyboardInterrupt
+            return super().commit(*args)
 
-    monkeypatch.setattr(Store, "commit", interrupts)
-    assert evaluate(tmp_path / "my out") == 130
+    assert evaluate(tmp_path / "my out", parts=figures_only(store=Interrupted)) == 130
     said = capsys.readouterr().err
     assert "go on with\n  monai-adv evaluate --factory" in said
     assert f"-o '{tmp_path / 'my out'}'" in said
     assert 0 < len(numbers(tmp_path / "my out")) < len(numbers(finished))
-    monkeypatch.undo()
     assert evaluate(tmp_path / "my out") == 0
     assert numbers(tmp_path / "my out") == numbers(finished)
     assert evaluate(tmp_path / "my out") == 0  # and once more, with nothing left to do

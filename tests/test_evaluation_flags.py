@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 import planted_models
 import pytest
@@ -39,7 +36,7 @@ from monai_adv.evaluation.checks.verdict import Flag, verdict
 from monai_adv.evaluation.codec import plain, typed
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.report.results import gather
-from monai_adv.evaluation.run import measure  # noqa: F401  what is first imported under patch.dict goes with it
+from monai_adv.evaluation.run.parts import Parts
 from monai_adv.evaluation.search.plan import Stage, stages
 from monai_adv.evaluation.settings import VERSIONS
 from monai_adv.metrics.score import Score
@@ -49,23 +46,19 @@ LEVELS = (Level("l2", 3.0, "norm"), Level("l2", 5.0, "norm"), Level("linf", 0.5)
 FAMILY = {level.key: FAMILIES for level in LEVELS}
 
 
-@pytest.fixture(autouse=True)
-def _short_unbounded_attack(monkeypatch):
-    monkeypatch.setattr(probes, "UNBOUNDED_STEPS", 15)
+def _probe(model, levels, seed, cases, steps, once):
+    """Of shorter attacks, in place of those of the version."""
+    found = probes.probe(model, levels, seed, cases, {300: 60}.get(steps, steps), once, unbounded=15)
+    return replace(found, steps=steps)
 
 
 def _evaluate(folder: Path, model: str, attacks: str, *eps: str, norm: str = "l2") -> tuple[int, dict[str, Flag]]:
     """Exit code and flags of ``monai-adv evaluate``, without the page."""
-    page: Any = ModuleType("monai_adv.evaluation.report.page")
-    page.write_report = lambda folder, results: folder
     factory = f"{planted_models.__file__}:{model}"
     radii = ["--norm", norm, "--unit", "norm", "--eps", *eps]
     words = ["--factory", factory, "--attacks", attacks, *radii, "--device", "cpu", "-y"]
-    with (
-        patch.dict(sys.modules, {"monai_adv.evaluation.report.page": page}),
-        patch.dict(probes.STEPS, {"standard": 60}),
-    ):
-        code = main(["evaluate", *words, "-o", str(folder)])
+    parts = Parts(probe=_probe, write_page=lambda folder, figures, bounds: folder)
+    code = main(["evaluate", *words, "-o", str(folder)], parts=parts)
     return code, {flag.name: flag for flag in gather(folder).models[0].flags}
 
 
@@ -271,7 +264,7 @@ def test_dead_gradients_of_the_attacks_are_counted():
 def test_images_of_another_scale(scale, box, unit, word):
     model = planted_models.classifier(box=box, unit=unit)
     model.images = scale * torch.rand(model.images.shape, generator=torch.Generator().manual_seed(0))
-    flag = inputs(probes.probe(model, (Level("linf", 8 / 255), Level("linf", 0.08)), steps=5))
+    flag = inputs(probes.probe(model, (Level("linf", 8 / 255), Level("linf", 0.08)), steps=5, unbounded=15))
     assert flag.up is bool(word)
     assert word in flag.measured
 
@@ -281,7 +274,7 @@ def test_the_probes_leave_the_model_and_the_random_stream_as_they_were():
     model.network = network = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5), model.network).train()
     before = {n: v.clone() for n, v in network.state_dict().items()}
     state = torch.random.get_rng_state()
-    found = probes.probe(model, LEVELS, steps=5)
+    found = probes.probe(model, LEVELS, steps=5, unbounded=15)
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(v, before[n]) for n, v in network.state_dict().items())
     assert all(m.training for m in network.modules())
@@ -291,13 +284,13 @@ def test_the_probes_leave_the_model_and_the_random_stream_as_they_were():
 
 def test_batch_statistics_in_eval_mode_show_on_a_single_volume():
     model = planted_models.segmenter(before=nn.BatchNorm2d(1, track_running_stats=False))
-    assert batch(probes.probe(model, LEVELS, cases=["0"], steps=5)).up
+    assert batch(probes.probe(model, LEVELS, cases=["0"], steps=5, unbounded=15)).up
 
 
 def test_a_gradient_too_small_for_its_digits_is_none():
     for factor, up in ((1e-30, False), (1e-40, True)):
         model = planted_models.classifier(after=lambda y, factor=factor: y * factor)
-        assert zero_gradients([], {}, probes.probe(model, LEVELS[:1], steps=5)).up is up
+        assert zero_gradients([], {}, probes.probe(model, LEVELS[:1], steps=5, unbounded=15)).up is up
 
 
 def test_nothing_measured_is_no_pass():
@@ -340,7 +333,9 @@ def test_a_verdict_needs_cases_and_radii(up, kind, cases, radii, word, reasons):
 
 
 def test_probes_are_repeatable_and_survive_json():
-    first, second = (probes.probe(planted_models.honest_segmenter(), LEVELS, seed=3, steps=5) for _ in range(2))
+    first, second = (
+        probes.probe(planted_models.honest_segmenter(), LEVELS, seed=3, steps=5, unbounded=15) for _ in range(2)
+    )
     assert first == second
     assert typed(ModelProbe, json.loads(json.dumps(plain(first)))) == first
     assert math.isclose(first.relative["linf-0.5"], 0.5 / (first.high - first.low), rel_tol=1e-6)

@@ -19,12 +19,11 @@ import pytest
 import tiny_models
 import torch
 from planted_evaluation import dice_score, folder_of, plant, probed
-from tiny_evaluate import evaluate
+from tiny_evaluate import evaluate, figures_only
 
 from monai_adv import cli
 from monai_adv.attacks import APGD, FAB, PGD
 from monai_adv.attacks.cw import CW
-from monai_adv.cli import evaluate as command
 from monai_adv.cli import main
 from monai_adv.errors import InputError, say_it_last
 from monai_adv.evaluation import store
@@ -34,6 +33,7 @@ from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.report.page import write_report
 from monai_adv.evaluation.run import session, workers
 from monai_adv.evaluation.run.measure import LiveSource
+from monai_adv.evaluation.run.parts import Parts
 from monai_adv.evaluation.run.session import Session
 from monai_adv.evaluation.run.workers import Dask, Killed, ThisProcess
 from monai_adv.evaluation.search.plan import AttackPlan
@@ -46,10 +46,10 @@ from monai_adv.threats import Threat
 HERE = Path(__file__).parent
 
 
-def bad(folder: Path, model: str, *words: str) -> int:
+def bad(folder: Path, model: str, *words: str, **handed: Any) -> int:
     """The exit code of a small evaluation of one of ``bad_models``."""
     factory = ("--factory", f"{HERE / 'bad_models.py'}:{model}")
-    return evaluate(folder, *factory, *(words or ("--norm", "linf", "--eps", "0.02")), models=())
+    return evaluate(folder, *factory, *(words or ("--norm", "linf", "--eps", "0.02")), models=(), **handed)
 
 
 def by_case(folder: Path) -> dict[str, list[Record]]:
@@ -59,18 +59,19 @@ def by_case(folder: Path) -> dict[str, list[Record]]:
     return found
 
 
-def interrupted_at(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
+def interrupted_at(number: int, act: Callable[[], None]) -> Parts:
     """Let something happen before the given stage is kept."""
-    commit, count = Store.commit, 0
+    count = 0
 
-    def acts(self: Store, *args: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == number:
-            act()
-        return commit(self, *args)
+    class Acts(Store):
+        def commit(self, *args: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == number:
+                act()
+            return super().commit(*args)
 
-    monkeypatch.setattr(Store, "commit", acts)
+    return figures_only(store=Acts)
 
 
 # -------------------------------------------------------------------- cases that fail
@@ -146,13 +147,11 @@ class Failing:
         pass
 
 
-def test_a_case_that_kills_every_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "ThisProcess", lambda: Failing("2"))
-    assert bad(tmp_path, "odd_size") == 1
+def test_a_case_that_kills_every_worker_is_named(tmp_path: Path) -> None:
+    assert bad(tmp_path, "odd_size", pool=Failing("2")) == 1
     reasons = {case: reason for _, case, reason in read_problems(tmp_path)}
     assert set(reasons) == {"1", "2"}
     assert "was killed, as the system does where memory is short" in reasons["2"]
-    monkeypatch.undo()
     assert bad(tmp_path, "odd_size") == 1
     assert {case for _, case, _ in read_problems(tmp_path)} == {"1"}
 
@@ -172,14 +171,14 @@ def test_of_the_tasks_of_a_dying_worker_only_the_guilty_one_is_given_up(monkeypa
 
         return SimpleNamespace(key=(number, tried[number]), result=result)
 
-    monkeypatch.setattr(distributed, "as_completed", lambda futures: futures)
+    monkeypatch.setattr(distributed, "as_completed", lambda futures: futures)  # it wants futures of a real cluster
     pool = Dask.__new__(Dask)
     pool._client = Namespace(submit=submit)
     assert dict(pool.run(pow, [(0,), (1,), (2,)])) == {0: 0, 1: Killed(), 2: 20}
 
 
 def test_probes_that_meet_a_bad_case_are_made_without_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
     """All three cases would be probed, and the second one fails."""
     asked = []
@@ -191,41 +190,44 @@ def test_probes_that_meet_a_bad_case_are_made_without_it(
                 model.network(model.load(case).images)
         return probed(cases=tuple(cases))
 
-    monkeypatch.setattr(workers, "probe", probe)
-    jobs = [LiveSource(bad_models.odd_size())]
-    monkeypatch.setattr("monai_adv.evaluation.report.page.write_report", lambda folder, results: None)
-    monkeypatch.setattr("monai_adv.evaluation.report.results.find_flags", lambda *_: [])
-    running = Session(jobs, EvaluationSettings((Level("linf", 0.02),), "quick"), tmp_path / "out", ThisProcess())
+    sources, settings = [LiveSource(bad_models.odd_size())], EvaluationSettings((Level("linf", 0.02),), "quick")
+    running = Session(sources, settings, tmp_path / "out", ThisProcess(), parts=figures_only(probe=probe))
     running.prepare()
-    assert running.finish() == 1
+    assert running.finish().code == 1
     running.close()
     assert asked == [["0", "1", "2"], ["0", "2"]]
     assert store.read_probes(tmp_path / "out")["even"].cases == ("0", "2")
 
 
 @pytest.mark.parametrize("stop_at", [1, 2])
-def test_probes_go_on_where_they_were_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int) -> None:
+def test_probes_go_on_where_they_were_stopped(tmp_path: Path, stop_at: int) -> None:
     """Each probed case is a stage of its own: kept, told of, and never made twice."""
-    monkeypatch.setitem(probes.STEPS, "quick", 5)
     made: list[str] = []
-    make = probes._probe_case
 
-    def counted(model: Any, name: str, *rest: Any) -> CaseProbe:
-        if len(made) == stop_at and not (tmp_path / "stopped").exists():
-            (tmp_path / "stopped").touch()
-            raise KeyboardInterrupt
-        made.append(name)
-        return make(model, name, *rest)
+    def counted(model: Any, levels: Any, seed: int, cases: Sequence[str], steps: int, once: probes.Once) -> ModelProbe:
+        def counting(name: str, find: Callable[[], CaseProbe]) -> CaseProbe:
+            def counted_once() -> CaseProbe:
+                if len(made) == stop_at and not (tmp_path / "stopped").exists():
+                    (tmp_path / "stopped").touch()
+                    raise KeyboardInterrupt
+                made.append(name)
+                return find()
+
+            return once(name, counted_once)
+
+        return probes.probe(model, levels, seed, cases, 5, counting)
 
     def job(folder: str) -> workers.Job:
         settings = EvaluationSettings((Level("linf", 0.02),), "quick")
-        running = Session([LiveSource(tiny_models.classifier())], settings, tmp_path / folder, ThisProcess(), str)
+        running = Session(
+            [LiveSource(tiny_models.classifier())], settings, tmp_path / folder, ThisProcess(), str,
+            parts=Parts(probe=counted),
+        )  # fmt: skip
         running.prepare()
         running._open()
         running.close()
         return running.jobs[0]
 
-    monkeypatch.setattr(probes, "_probe_case", counted)
     told: list[None] = []
     cases = tuple(tiny_models.classifier().cases)
     with pytest.raises(KeyboardInterrupt):
@@ -317,11 +319,9 @@ def test_a_lock_that_a_killed_process_left_means_nothing(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_deleted_on_the_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    interrupted_at(monkeypatch, 3, lambda: shutil.rmtree(tmp_path / "out"))
-    assert bad(tmp_path / "out", "odd_size") == 2
+def test_a_folder_that_is_deleted_on_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = interrupted_at(3, lambda: shutil.rmtree(tmp_path / "out"))
+    assert bad(tmp_path / "out", "odd_size", parts=parts) == 2
     assert (
         capsys.readouterr()
         .err.splitlines()[-1]
@@ -361,7 +361,7 @@ def test_a_report_on_a_full_disk_leaves_the_old_one(tmp_path: Path, monkeypatch:
     def full(file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)  # no argument makes a disk full
     with pytest.raises(InputError, match="a folder that can be written .No space left"):
         write_report(folder)
     monkeypatch.undo()
@@ -403,14 +403,12 @@ def test_garbled_files_are_named(
 
 
 def test_a_garbled_image_or_picture_is_named_with_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
-    interrupted_at(monkeypatch, 2, stop)
-    assert bad(tmp_path, "odd_size") == 130
-    monkeypatch.undo()
+    assert bad(tmp_path, "odd_size", parts=interrupted_at(2, stop)) == 130
     (image,) = (tmp_path / "images").rglob("*.npz")
     image.write_bytes(b"PK")
     assert bad(tmp_path, "odd_size") == 1
@@ -449,28 +447,27 @@ def test_more_classes_than_a_byte_counts() -> None:
     assert picture.truth.max() == 1
 
 
-def test_a_dry_run_reads_a_sample_and_predicts_the_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_reads_a_sample_and_predicts_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     read: list[str] = []
-    survey = workers.Job.survey
-    monkeypatch.setattr(workers.Job, "survey", lambda self, case: read.append(case) or survey(self, case))
-    monkeypatch.setattr(command, "_agreed", lambda: False)
+
+    class Counting(ThisProcess):
+        def run(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+            read.extend(case for method, *arguments in tasks if method.__name__ == "survey" for case in arguments)
+            return super().run(function, tasks)
+
+    handed = {"pool": Counting(), "agreed": lambda: False}
     bounds = []
     for words in (("--dry-run",), ()):
-        assert bad(tmp_path / "out", "many_cases", "--norm", "linf", "--eps", "0.02", *words) == 0
+        assert bad(tmp_path / "out", "many_cases", "--norm", "linf", "--eps", "0.02", *words, **handed) == 0
         bounds.append(capsys.readouterr().out.split("at most ")[1].split(" of one input")[0])
     assert len(read) == session.SAMPLE + 50
     assert len(set(read[: session.SAMPLE])) == session.SAMPLE
     assert bounds[0] == bounds[1]
 
 
-def test_what_was_not_agreed_to_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_was_not_agreed_to_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """So that the command with other radii does not find a folder of these."""
-    monkeypatch.setattr(command, "_agreed", lambda: False)
-    assert bad(tmp_path / "out", "odd_size") == 0
+    assert bad(tmp_path / "out", "odd_size", agreed=lambda: False) == 0
     assert "Nothing was computed." in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
@@ -489,15 +486,11 @@ def test_an_open_model_is_not_pickled(tmp_path: Path) -> None:
 # -------------------------------------------------------------------- how it ends
 
 
-def test_the_report_of_what_is_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_report_of_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
-    interrupted_at(monkeypatch, 4, stop)
-    assert bad(tmp_path, "first_odd") == 130
-    monkeypatch.undo()
+    assert bad(tmp_path, "first_odd", parts=interrupted_at(4, stop)) == 130
     shutil.rmtree(tmp_path / "probes", ignore_errors=True)  # they are empty in these tests
     assert main(["report", str(tmp_path)]) == 0
     assert f"Report: {tmp_path / 'report.html'}" in capsys.readouterr().out
@@ -514,14 +507,11 @@ def test_a_model_without_a_finished_case_beside_one_with(tmp_path: Path) -> None
     assert "other" in write_report(folder).read_text(encoding="utf-8")
 
 
-def test_an_unexpected_error_is_4_and_the_last_line_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fails(self: Session, write: bool = True) -> None:
+def test_an_unexpected_error_is_4_and_the_last_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails() -> bool:
         raise TypeError("unheard of")
 
-    monkeypatch.setattr(Session, "prepare", fails)
-    assert bad(tmp_path, "odd_size") == cli.UNEXPECTED == 4
+    assert bad(tmp_path, "odd_size", agreed=fails) == cli.UNEXPECTED == 4
     *above, last = capsys.readouterr().err.splitlines()
     assert "Traceback (most recent call last):" in above
     assert last.startswith(
@@ -534,13 +524,14 @@ def test_nobody_reads_the_output(monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as closed:
-        monkeypatch.setattr(sys, "stdout", closed)
+        monkeypatch.setattr(sys, "stdout", closed)  # the stream of the process is what breaks
         assert main(["bundle"]) == 141
     assert capfd.readouterr().err == ""
 
 
 def test_our_sentence_comes_last(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """MONAI raises an error whose message is the whole config."""
+    # The hook of the process is what is replaced.
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: print(error, file=sys.stderr))
     say_it_last()
     say_it_last()

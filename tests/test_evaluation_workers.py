@@ -192,7 +192,7 @@ def test_two_workers_of_which_one_is_killed_give_the_numbers_of_one_process(
 @pytest.mark.slow
 def test_the_command_takes_a_scheduler_that_runs_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
-    with distributed.LocalCluster(protocol="tcp", **here) as running:  # in this process, where the probes are patched
+    with distributed.LocalCluster(protocol="tcp", **here) as running:
         assert evaluate(tmp_path / "dask", "--dask", running.scheduler_address) == 0
     assert "is neither encrypted nor authenticated: whoever reaches its ports" in capsys.readouterr().err
     assert evaluate(tmp_path / "alone") == 0

@@ -20,6 +20,7 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation.outcome import Results
 from monai_adv.evaluation.report import curves, pictures
 from monai_adv.evaluation.report.loggers import logger_of, metrics_of
+from monai_adv.evaluation.run.parts import Finished
 from monai_adv.optional import MissingPackageError
 
 NAME = "IMA (2d): α"
@@ -144,8 +145,9 @@ def test_what_is_no_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     monkeypatch.setattr("monai_adv.evaluation.outcome.Results.log_to", lambda self, name: given.append((self, name)))
-    monkeypatch.setattr("monai_adv.evaluation.run.measure.measure", lambda *args, **more: 0)
-    planted(tmp_path / "out")
+    results = planted(tmp_path / "out")
+    ended = Finished(0, results.numbers)
+    monkeypatch.setattr("monai_adv.evaluation.run.measure.measure", lambda *args, **more: ended)
     factory = f"{Path(__file__).with_name('tiny_models.py')}:classifier"
     words = ["--eps", "1", "--log", "tensorboard", "-y", "-o", str(tmp_path / "out")]
     assert main(["evaluate", "--factory", factory, *words]) == 0

@@ -3,45 +3,58 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 from planted_evaluation import probed
 
 from monai_adv.cli import main
-from monai_adv.evaluation.checks.verdict import Verdict
-from monai_adv.evaluation.report import results
-from monai_adv.evaluation.run import workers
+from monai_adv.evaluation.checks.probed import ModelProbe
+from monai_adv.evaluation.checks.verdict import Verdict, Word
+from monai_adv.evaluation.report.results import Figures, gather
+from monai_adv.evaluation.run.parts import Parts
 
 SUBJECTS = Path(__file__).with_name("tiny_models.py")
 
 
-@contextmanager
-def figures_only(word: str = "reliable") -> Iterator[None]:
+def _probe(model: Any, levels: Any, seed: int, cases: Sequence[str], steps: int, once: Any) -> ModelProbe:
+    return probed(cases=tuple(cases))
+
+
+def _gather(folder: Path, word: Word) -> Figures:
+    """Figures as they are, and no flags, since there were no probes."""
+    found, said = gather(folder), Verdict(word, ("a reason",))
+    return replace(found, models=[replace(model, flags=[], verdict=said) for model in found.models])
+
+
+def _write_page(folder: Path, figures: Figures, bounds: Any) -> Path:
+    page = folder / "report.html"
+    page.write_text("report")
+    return page
+
+
+def figures_only(word: Word = "reliable", **others: Any) -> Parts:
     """Attacks as they are, without the probes and the page."""
-    report: Any = ModuleType("monai_adv.evaluation.report.page")
-    report.write_report = lambda folder, results: (Path(folder) / "report.html").write_text("report")
-    with (
-        patch.dict(sys.modules, {"monai_adv.evaluation.report.page": report}),
-        patch.object(workers, "probe", lambda model, levels, seed, cases, steps, once: probed(cases=tuple(cases))),
-        patch.object(results, "find_flags", lambda *_: []),
-        patch.object(results, "verdict", lambda *_: Verdict(word, ("a reason",))),  # type: ignore[arg-type]
-    ):
-        yield
+    return replace(Parts(_probe, gather=partial(_gather, word=word), write_page=_write_page), **others)
 
 
-def evaluate(folder: Path, *words: str, models: Sequence[str] = ("classifier",), word: str = "reliable") -> int:
+def evaluate(
+    folder: Path,
+    *words: str,
+    models: Sequence[str] = ("classifier",),
+    parts: Parts = figures_only(),  # noqa: B008  frozen
+    **handed: Any,
+) -> int:
     """The exit code of a small evaluation."""
     factories = [w for model in models for w in ("--factory", f"{SUBJECTS}:{model}")]
     if "--eps" not in words:
         words = ("--norm", "linf", "--eps", "0.02", "0.06", *words)
-    with figures_only(word):
-        device = [] if "--device" in words else ["--device", "cpu"]
-        return main(["evaluate", *factories, "--attacks", "quick", *device, "-o", str(folder), *words])
+    device = [] if "--device" in words else ["--device", "cpu"]
+    arguments = ["evaluate", *factories, "--attacks", "quick", *device, "-o", str(folder), *words]
+    return main(arguments, parts=parts, **handed)
 
 
 if __name__ == "__main__":

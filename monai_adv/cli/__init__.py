@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import metadata
+from typing import Any
 
 from monai_adv.cli import (
     bundle,
@@ -46,11 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, **handed: Any) -> int:
     """Run one subcommand.
 
     Args:
         argv: the words after ``monai-adv``; those of the process when None.
+        handed: on to the subcommand's ``run``, in place of what it takes otherwise.
 
     Returns:
         The exit code: the subcommand's own, 2 for input that cannot be used, or 4 for an unexpected error, which the
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         args.words = list(sys.argv[1:] if argv is None else argv)
         with explained(f"monai-adv {args.words[0]}"):
-            code: int = args.run(args)
+            code: int = args.run(args, **handed)
         sys.stdout.flush()
     except InputError as error:
         print(f"monai-adv: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ from monai_adv.optional import require
 if TYPE_CHECKING:
     from monai_adv.certificates import Smoothing
     from monai_adv.evaluation.report.baseline import Baseline
+    from monai_adv.evaluation.report.results import Figures
+    from monai_adv.evaluation.run.parts import Parts
+    from monai_adv.evaluation.run.workers import Pool
     from monai_adv.evaluation.settings import EvaluationSettings
 
 INTERRUPTED = 130
@@ -136,8 +140,28 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run, parser=parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Evaluate. Returns the exit code, see ``EPILOG``.
+def _agreed() -> bool:
+    """Ask, where somebody can answer."""
+    return not sys.stdin.isatty() or input("Start? [Y/n] ").strip().lower() in ("", "y", "yes")
+
+
+def run(
+    args: argparse.Namespace,
+    *,
+    pool: Pool | None = None,
+    agreed: Callable[[], bool] = _agreed,
+    parts: Parts | None = None,
+) -> int:
+    """Evaluate.
+
+    Args:
+        args: of the command line.
+        pool: who does the work; None: as the options say.
+        agreed: whether to start, where ``--yes`` does not say so.
+        parts: what is done around the attacks; None: all that a report needs.
+
+    Returns:
+        the exit code, see ``EPILOG``.
 
     Raises:
         InputError: input that cannot be used.
@@ -151,6 +175,7 @@ def run(args: argparse.Namespace) -> int:
     asked = as_run_file(args, args.parser)
     from monai_adv.evaluation.evidence.purpose import Purpose
     from monai_adv.evaluation.run.measure import measure
+    from monai_adv.evaluation.run.parts import Parts
 
     args.device = device(args.device)
     output = folder(args.output)
@@ -160,20 +185,20 @@ def run(args: argparse.Namespace) -> int:
     baseline = _baseline(args, settings)
     _check_loggers(args.log)
     sources = models(args)
-    pool = pool_of(args)
+    pool = pool or pool_of(args)
     try:
-        code = measure(
-            sources, settings, output, pool, dry_run=args.dry_run, agreed=lambda: args.yes or _agreed(), asked=asked,
-            purpose=purpose, groups=groups,
+        finished = measure(
+            sources, settings, output, pool, dry_run=args.dry_run, agreed=lambda: args.yes or agreed(), asked=asked,
+            purpose=purpose, groups=groups, parts=parts or Parts(),
         )  # fmt: skip
-        if code is None:
+        if finished is None:
             if not args.dry_run:
                 print("Nothing was computed.")
             return 0
-        _log(output, args.log)
-        if baseline is None:
-            return code
-        return WORSE if _worse(baseline, output, args.max_drop) else code
+        _log(output, finished.figures, args.log)
+        if baseline is not None and _worse(baseline, finished.figures, args.max_drop):
+            return WORSE
+        return finished.code
     except KeyboardInterrupt:
         again = shlex.join(["monai-adv", *args.words])
         print(f"\nInterrupted. All finished stages are kept; go on with\n  {again}", file=sys.stderr)
@@ -199,11 +224,11 @@ def _check_loggers(names: list[str]) -> None:
             logger_of(name)
 
 
-def _log(folder: Path, names: list[str]) -> None:
+def _log(folder: Path, figures: Figures, names: list[str]) -> None:
     if names:
         from monai_adv.evaluation.outcome import Results
 
-        results = Results(folder)
+        results = Results(folder, numbers=figures)
         for name in names:
             results.log_to(name)
 
@@ -254,20 +279,14 @@ def _baseline(args: argparse.Namespace, settings: EvaluationSettings) -> Baselin
     return Baseline(args.baseline, settings)
 
 
-def _worse(baseline: Baseline, folder: Path, most: float) -> bool:
+def _worse(baseline: Baseline, figures: Figures, most: float) -> bool:
     """Compare, and say what is worse."""
     from monai_adv.evaluation.report.baseline import larger_than
-    from monai_adv.evaluation.report.results import gather
     from monai_adv.foreign_text import say
 
-    worse = larger_than(baseline.compare(gather(folder)), most)
+    worse = larger_than(baseline.compare(figures), most)
     for drop in worse:
         say(f"worse than {baseline.file} by more than {most:g} points: {drop}")
     if not worse:
         say(f"No score is worse than in {baseline.file} by more than {most:g} points.")
     return bool(worse)
-
-
-def _agreed() -> bool:
-    """Ask, where somebody can answer."""
-    return not sys.stdin.isatty() or input("Start? [Y/n] ").strip().lower() in ("", "y", "yes")

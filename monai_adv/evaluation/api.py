@@ -144,10 +144,11 @@ def evaluate(
         assert store is not None
         try:
             tell = say if verbose else _silence
-            measure(
+            finished = measure(
                 sources, settings, store, say=tell, bars=verbose or in_notebook(), purpose=purpose, groups=groups
             )  # fmt: skip
-            results = Results(store, temporary)
+            assert finished is not None  # nobody was asked
+            results = Results(store, temporary, finished.figures)
         except BaseException:
             if temporary:
                 temporary.cleanup()

@@ -20,7 +20,7 @@ from monai_adv.evaluation.frame_columns import COLUMNS
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, level_name
 from monai_adv.evaluation.report import results as report_results
-from monai_adv.evaluation.report.results import ModelResults
+from monai_adv.evaluation.report.results import Figures, ModelResults
 from monai_adv.evaluation.report.sentences import opening, robustness
 from monai_adv.evaluation.store import read_pictures
 from monai_adv.foreign_text import printable
@@ -74,15 +74,18 @@ class Results:
     Args:
         folder: of the store.
         temporary: the folder, where it goes with this object; nothing else is left on disk.
+        numbers: found in the folder; None: they are read and computed here.
 
     Attributes:
         folder: see above.
         numbers: all of them, as the report shows them.
     """
 
-    def __init__(self, folder: Path, temporary: TemporaryDirectory[str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, temporary: TemporaryDirectory[str] | None = None, numbers: Figures | None = None
+    ) -> None:
         self.folder, self._temporary = folder, temporary
-        self.numbers = report_results.gather(folder)
+        self.numbers = report_results.gather(folder) if numbers is None else numbers
 
     @property
     def problems(self) -> list[tuple[str, str, str]]:

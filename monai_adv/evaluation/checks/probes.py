@@ -61,6 +61,7 @@ def probe(
     cases: Sequence[str] | None = None,
     steps: int = STEPS["standard"],
     once: Once = lambda case, find: find(),
+    unbounded: int = UNBOUNDED_STEPS,
 ) -> ModelProbe:
     """Try a model on a few cases.
 
@@ -72,6 +73,7 @@ def probe(
             classification case at most 64 images are used.
         steps: of the long attack, see :data:`STEPS`.
         once: stands between a case and its probes.
+        unbounded: steps of an attack without a bound.
 
     Returns:
         what was found over all probed cases.
@@ -82,7 +84,7 @@ def probe(
     names = tuple(cases) if cases is not None else tuple(spread(model.cases, CASES))
     if not names:
         raise InputError("cases: the model has no case to probe.")
-    found = [once(name, partial(_probe_case, model, name, levels, seed, steps)) for name in names]
+    found = [once(name, partial(_probe_case, model, name, levels, seed, steps, unbounded)) for name in names]
     first = found[0]
     together = ModelProbe(
         cases=names,
@@ -155,13 +157,17 @@ def long_attacks(kind: Kind, threat: Threat, steps: int) -> list[Attack]:
     ]
 
 
-def _probe_case(model: Model, name: str, levels: Sequence[Level], seed: int, steps: int) -> CaseProbe:
+def _probe_case(
+    model: Model, name: str, levels: Sequence[Level], seed: int, steps: int, without_bound: int
+) -> CaseProbe:
     case = model.load(name)
     with _untouched(case.network):
-        return _probe_loaded(model, case, levels, seed, steps)
+        return _probe_loaded(model, case, levels, seed, steps, without_bound)
 
 
-def _probe_loaded(model: Model, case: Case, levels: Sequence[Level], seed: int, steps: int) -> CaseProbe:
+def _probe_loaded(
+    model: Model, case: Case, levels: Sequence[Level], seed: int, steps: int, without_bound: int
+) -> CaseProbe:
     device = device_of(case.network)
     classification = model.kind == "classification"
     # A patient's score needs all slices; of independent images some will do.
@@ -200,7 +206,7 @@ def _probe_loaded(model: Model, case: Case, levels: Sequence[Level], seed: int, 
         ladder = [1.0] if box is not None else LADDER
         scale = math.sqrt(values[0].numel()) if norm == "l2" else 1.0
         wide = [Threat(norm, m * width * scale, box, "norm", any_threat.channels) for m in ladder]
-        plain = [PGD(t, UNBOUNDED_STEPS, start="ball", until=until, loss=loss) for t in wide for loss in losses]
+        plain = [PGD(t, without_bound, start="ball", until=until, loss=loss) for t in wide for loss in losses]
         unbounded[norm] = [s.remaining for s in _left_by(plain, case, chosen, generator).values()]
     longer = {}
     for key, threat in threats.items():

@@ -99,7 +99,12 @@ class Headline:
     levels: tuple[tuple[Level, Summary, str, str], ...]
 
 
-def write_report(folder: str | Path, results: Figures | None = None, output: str | Path | None = None) -> Path:
+def write_report(
+    folder: str | Path,
+    results: Figures | None = None,
+    output: str | Path | None = None,
+    bounds: Sequence[ModelBounds] | None = None,
+) -> Path:
     """Write ``report.html``, ``results.json``, ``results.csv``, ``tables.csv``, curves as PNG, and ``evidence.json``.
 
     Each is written whole or not at all. The page needs no other file and no network; its curves are SVG whose points
@@ -110,6 +115,7 @@ def write_report(folder: str | Path, results: Figures | None = None, output: str
         folder: of the evaluation.
         results: what :func:`gather` found in it; None: it is gathered here.
         output: where to write; default: the same folder.
+        bounds: what :func:`bounds_of` found in it; None: they are read here.
 
     Returns:
         the page.
@@ -121,7 +127,8 @@ def write_report(folder: str | Path, results: Figures | None = None, output: str
     results = gather(folder) if results is None else results
     main, per_model = _curves(results)
     summary = summary_of(results, sessions(folder), records_hash(folder)["sha256"])
-    bounds, groups = bounds_of(folder, results), kept_subgroups(folder, results)
+    bounds = bounds_of(folder, results) if bounds is None else bounds
+    groups = kept_subgroups(folder, results)
     page = render(
         results, main, per_model, _worst_cases(folder, results), summary, bounds, groups,
         variation_figures(folder, results),

@@ -12,6 +12,7 @@ import torch
 from monai_adv.evaluation.evidence.group_table import GroupTable
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.protocol import Model, Source
+from monai_adv.evaluation.run.parts import Finished, Parts
 from monai_adv.evaluation.run.session import Session
 from monai_adv.evaluation.run.workers import Pool, ThisProcess
 from monai_adv.evaluation.settings import EvaluationSettings
@@ -43,7 +44,8 @@ def measure(
     asked: str = "",
     purpose: Purpose | None = None,
     groups: GroupTable | None = None,
-) -> int | None:
+    parts: Parts = Parts(),  # noqa: B008  frozen
+) -> Finished | None:
     """Attack the models, or go on with it, and write the report.
 
     Args:
@@ -58,15 +60,16 @@ def measure(
         asked: the run file of this evaluation, for the report.
         purpose: what the models are for, with acceptance criteria; None: as stated before in this folder.
         groups: which group each case belongs to; None: as given before in this folder.
+        parts: what is done around the attacks.
 
     Returns:
-        the exit code of ``monai-adv evaluate``; None if nothing was to be computed.
+        the exit code of ``monai-adv evaluate``, and the figures; None if nothing was to be computed.
 
     Raises:
         InputError: a model, case or folder that cannot be used.
     """
     with closing(
-        Session(sources, settings, folder, pool or ThisProcess(), say, bars, asked, purpose, groups)
+        Session(sources, settings, folder, pool or ThisProcess(), say, bars, asked, purpose, groups, parts)
     ) as session:
         session.prepare(write=not dry_run)
         if dry_run or not (session.resumed or agreed()):

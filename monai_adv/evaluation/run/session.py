@@ -23,6 +23,7 @@ from monai_adv.evaluation.models.fingerprint import Marks
 from monai_adv.evaluation.models.protocol import Source, check_distinct
 from monai_adv.evaluation.records import Record
 from monai_adv.evaluation.report.trained import trained
+from monai_adv.evaluation.run.parts import Finished, Parts
 from monai_adv.evaluation.run.workers import Described, Job, Killed, Pool, ThisProcess, forget
 from monai_adv.evaluation.search import cost
 from monai_adv.evaluation.search.cost import Timing, duration
@@ -57,6 +58,7 @@ class Session:
         asked: the run file of this evaluation, for the report; "" from Python.
         purpose: what the models are for, with acceptance criteria; None: as stated before.
         groups: of the cases; None: as given before.
+        parts: what is done around the attacks.
 
     Attributes:
         resumed: the folder held finished records already.
@@ -73,10 +75,12 @@ class Session:
         asked: str = "",
         purpose: Purpose | None = None,
         groups: GroupTable | None = None,
+        parts: Parts = Parts(),  # noqa: B008  frozen
     ) -> None:
         self.run = run = uuid.uuid4().hex
         self.bars, self.asked, self.purpose, self.groups = bars, asked, purpose, groups
-        self.jobs = [Job(run, source, settings, str(folder), number) for number, source in enumerate(sources)]
+        self.parts = parts
+        self.jobs = [Job(run, each, settings, str(folder), number, parts) for number, each in enumerate(sources)]
         self.settings, self.folder, self.pool, self.say = settings, folder, pool, say
         self.store = Store(folder)
         self.models: list[ModelEntry] = []
@@ -127,11 +131,11 @@ class Session:
         if not self.resumed:
             self._bound()
 
-    def finish(self) -> int:
+    def finish(self) -> Finished:
         """All that is left, and the report.
 
         Returns:
-            the exit code.
+            the exit code, and what the report shows.
 
         Raises:
             InputError: no case could be used, or the folder cannot be used.
@@ -147,11 +151,13 @@ class Session:
             raise InputError(f"cases: none could be used. {model}, {case}: {reason}")
         self._measured()
         self.store.drop_partials()  # nobody has anything left to write
-        gathered = import_module("monai_adv.evaluation.report.results")  # draws the statistics of a report in with it
-        results = gathered.gather(self.folder)
-        page = import_module("monai_adv.evaluation.report.page").write_report(self.folder, results)
-        problems = results.problems
+        results = self.parts.gather(self.folder)
+        both = import_module("monai_adv.evaluation.report.bounds")  # these draw the statistics of a report in with them
         words = import_module("monai_adv.evaluation.report.sentences")
+        gathered = import_module("monai_adv.evaluation.report.results")
+        bounds = both.bounds_of(self.folder, results)
+        page = self.parts.write_page(self.folder, results, bounds)
+        problems = results.problems
         self.say(gathered.summary_table(results))
         for model, case, reason in problems:
             self.say(f"not used: {model}{', ' + case if case else ''}: {reason}")
@@ -164,16 +170,14 @@ class Session:
             self.say(f"{found.name}: {robust.word}, {robust.text}")
             if (known := trained(found.probes, results.levels)) and known.warning:
                 self.say(f"{found.name}: {known.warning}")
-        both = import_module("monai_adv.evaluation.report.bounds")
-        bounds = both.bounds_of(self.folder, results)
         for line in both.told(bounds):
             self.say(line)
-        self.say(f"Report: {page if isinstance(page, Path) else self.folder / 'report.html'}")
+        self.say(f"Report: {page}")
         if digest := digest_in(self.folder):
             self.say(f"Evidence: {self.folder / 'evidence.json'}; keep its digest elsewhere: {digest}")
         if any(found.verdict.word == "not reliable" for found in results.models) or any(b.beaten for b in bounds):
-            return 3
-        return 1 if problems else 0
+            return Finished(3, results)
+        return Finished(1 if problems else 0, results)
 
     def close(self) -> None:
         """Give the folder and the models free."""

@@ -19,7 +19,7 @@ import torch
 
 from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation.checks.probed import CaseProbe
-from monai_adv.evaluation.checks.probes import STEPS, probe
+from monai_adv.evaluation.checks.probes import STEPS
 from monai_adv.evaluation.costs import Size
 from monai_adv.evaluation.described import ModelEntry
 from monai_adv.evaluation.models.classifier import Classifier, first_of
@@ -27,6 +27,7 @@ from monai_adv.evaluation.models.fingerprint import Marks, computed, contents, f
 from monai_adv.evaluation.models.protocol import Model, Source
 from monai_adv.evaluation.models.radii import in_words
 from monai_adv.evaluation.models.smoothed import SmoothedVersion
+from monai_adv.evaluation.run.parts import Parts
 from monai_adv.evaluation.search import cost
 from monai_adv.evaluation.search.plan import AttackPlan, corruption_entry
 from monai_adv.evaluation.search.runner import check_threat, reproducible, run_case
@@ -66,6 +67,7 @@ class Job:
         settings: of the evaluation.
         folder: of the store, absolute.
         number: of the model in the run.
+        parts: of the run.
     """
 
     run: str
@@ -73,6 +75,7 @@ class Job:
     settings: EvaluationSettings
     folder: str
     number: int = 0
+    parts: Parts = Parts()
 
     def describe(self) -> Described:
         """What ``evaluation.json`` says about the model, but for what :meth:`identify` adds.
@@ -172,7 +175,7 @@ class Job:
         try:
             with reproducible(self.settings):
                 steps = STEPS[self.settings.version]
-                found = probe(model, self.settings.levels, self.settings.seed, cases, steps, once)
+                found = self.parts.probe(model, self.settings.levels, self.settings.seed, cases, steps, once)
         except Exception as error:  # of the model's own code, for some image
             return in_a_sentence(error)
         store.add_probe(model.name, found)
@@ -184,7 +187,7 @@ class Job:
                 f"{self.folder}: this worker ({platform.node()}) does not see the folder of the evaluation; "
                 "give a path that all workers share."
             )
-        return Store(self.folder)
+        return self.parts.store(self.folder)
 
     def _model(self) -> Model:
         return self._opened()[0]
