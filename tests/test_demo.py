@@ -14,18 +14,19 @@ import yaml
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 from tiny_nnunet import write_case, write_model
 
-from monai_adv import cli
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, Record
+from monai_adv.first_look.phantom import LABELS, Phantom, make_case
+from monai_adv.first_look.picture import picture
 from monai_adv.metrics.score import Score
 from monai_adv.settings import combine, read_settings
 from nnunet_trainers import IMATrainer
 from nnunet_trainers.demo import __main__ as demo
 from nnunet_trainers.demo import figures
+from nnunet_trainers.demo.dataset import write_dataset
 from nnunet_trainers.demo.measure import one_slice, typical_case
 from nnunet_trainers.demo.page import render
-from nnunet_trainers.demo.phantom import LABELS, Phantom, make_case, write_dataset
 from nnunet_trainers.demo.progress import StageFailed, Stages, Timing
 from nnunet_trainers.demo.recipe import TRAINERS, Recipe
 from nnunet_trainers.demo.summary import summarise, text_table
@@ -185,13 +186,13 @@ def test_every_model_shows_the_same_slice_within_the_radius(tmp_path: Path) -> N
         case = NNUNetCase(model, files, model.as_network())
         shown.append(one_slice(case, level))
     most = (case.labels > 0).flatten(1).sum(1).argmax()
-    for picture in shown:
-        np.testing.assert_array_equal(picture.clean, case.images[most, 0])
-        np.testing.assert_array_equal(picture.truth, case.labels[most, 0])
-        assert picture.caption == f"slice {most + 1} of {len(case.images)}"
-        assert 0.1 < np.sqrt(np.mean((picture.attacked - picture.clean) ** 2)) <= 0.2 * (1 + 1e-5)
+    for drawn in shown:
+        np.testing.assert_array_equal(drawn.clean, case.images[most, 0])
+        np.testing.assert_array_equal(drawn.truth, case.labels[most, 0])
+        assert drawn.caption == f"slice {most + 1} of {len(case.images)}"
+        assert 0.1 < np.sqrt(np.mean((drawn.attacked - drawn.clean) ** 2)) <= 0.2 * (1 + 1e-5)
         before, after = (
-            mean_dice(dice_per_class(found, picture.truth, LABELS)) for found in (picture.on_clean, picture.on_attacked)
+            mean_dice(dice_per_class(found, drawn.truth, LABELS)) for found in (drawn.on_clean, drawn.on_attacked)
         )
         assert after < before
     assert not np.array_equal(shown[0].attacked, shown[1].attacked)
@@ -291,7 +292,7 @@ def test_the_picture_is_drawn_and_tells_its_factor(tmp_path: Path) -> None:
     labels = np.arange(64).reshape(8, 8) % 3
     noisy = image + np.float32(0.09)
     shown = Picture("a", image, noisy, labels, labels, labels, "slice 1 of 9")
-    factor = figures.picture({"IMATrainer": shown}, 0.1, tmp_path / "picture.png")
+    factor = picture({"IMATrainer": shown}, 0.1, tmp_path / "picture.png")
     assert factor == 10
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
@@ -360,11 +361,3 @@ def test_short_training_goes_on_and_does_not_repeat_what_has_ended(
     assert read == loaded
     assert sum(ran) == trained
     assert before == ([] if trained == 0 else [3 - trained])
-
-
-def test_without_nnunet_the_command_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("monai_adv.cli.demo.find_spec", lambda name: None)
-    assert cli.main(["demo"]) == 2
-    assert "pip install" in capsys.readouterr().err

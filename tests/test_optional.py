@@ -64,6 +64,7 @@ COMMANDS = {
     "evaluate --factory m.py:f --eps 1 -o out": "report",
     "certify --factory m.py:f --sigma 1 -o out": "report",
     "report out": "report",
+    "try": "report",
 }
 
 

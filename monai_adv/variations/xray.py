@@ -12,7 +12,6 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
@@ -50,6 +49,8 @@ def jpeg(scan: Scan, quality: float, generator: torch.Generator) -> Tensor:
 
 
 def _through_jpeg(plane: Plane, quality: int) -> Plane:
+    from PIL import Image  # here: the core, which knows the names of variations, does without
+
     buffer = io.BytesIO()
     Image.fromarray(plane).save(buffer, "JPEG", quality=quality)
     with Image.open(buffer) as file:

@@ -1,76 +1,13 @@
-"""The two figures of the page."""
+"""The curve of the page."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib.style
-import numpy as np
-import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-
-from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Record, levels
 from monai_adv.evaluation.report.curves import chains, worst_case_curve
-from nnunet_trainers.demo.phantom import LABELS
-from nnunet_trainers.demo.summary import CLASSES, NOISE
-from nnunet_trainers.volume_dice import dice_per_class, mean_dice
-
-CLASS_COLOURS = ("#2f9be8", "#e69f00")  # told apart by colour-blind readers too
-OPACITY = 0.55
-
-
-@matplotlib.style.context("default")  # nnU-Net's logger enlarges every font of the process
-def picture(slices: Mapping[str, Picture], rms: float, path: Path) -> float:
-    """One row per model: scan, truth, prediction, noise, attacked scan, prediction.
-
-    Args:
-        slices: the same slice by model.
-        rms: of the noise.
-        path: of the PNG file.
-
-    Returns:
-        the factor by which the noise is shown stronger than it is.
-    """
-    first = next(iter(slices.values()))
-    low, high = (float(v) for v in np.percentile(first.clean, (0.5, 99.8)))
-    strongest = max(float(np.percentile(np.abs(p.attacked - p.clean), 99.5)) for p in slices.values())
-    factor = _factor(strongest, (high - low) / 2)
-    figure = Figure(figsize=(12, 2.05 * len(slices) + 0.85), dpi=110)
-    FigureCanvasAgg(figure)
-    axes: Any = figure.subplots(len(slices), 6, squeeze=False)
-    for row, (model, shown) in zip(axes, slices.items(), strict=True):
-        scan, attacked = (_grey(image, low, high) for image in (shown.clean, shown.attacked))
-        noise = _grey(factor * (shown.attacked - shown.clean), -(high - low) / 2, (high - low) / 2)
-        panels = [
-            ("scan", scan),
-            ("ground truth", _overlay(scan, shown.truth)),
-            (f"on the scan: Dice {_dice(shown.on_clean, shown.truth)}", _overlay(scan, shown.on_clean)),
-            (f"noise, shown {factor:g} times stronger", noise),
-            ("attacked scan", attacked),
-            (f"on it: Dice {_dice(shown.on_attacked, shown.truth)}", _overlay(attacked, shown.on_attacked)),
-        ]
-        for axis, (title, pixels) in zip(row, panels, strict=True):
-            axis.imshow(pixels, interpolation="nearest")
-            axis.set_title(title, fontsize=9)
-            axis.set(xticks=[], yticks=[])
-            for side in axis.spines.values():
-                side.set_visible(False)
-        row[0].set_ylabel(model, fontsize=11, fontweight="bold")
-    figure.subplots_adjust(left=0.025, right=0.995, top=0.93, bottom=0.075, wspace=0.04, hspace=0.14)
-    figure.text(
-        0.025, 0.015, f"{first.case}, {first.caption}. Each model meets the noise made against it, RMS {rms:g}.",
-        fontsize=9, color="#444444",
-    )  # fmt: skip
-    for position, (name, colour) in enumerate(reversed(list(zip(CLASSES, CLASS_COLOURS, strict=True)))):
-        figure.text(0.99 - 0.115 * position, 0.015, f"■ {name}", fontsize=9, color=colour, ha="right")
-    figure.savefig(path)
-    return factor
+from nnunet_trainers.demo.summary import NOISE
 
 
 def curve(records: Sequence[Record], path: Path) -> None:
@@ -78,28 +15,3 @@ def curve(records: Sequence[Record], path: Path) -> None:
     (chain,) = chains(levels(records))
     axis = "noise: RMS per voxel, in standard deviations of the image"
     path.write_bytes(worst_case_curve(records, chain, "segmentation", axis, NOISE).png)
-
-
-def _factor(noise: float, half_window: float) -> float:
-    """The largest of 1, 2, 5, 10, 20, 50, ... at which the noise still fits the grey scale."""
-    ratio = max(1.0, half_window / max(noise, 1e-12))
-    decade = 10.0 ** math.floor(math.log10(ratio))
-    return decade * max(step for step in (1, 2, 5) if step * decade <= ratio)
-
-
-def _grey(image: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[Any]:
-    return np.repeat(np.clip((image - low) / (high - low), 0, 1)[..., None], 3, axis=2)
-
-
-def _overlay(image: npt.NDArray[Any], labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The label map in colour over a grey image."""
-    result = image.copy()
-    for label, colour in enumerate(CLASS_COLOURS, start=1):
-        inside = labels == label
-        result[inside] = (1 - OPACITY) * result[inside] + OPACITY * np.array(to_rgb(colour))
-    return result
-
-
-def _dice(found: npt.NDArray[Any], truth: npt.NDArray[Any]) -> str:
-    """Of the slice."""
-    return f"{100 * mean_dice(dice_per_class(found, truth, LABELS)):.0f} %"

@@ -17,10 +17,10 @@ from monai_adv.evaluation.records import CLEAN, Level, Record
 from monai_adv.evaluation.run.session import Session
 from monai_adv.evaluation.run.workers import ThisProcess
 from monai_adv.evaluation.store import read_problems, read_records
+from monai_adv.first_look.phantom import LABELS
 from monai_adv.metrics.score import Score
 from monai_adv.metrics.segmentation import overlap_score
 from monai_adv.tasks import take
-from nnunet_trainers.demo.phantom import LABELS
 from nnunet_trainers.demo.progress import StageFailed, Stages
 from nnunet_trainers.demo.recipe import ATTACKS, DATASET, FOLD, TRAINERS, Recipe, model_folder
 from nnunet_trainers.demo.workplace import Workplace

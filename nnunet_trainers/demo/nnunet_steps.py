@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from monai_adv.settings import ENV_FILE
-from nnunet_trainers.demo.phantom import write_dataset
+from nnunet_trainers.demo.dataset import write_dataset
 from nnunet_trainers.demo.progress import Stages
 from nnunet_trainers.demo.recipe import CONFIGURATION, DATASET, DATASET_ID, FOLD, PLANS, Recipe
 from nnunet_trainers.short_training import short_training, smaller_plans

@@ -11,6 +11,7 @@ import torch
 from monai_adv.cli.doctor import available_cores
 from monai_adv.evaluation.run.workers import versions
 from monai_adv.evaluation.store import read_evaluation, read_records
+from monai_adv.first_look.picture import picture
 from nnunet_trainers.demo import figures, nnunet_steps
 from nnunet_trainers.demo.measure import measure, predicted, read_slice
 from nnunet_trainers.demo.page import render
@@ -58,7 +59,7 @@ def _write_page(place: Workplace, stages: Stages, recipe: Recipe) -> dict[str, A
     results = summarise(records, {t: predicted(place, t) for t in TRAINERS}, recipe, stages.timings, day)
     pictures = {name: place.folder / f"{name}.png" for name in ("picture", "curve")}
     slices = {trainer: read_slice(place, trainer) for trainer in TRAINERS}
-    factor = figures.picture(slices, recipe.middle.eps, pictures["picture"])
+    factor = picture(slices, recipe.middle.eps, pictures["picture"])
     figures.curve(records, pictures["curve"])
     page = render(results, factor, recipe.ima_settings_file(), pictures)
     (place.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

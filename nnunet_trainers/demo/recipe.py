@@ -8,7 +8,7 @@ from typing import Any
 
 from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.settings import EvaluationSettings, Version
-from nnunet_trainers.demo.phantom import Phantom
+from monai_adv.first_look.phantom import Phantom
 
 DATASET_ID = 990
 DATASET = f"Dataset{DATASET_ID}_Phantom"

@@ -12,9 +12,9 @@ from monai_adv.evaluation.records import CLEAN, Record, own_scores, worst_scores
 from monai_adv.evaluation.report.results import plain_values
 from monai_adv.evaluation.run.workers import versions
 from monai_adv.evaluation.search.plan import NOISE_DRAWS, Stage, stages
+from monai_adv.first_look.phantom import LABELS
 from monai_adv.metrics.score import Score
 from monai_adv.threats import Threat
-from nnunet_trainers.demo.phantom import LABELS
 from nnunet_trainers.demo.progress import Timing
 from nnunet_trainers.demo.recipe import ATTACKS, DATASET, TRAINERS, Recipe, model_folder
 

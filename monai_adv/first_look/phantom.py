@@ -1,4 +1,4 @@
-"""A phantom in nnU-Net's raw format: balls of two kinds inside a body, made to look like a scan.
+"""A phantom: balls of two kinds inside a body, made to look like a scan.
 
 The balls come from MONAI's ``create_test_image_3d``. Around them: an elliptic body, soft edges, slow variations of the
 tissue, the uneven field of a coil and Rician noise, the noise of magnitude MR images. Everything follows from the seed.
@@ -6,20 +6,15 @@ tissue, the uneven field of a coil and Rician noise, the noise of magnitude MR i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from monai.data.synthetic import create_test_image_3d
 from monai.transforms.intensity.array import GaussianSmooth, RandBiasField, RandRicianNoise
-from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 
 LABELS = {"background": 0, "dark insert": 1, "bright insert": 2}
-SPACING = (1.5, 1.5, 3.0)
 BODY, DARK, BRIGHT = 0.45, 0.15, 0.75  # intensities; air is 0
 
 Image = npt.NDArray[np.float32]
@@ -66,20 +61,6 @@ def make_case(phantom: Phantom, number: int) -> tuple[Image, Labels]:
     return 1000 * scan[0], labels
 
 
-def write_dataset(phantom: Phantom, folder: Path, after_each: Callable[[], object] = lambda: None) -> None:
-    """Write imagesTr, labelsTr, imagesTs, labelsTs and dataset.json, as nnU-Net wants them."""
-    total = phantom.training_cases + phantom.test_cases
-    for number in range(total):
-        part = "Tr" if number < phantom.training_cases else "Ts"
-        image, labels = make_case(phantom, number)
-        _save(image, folder / f"images{part}" / f"phantom_{number:03d}_0000.nii.gz")
-        _save(labels, folder / f"labels{part}" / f"phantom_{number:03d}.nii.gz")
-        after_each()
-    generate_dataset_json(
-        str(folder), {0: "MR"}, LABELS, phantom.training_cases, ".nii.gz", description="phantom, made by monai-adv demo"
-    )
-
-
 def _body(shape: tuple[int, int, int], random: np.random.RandomState) -> npt.NDArray[np.bool_]:
     """An ellipse in each slice, a little wider in the middle of the stack."""
     axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
@@ -91,10 +72,3 @@ def _body(shape: tuple[int, int, int], random: np.random.RandomState) -> npt.NDA
 def _smooth(values: npt.NDArray[Any], *sigma: float) -> Image:
     smoothed: Image = np.asarray(GaussianSmooth(sigma)(values[None].astype(np.float32)), dtype=np.float32)[0]
     return smoothed
-
-
-def _save(values: npt.NDArray[Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(values, np.diag([*SPACING, 1.0]))  # type: ignore[no-untyped-call]
-    image.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
-    nib.save(image, path)
