@@ -15,10 +15,13 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --docte
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 
-.PHONY: help demo test test-all lint package docs gpu clean
+.PHONY: help try demo test test-all lint package docs gpu clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 12
+
+try: $(INSTALLED) ## set up, then a plain and a robust model under attack in a minute
+	@$(BIN)/monai-adv try
 
 demo: $(INSTALLED) ## set up and run the demonstration
 	@$(BIN)/monai-adv demo

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import shlex
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from monai_adv import attacks
+from monai_adv.cli import build_parser
 from monai_adv.cli.method_tables import refreshed, settings_table
 from monai_adv.defenses import METHODS
 from monai_adv.engines import run_settings
@@ -101,3 +104,53 @@ def test_every_attack_and_defence_is_in_the_reference() -> None:
     ours = {c.__name__ for c in classes if isinstance(c, type) and issubclass(c, attacks.BaseAttack)}
     assert ours - {"BaseAttack", "Ascent"} <= pages["attacks"]
     assert {m.defense.__name__ for m in METHODS.values()} <= pages["defenses"]
+
+
+def bash_lines(page: Path) -> list[str]:
+    """Commands of a page's bash blocks, continued lines joined, without comments."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [command for line in lines for command in line.partition("  # ")[0].split(" && ") if command]
+
+
+README = ROOT / "README.md"
+
+
+def test_the_readme_fits_two_screens() -> None:
+    assert len(README.read_text().splitlines()) <= 90
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "index.md"], ids=lambda p: p.name)
+def test_commands_of_the_first_pages_are_ones_that_there_are(page: Path) -> None:
+    ours = [shlex.split(line)[1:] for line in bash_lines(page) if line.startswith("monai-adv ")]
+    assert ours
+    for words in ours:
+        assert build_parser().parse_args(words).run
+    trainers = {f"{m.name}Trainer" for m in METHODS.values()} | {"nnUNetTrainer"}
+    assert set(re.findall(r"\b\w+Trainer\b", page.read_text())) <= trainers
+    targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert {line.split()[1] for line in bash_lines(page) if line.startswith("make ")} <= set(targets)
+
+
+def test_the_readmes_price_is_the_one_measured() -> None:
+    results = ROOT / "docs" / "results"
+    flat, solid = (json.loads((results / f"{name}.json").read_text()) for name in ("price", "price_3d"))
+    plain, robust = (flat[job]["measured"] for job in ("plain_2d", "satmix_h"))
+    before, after = plain["checkpoint_final.pth"], robust["checkpoint_final.pth"]
+    two = " and clean ".join(f"from {before[key]:.1f} to {after[key]:.1f}" for key in ("worst", "clean")) + " in 2D"
+    start, end = solid["plain"], solid["sat_epoch_4"]
+    three = " and ".join(f"from {100 * start[key]:.1f} to {100 * end[key]:.1f}" for key in ("pgd20_rms_0_1", "clean"))
+    text = " ".join(README.read_text().split())
+    assert flat["satmix_h"]["budget"] == pytest.approx(0.5, abs=0.01)
+    assert f"for half the price, Dice under PGD-20 {two}, five patients" in text
+    assert len(after["cases"]) == 5
+    assert f"for two thirds, {three} in 3D, twelve patients" in text
+    assert solid["sat_epoch_4"]["budget"] == pytest.approx(2 / 3, abs=1e-3)
+    assert solid["cases"].startswith("first 12 ")
+
+
+def test_the_defences_are_counted_and_named() -> None:
+    assert f"lists the {len(METHODS) - 1} defences" in README.read_text()  # all but Standard, which defends nothing
+    overview = (ROOT / "docs" / "overview.md").read_text()
+    missing = [m.name for m in METHODS.values() if m.name != "Standard" and not re.search(rf"\b{m.name}\b", overview)]
+    assert not missing, f"name these in docs/overview.md: {missing}"
