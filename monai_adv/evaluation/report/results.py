@@ -21,7 +21,7 @@ from monai_adv.evaluation.costs import Costs
 from monai_adv.evaluation.described import Evaluation, Family, ModelEntry, StageEntry
 from monai_adv.evaluation.records import CLEAN, Level, Record, Totals
 from monai_adv.evaluation.report.comparisons import compare_all
-from monai_adv.evaluation.report.variations import Inventory, inventory
+from monai_adv.evaluation.report.variation_rows import Inventory, inventory
 from monai_adv.foreign_text import csv_text, printable
 from monai_adv.metrics import statistics
 from monai_adv.metrics.score import Kind, Score, mean_known
