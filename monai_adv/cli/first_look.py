@@ -43,14 +43,15 @@ def run(args: argparse.Namespace) -> int:
         raise InputError.of("-o", args.output, "a file that ends in .png, in a folder that exists")
     began = time.monotonic()
     openmp.wait_passively()
-    from monai_adv.first_look.look import Recipe, first_look
-    from monai_adv.first_look.picture import picture
-
-    recipe = Recipe()
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:4.0f} s  {text}", flush=True)
 
+    say("loading PyTorch and MONAI")
+    from monai_adv.first_look.look import Recipe, first_look
+    from monai_adv.first_look.picture import picture
+
+    recipe = Recipe()
     looks = first_look(recipe, say)
     try:
         picture({name: look.picture for name, look in looks.items()}, recipe.eps, output)
