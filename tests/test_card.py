@@ -41,7 +41,7 @@ def test_a_bundle_gets_figures_and_keeps_the_rest(folder: Path, bundle: Path) ->
     assert "| unchanged | 84.0 (" in text
     assert "| random noise, L2, 0.1 RMS | 84.0 (" in text
     assert "| worst case, L2, 0.1 RMS | 42.0 (" in text
-    assert "the model is **partly robust**" in text  # it keeps half of its Dice
+    assert "robustness: **partly robust**" in text  # it keeps half of its Dice
     assert "units \\<script\\> \\| \\*of\\* the image" in text
     assert "backdoor" in text  # among the limits
     content = json.loads(metadata.read_text())
@@ -52,6 +52,17 @@ def test_a_bundle_gets_figures_and_keeps_the_rest(folder: Path, bundle: Path) ->
     assert (worst["norm"], worst["eps"], worst["unit"], worst["cases"]) == ("l2", 0.1, "rms", 9)
     assert worst["value"] == pytest.approx(0.42)
     assert worst["low"] < worst["value"] < worst["high"]
+
+
+def test_groups_that_were_compared_are_not_called_untested_and_one_patient_is_one(folder: Path, tmp_path: Path) -> None:
+    assert "Measured on 9 patients with" in Card.of(folder).section()
+    assert "groups of patients" in Card.of(folder).section()
+    table = tmp_path / "patients.csv"
+    table.write_text("case,site\n" + "".join(f"p{n},{'AB'[n % 2]}\n" for n in range(9)))
+    assert main(["report", str(folder), "--subgroups", str(table)]) == 0
+    assert "groups of patients" not in Card.of(folder).section()
+    single = folder_of(tmp_path / "one", plant("net", CLEAN[:1], {("l2-0.1-rms", "APGD-CE"): LOW[:1]}))
+    assert "Measured on 1 patient with" in Card.of(single).section()
 
 
 def test_writing_again_changes_nothing_and_new_figures_replace_old_ones(
@@ -108,8 +119,8 @@ def test_marks_that_are_broken_are_refused_and_nothing_is_written(folder: Path, 
     ("words", "said"),
     [
         ([], "neither --bundle nor -o"),
-        (["-o", "x.md"], "allowed is both or none"),
-        (["--dataset", "x", "--bundle", "y"], "allowed is both or none"),
+        (["-o", "x.md"], "--dataset: is missing"),
+        (["--dataset", "x", "--bundle", "y"], "-o: is missing"),
         (["--bundle", "nowhere"], "allowed is a bundle, with configs/metadata.json"),
         (["--model", "nett", "--bundle", "y"], "did you mean 'net'?"),
     ],

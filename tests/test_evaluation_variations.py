@@ -25,6 +25,8 @@ from monai_adv import InputError
 from monai_adv.attacks import FGSM
 from monai_adv.attacks.ensemble import Stage
 from monai_adv.evaluation.described import ModelEntry
+from monai_adv.evaluation.evidence.card import Card
+from monai_adv.evaluation.evidence.left_open import not_tested
 from monai_adv.evaluation.models.bundle.source import BundleSource
 from monai_adv.evaluation.models.segmenter import Segmenter
 from monai_adv.evaluation.plans import Plan
@@ -302,6 +304,18 @@ def test_the_variation_that_costs_most_comes_first_with_the_clean_score_of_the_s
     assert untested["spike"] == "flat"
     assert untested["bias field"] == "not asked for"
     assert "the label would be wrong" in untested["distortion by gradients or susceptibility"]
+
+
+def test_what_was_not_tested_is_named_and_what_was_is_on_the_card(tmp_path: Path) -> None:
+    folder = planted(tmp_path)
+    said = [each["sentence"] for each in not_tested(gather(folder))]
+    assert "Natural variation of MRI not tested: bias field (not asked for)." in said
+    assert "Natural variation of MRI not tested: spike (flat)." in said
+    assert not any("motion" in sentence for sentence in said)
+    assert len(set(said)) == len(said)
+    card = Card(folder, gather(folder), gather(folder).models[0]).section()
+    assert "| motion, 2 mm | 40.0 |" in card
+    assert "Artefacts" not in card
 
 
 def test_the_page_tells_what_was_tested_and_what_was_not(tmp_path: Path) -> None:

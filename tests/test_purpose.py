@@ -19,7 +19,7 @@ from monai_adv.evaluation.codec import plain, typed
 from monai_adv.evaluation.evidence.decisions import Outcome, decide, median_distance, share_kept, together
 from monai_adv.evaluation.evidence.history import Session, purpose_of, sessions, told_late
 from monai_adv.evaluation.evidence.purpose import Purpose, measures_of
-from monai_adv.evaluation.evidence.summary import draft_sentence, summary_of
+from monai_adv.evaluation.evidence.summary import draft_sentence, summary_of, told
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.report.page import write_report
 from monai_adv.evaluation.report.results import Figures, gather
@@ -207,6 +207,7 @@ def test_what_is_stated_after_the_results_is_told(tmp_path: Path) -> None:
     summary = summary_of(gather(figures_folder), sessions(figures_folder), "")
     assert summary is not None
     assert summary.models[0].decisions[0].criterion.bound == 0.4
+    assert told(summary) == ["net: acceptance criteria not decided (1 not decided)"]
     page = write_report(figures_folder).read_text()
     assert page.index("Summary for the file") < page.index("changed on 2026-11-22") < page.index('aria-label="Verdict"')
 
@@ -214,6 +215,7 @@ def test_what_is_stated_after_the_results_is_told(tmp_path: Path) -> None:
 def test_no_purpose_no_summary(tmp_path: Path) -> None:
     classifier(tmp_path, 80)
     assert "Summary for the file" not in write_report(tmp_path / "f").read_text()
+    assert told(summary_of(gather(tmp_path / "f"), sessions(tmp_path / "f"), "")) == []
 
 
 def test_the_draft_names_the_figures_or_says_why_there_is_none(tmp_path: Path) -> None:

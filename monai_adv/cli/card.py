@@ -38,9 +38,10 @@ def run(args: argparse.Namespace) -> int:
     from monai_adv.evaluation.evidence.card import Card, as_hub_card, into_bundle
 
     if not args.bundle and not args.output:
-        raise InputError.of("card", "neither --bundle nor -o", "one of them, or both")
+        raise InputError("card: received neither --bundle nor -o, allowed is one of them, or both; say where to write.")
     if bool(args.output) != bool(args.dataset):
-        raise InputError.of("-o and --dataset", f"{args.output} and {args.dataset}", "both or none")
+        missing = "--dataset" if args.output else "-o"
+        raise InputError(f"{missing}: is missing, allowed is -o with --dataset, or neither; the Hub requires both.")
     card = Card.of(args.folder, args.model)
     written = into_bundle(card, args.bundle) if args.bundle else []
     written += [as_hub_card(card, args.output, args.dataset)] if args.output else []

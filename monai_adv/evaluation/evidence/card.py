@@ -20,6 +20,7 @@ import yaml
 from monai_adv.errors import InputError, did_you_mean, first_cause
 from monai_adv.evaluation.evidence.document import digest_in
 from monai_adv.evaluation.evidence.left_open import not_tested
+from monai_adv.evaluation.evidence.subgroups import kept_subgroups
 from monai_adv.evaluation.records import level_name, place_of
 from monai_adv.evaluation.report.results import Figures, ModelResults, gather, plain_values
 from monai_adv.evaluation.report.sentences import robustness
@@ -73,6 +74,7 @@ class Card:
     def section(self) -> str:
         """Markdown, between its marks."""
         model, one = self.model, "patient" if self.model.kind == "segmentation" else "image"
+        count = model.summaries[""].count
         score = "mean Dice" if one == "patient" else "accuracy"
         evaluation, robust = self.figures.evaluation, robustness(self.model, self.figures.levels)
         rows = [f"| unchanged | {_cell(model.summaries[''])} |"]
@@ -81,13 +83,15 @@ class Card:
             if noise:
                 rows.append(f"| random noise, {level_name(level)} | {_cell(noise)} |")
             rows.append(f"| worst case, {level_name(level)} | {_cell(model.summaries[level.key])} |")
+        for row in model.variations.rows if model.variations else ():
+            rows += [f"| {row.name}, {s.level} | {_cell(s.summary)} |" for s in row.strengths]
         lines = [
             BEGIN,
             "## Robustness",
             "",
-            f"Measured on {model.summaries[''].count} {one}s with monai-adv {evaluation.versions['monai-adv']}, "
+            f"Measured on {count} {one}{'' if count == 1 else 's'} with monai-adv {evaluation.versions['monai-adv']}, "
             f"{evaluation.started[:10]}; attacks: {plain_text(evaluation.settings.attacks)}. "
-            f"The figures are **{model.verdict.word}**; the model is **{robust.word}**.",
+            f"The figures are **{model.verdict.word}**; robustness: **{robust.word}**.",
             "",
             f"| {one}s | {score} in % (95 % interval) |",
             "|---|---|",
@@ -98,7 +102,10 @@ class Card:
             "",
             "Limits:",
             "",
-            *(f"- {each['sentence']}" for each in not_tested(self.figures)),
+            *(
+                f"- {each['sentence']}"
+                for each in not_tested(self.figures, kept_subgroups(self.folder, self.figures) is not None)
+            ),
             END,
         ]
         return printable("\n".join(lines))

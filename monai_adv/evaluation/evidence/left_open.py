@@ -49,14 +49,20 @@ def not_tested(figures: Figures, subgroups: bool = False) -> list[dict[str, str]
         largest = "; ".join(level_name(max((v for v in figures.levels if v.norm == n), key=lambda v: v.eps))
                             for n in sorted(norms))  # fmt: skip
         found["larger changes"] = f"Nothing larger than {largest} was tested."
-    if not any(model.corruptions for model in figures.models):
-        found["natural corruptions"] = "Artefacts and poor quality as scanners make them were not tested."
     inventories = [model.variations for model in figures.models if model.variations is not None]
+    if not any(model.corruptions for model in figures.models):
+        found["natural corruptions"] = (
+            "The natural corruptions of the standard attacks (blur, contrast, resolution, ...) were not tested."
+            if inventories
+            else "Artefacts and poor quality as scanners make them were not tested."
+        )
     if not inventories:
         found["natural variations"] = "What scanners of this modality do to images was not tested; see --variations."
     for inventory in inventories:
         for what, why in inventory.untested:
-            found[f"{inventory.modality}: {what}"] = f"Not tested: {why}."
+            found[f"{inventory.modality}: {what}"] = (
+                f"Natural variation of {inventory.modality} not tested: {what} ({why})."
+            )
     if not subgroups:
         found["subgroups"] = "Whether some groups of patients are worse off was not looked at."
     return [{"topic": topic, "sentence": sentence} for topic, sentence in sorted(found.items())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,6 +73,17 @@ def summary_of(figures: Figures, history: Sequence[Session], records: str) -> Su
             )
         )  # fmt: skip
     return Summary(purpose.intended_use, tuple(models), tuple(told_late(history)), records)
+
+
+def told(summary: Summary | None) -> list[str]:
+    """What became of the acceptance criteria, for a terminal: a line per model; none where none was stated."""
+    lines = []
+    for model in summary.models if summary else ():
+        if model.outcome:
+            counts = Counter(decision.outcome for decision in model.decisions)
+            counted = ", ".join(f"{counts[word]} {word}" for word in MARKS if counts[word])
+            lines.append(f"{model.name}: acceptance criteria {model.outcome} ({counted})")
+    return lines
 
 
 def draft_sentence(model: ModelResults, figures: Figures, keys: set[str]) -> str:

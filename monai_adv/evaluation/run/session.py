@@ -170,6 +170,9 @@ class Session:
             self.say(f"{found.name}: {robust.word}, {robust.text}")
             if (known := trained(found.probes, results.levels)) and known.warning:
                 self.say(f"{found.name}: {known.warning}")
+        purpose = import_module("monai_adv.evaluation.evidence.summary")
+        for line in purpose.told(purpose.summary_of(results, history.sessions(self.folder), "")):
+            self.say(line)
         for line in both.told(bounds):
             self.say(line)
         self.say(f"Report: {page}")
