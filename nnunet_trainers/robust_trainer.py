@@ -41,11 +41,11 @@ from monai_adv.settings import (
 from monai_adv.tasks import SegmentationSettings, SegmentationTask
 from monai_adv.threats import Threat
 from nnunet_trainers import pretrained
+from nnunet_trainers.attacker import Attacker, attacker_of
 from nnunet_trainers.batch_checks import refuse_bad_samples
 from nnunet_trainers.batch_samples import ids_of, samples_of, unknown_samples
 from nnunet_trainers.checkpoint import SECTION, as_written, plain, read_any, read_checkpoint, write_checkpoint
 from nnunet_trainers.console import end_with_the_sentence
-from nnunet_trainers.enemy import Enemy, enemy_of
 from nnunet_trainers.mixing import Mixing
 from nnunet_trainers.plain_model import NNUNET_ITERATIONS, starting_model
 from nnunet_trainers.price import RunPrice
@@ -91,7 +91,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         check_device(device)
         check_writable()
         check_mixture(type(self))
-        enemy_of(sections, PlansManager(plans), configuration)
+        attacker_of(sections, PlansManager(plans), configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.save_every == NNUNET_SAVES_EVERY:
             self.save_every = SAVE_EVERY
@@ -154,7 +154,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         if self.run.training_loss == "per_sample":  # with every resolution: DDP wants all parameters used
             alone = task.sample_training_loss
             task = task.with_loss(lambda output, target: alone(output, target).mean())
-        self.defense = self.method.defense(task, self.enemy.training, self._intensity_channels())
+        self.defense = self.method.defense(task, self.attacker.training, self._intensity_channels())
         self.defense.attach(self.network, self.optimizer)
         pretrained.watch(self.network)
 
@@ -192,7 +192,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         return False
 
     def _intensity_channels(self) -> tuple[int, ...] | None:
-        """A cascade appends the previous stage's segmentation as one-hot channels: no enemy changes those."""
+        """A cascade appends the previous stage's segmentation as one-hot channels: no attacker changes those."""
         if not self.is_cascaded:
             return None
         return tuple(range(self.num_input_channels - len(self.label_manager.foreground_labels)))
@@ -252,7 +252,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         self.print_to_log_file(
             f"{self.__class__.__name__} settings (* differs from the default; set with a file named by {ENV_FILE} "
             f"or with {ENV_PREFIX}<NAME>):\n{table(self.sections)}\n"
-            f"Threat: {self.threat().describe(patch, self.enemy.raw_unit)}, in units of the normalised image.",
+            f"Threat: {self.threat().describe(patch, self.attacker.raw_unit)}, in units of the normalised image.",
             add_timestamp=False,
         )
         for line in self._price.lines(self.num_epochs, self.num_iterations_per_epoch):
@@ -268,13 +268,13 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
             )
 
     @property
-    def enemy(self) -> Enemy:
+    def attacker(self) -> Attacker:
         """Of the training and of its validation, in network units."""
-        return enemy_of(self.sections, self.plans_manager, self.configuration_name)
+        return attacker_of(self.sections, self.plans_manager, self.configuration_name)
 
     def threat(self) -> Threat:
-        """The enemy that is trained against."""
-        return self.enemy.training.threat(self._intensity_channels())
+        """The attacker that is trained against."""
+        return self.attacker.training.threat(self._intensity_channels())
 
     def run_training(self) -> None:
         """nnU-Net's.
@@ -384,7 +384,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         return result
 
     def _validation_threat(self) -> Threat | None:
-        eps = self.enemy.validation.eps
+        eps = self.attacker.validation.eps
         return replace(self.threat(), eps=eps) if eps else None
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:

@@ -34,7 +34,7 @@ from monai_adv.defenses.sat import SATSettings
 from monai_adv.tasks import SegmentationSettings
 from monai_adv.threats import Threat
 from nnunet_trainers import DSBNTrainer, IMATrainer, SATTrainer
-from nnunet_trainers.enemy import enemy_of
+from nnunet_trainers.attacker import attacker_of
 from nnunet_trainers.robust_trainer import RobustTrainer
 from nnunet_trainers.robustness_log import RobustnessLog
 from nnunet_trainers.run_settings import RunSettings
@@ -724,8 +724,8 @@ def test_the_log_forgets_epochs_that_are_repeated_after_a_resume() -> None:
 @pytest.mark.parametrize("eps", [0.25, None])
 def test_the_validation_is_attacked_within_the_box_of_the_training(eps: float | None) -> None:
     threat = Threat("linf", 0.5, (-1.0, 2.0), channels=(1,), beyond="keep_ends")
-    enemy = SimpleNamespace(validation=SimpleNamespace(eps=eps or 0.5))
-    trainer: Any = SimpleNamespace(threat=lambda: threat, enemy=enemy)
+    attacker = SimpleNamespace(validation=SimpleNamespace(eps=eps or 0.5))
+    trainer: Any = SimpleNamespace(threat=lambda: threat, attacker=attacker)
     expected = Threat("linf", eps or 0.5, (-1.0, 2.0), channels=(1,), beyond="keep_ends")
     assert RobustTrainer._validation_threat(trainer) == expected
 
@@ -743,12 +743,12 @@ def _plan(*schemes: str) -> Any:
 def test_21_hu_are_a_tenth_where_the_plan_divides_by_210(norm: Any, unit: str) -> None:
     """Closed form: 21 / 210 = 0.1, so the attack is the same, bit for bit."""
     raw = {"defense": SATSettings(norm=norm, eps=21, unit="raw"), "run": RunSettings(robust_validation_eps=42)}
-    enemy = enemy_of(raw, _plan("CTNormalization"), "2d")
-    assert enemy.raw_unit == 210.0
-    assert enemy.training.ascent() == SATSettings(norm=norm, eps=0.1).ascent()
-    assert (enemy.training.unit, enemy.validation.eps) == (unit, 0.2)
+    attacker = attacker_of(raw, _plan("CTNormalization"), "2d")
+    assert attacker.raw_unit == 210.0
+    assert attacker.training.ascent() == SATSettings(norm=norm, eps=0.1).ascent()
+    assert (attacker.training.unit, attacker.validation.eps) == (unit, 0.2)
     ima = IMASettings(norm=norm, eps=21, delta=4.2, unit="raw")
-    found = enemy_of({**raw, "defense": ima}, _plan("CTNormalization"), "2d").training
+    found = attacker_of({**raw, "defense": ima}, _plan("CTNormalization"), "2d").training
     assert (found.eps, found.growth) == (0.1, 4.2 / 210)
 
 
@@ -756,7 +756,7 @@ def test_raw_radii_need_one_factor() -> None:
     sections = {"defense": SATSettings(eps=21, unit="raw"), "run": RunSettings()}
     for schemes in (["ZScoreNormalization"], ["CTNormalization", "ZScoreNormalization"]):
         with pytest.raises(InputError) as error:
-            enemy_of(sections, _plan(*schemes), "2d")
+            attacker_of(sections, _plan(*schemes), "2d")
         assert str(error.value) == (
             f"unit: received 'raw', allowed is 'rms' or 'norm' here; {', '.join(schemes)} scales cases or channels "
             "differently, so raw has no one factor: give the radius in units of the normalised image."
@@ -766,4 +766,4 @@ def test_raw_radii_need_one_factor() -> None:
 def test_the_radius_of_the_validation_is_checked_like_that_of_the_training() -> None:
     sections = {"defense": SATSettings(eps=0.1), "run": RunSettings(robust_validation_eps=15)}
     with pytest.raises(InputError, match="^eps: received 15.0, allowed is at most 1 in the unit rms"):
-        enemy_of(sections, _plan("ZScoreNormalization"), "2d")
+        attacker_of(sections, _plan("ZScoreNormalization"), "2d")

@@ -11,7 +11,7 @@ from monai.transforms.io.array import LoadImage
 
 from monai_adv.errors import InputError, first_cause
 from monai_adv.evaluation.models.protocol import Source
-from monai_adv.evaluation.models.radii import raw_unit_of
+from monai_adv.evaluation.models.radii import case_raw_unit
 from monai_adv.radius import Scan, spaced
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -30,7 +30,7 @@ def of_model(source: Source, count: int) -> Iterator[Scan]:
     for name in spaced(list(model.cases), count):
         case: Any = model.load(name)
         for number, image in enumerate(case.images):
-            unit = raw_unit_of(case)
+            unit = case_raw_unit(case)
             title = name if len(case.images) == 1 else f"{name}, {number}"
             yield Scan(title, image.numpy(), (unit,) * len(image))
 

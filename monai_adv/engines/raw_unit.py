@@ -26,13 +26,13 @@ def flat(transform: Any) -> Sequence[Any]:
     return [part for each in transform.transforms for part in flat(each)] if kind is Compose else [transform]
 
 
-def raw_unit_of(dataset: Any) -> float | None:
+def dataset_raw_unit(dataset: Any) -> float | None:
     """Raw intensity of one network unit, if one linear scaling is all that changes intensities.
 
     Example:
         >>> from monai.data import Dataset
         >>> from monai.transforms import ScaleIntensityRanged
-        >>> raw_unit_of(Dataset([], ScaleIntensityRanged("image", -57, 163, 0, 1)))
+        >>> dataset_raw_unit(Dataset([], ScaleIntensityRanged("image", -57, 163, 0, 1)))
         220.0
     """
     units = []

@@ -20,7 +20,7 @@ from monai_adv.attacks.base import Attack, AttackResult, Until
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.engines.bundle_rule import Rule, check_rule, postprocessing_of, rule_of
 from monai_adv.engines.bundle_task import KINDS, Kind, Layout, kind_of_batch, layout_of
-from monai_adv.engines.raw_unit import WHY_NOT, raw_unit_of
+from monai_adv.engines.raw_unit import WHY_NOT, dataset_raw_unit
 from monai_adv.errors import InputError
 from monai_adv.given import Box
 from monai_adv.network_state import unwrap_ddp
@@ -89,13 +89,13 @@ class RobustMetric:
             raise InputError.of("batches", batches, "a whole number >= 1 or None")
         self.attack = attack
         self.steps, self.batches, self.seed = steps, batches, seed
-        self._enemy: DefenseSettings | None = None
+        self._attacker: DefenseSettings | None = None
         self._threat: Threat | None = None
         self._raw_unit: float | None = None
         self._channels = None if channels is None else tuple(channels)
         if eps is not None:
             PGD(Threat(norm, 0.0), steps=steps)  # refuse bad steps now
-            self._enemy = DefenseSettings(eps=eps, unit=unit, norm=norm, box=box)
+            self._attacker = DefenseSettings(eps=eps, unit=unit, norm=norm, box=box)
         self._kind: Literal["auto"] | Kind = task
         self._regions, self._rule, self._ignore_label = regions, activation, ignore_label
         self._task: Task | None = None
@@ -129,9 +129,9 @@ class RobustMetric:
     def _start(self, engine: Any) -> None:
         if not (hasattr(engine, "network") and hasattr(engine, "inferer")):
             raise InputError.of("engine", type(engine).__name__, "a SupervisedEvaluator", "it attacks one network")
-        if self._enemy is not None and self._threat is None:
-            self._raw_unit = raw_unit_of(getattr(getattr(engine, "data_loader", None), "dataset", None))
-            self._threat = self._enemy.in_network_units(self._raw_unit, WHY_NOT).threat(self._channels)
+        if self._attacker is not None and self._threat is None:
+            self._raw_unit = dataset_raw_unit(getattr(getattr(engine, "data_loader", None), "dataset", None))
+            self._threat = self._attacker.in_network_units(self._raw_unit, WHY_NOT).threat(self._channels)
         self._sum: Tensor | None = None
         self._generator: torch.Generator | None = None
         self._attacked = 0

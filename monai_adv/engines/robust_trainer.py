@@ -42,7 +42,7 @@ from monai_adv.engines.bundle_task import (
 from monai_adv.engines.given_settings import Given
 from monai_adv.engines.log_words import words_of_the_first_batch, words_of_the_settings
 from monai_adv.engines.numbering import numbered
-from monai_adv.engines.raw_unit import WHY_NOT, raw_unit_of
+from monai_adv.engines.raw_unit import WHY_NOT, dataset_raw_unit
 from monai_adv.engines.robust_metric import RobustMetric
 from monai_adv.engines.robust_state import RobustState, check_ranks
 from monai_adv.engines.run import Run
@@ -149,7 +149,7 @@ class RobustTrainer(SupervisedTrainer):
         self._layout: Layout | None = None
         self._looked = False
         self._own_task = None if isinstance(task, str) else task.with_loss(self._training_loss)
-        self._raw_unit = raw_unit_of(getattr(self.data_loader, "dataset", None))
+        self._raw_unit = dataset_raw_unit(getattr(self.data_loader, "dataset", None))
         if defense.needs_ids if defense is not None else self.method is not None and self.method.defense.needs_ids:
             self.data_loader = numbered(self.data_loader) or self.data_loader
         self._guessed = False
@@ -185,20 +185,20 @@ class RobustTrainer(SupervisedTrainer):
         return Run(cast(RunSettings, sections["run"]), self._given.price(sections))
 
     def _metric(self, eps: float | None, steps: int, batches: int | None) -> RobustMetric:
-        """The enemy of the training, for validation."""
-        enemy = cast(DefenseSettings, self._settings()["defense"])
+        """The attacker of the training, for validation."""
+        attacker = cast(DefenseSettings, self._settings()["defense"])
         return RobustMetric(
-            eps=enemy.eps if eps is None else eps,
-            unit=enemy.unit,
-            norm=enemy.norm,
-            box=enemy.box,
+            eps=attacker.eps if eps is None else eps,
+            unit=attacker.unit,
+            norm=attacker.norm,
+            box=attacker.box,
             steps=steps,
             channels=self._channels,
             regions=self._regions,
             activation=self._given_rule,
             ignore_label=self._ignore_label,
             batches=batches,
-            seed=enemy.seed,
+            seed=attacker.seed,
         )
 
     def _make_defense(self) -> Defense:
@@ -212,8 +212,8 @@ class RobustTrainer(SupervisedTrainer):
         elif task is None:
             settings = cast(SegmentationSettings, self.sections["task"])
             task = SegmentationTask(self._training_loss, settings, ignore_label=self._ignore_label)
-        enemy = cast(DefenseSettings, self.sections["defense"]).in_network_units(self._raw_unit, WHY_NOT)
-        return method.defense(task, cast(Any, enemy), self._channels)
+        attacker = cast(DefenseSettings, self.sections["defense"]).in_network_units(self._raw_unit, WHY_NOT)
+        return method.defense(task, cast(Any, attacker), self._channels)
 
     def _use(self, defense: Defense) -> None:
         name = type(defense).__name__

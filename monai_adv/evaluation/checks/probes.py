@@ -29,7 +29,7 @@ from monai_adv.attacks.sharp_dice import SharpDice
 from monai_adv.errors import InputError
 from monai_adv.evaluation.checks.probed import CaseProbe, Consistency, ModelProbe, TrainedAgainst
 from monai_adv.evaluation.models.protocol import Case, Model
-from monai_adv.evaluation.models.radii import in_words, raw_unit_of
+from monai_adv.evaluation.models.radii import case_raw_unit, in_words
 from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.settings import Version
 from monai_adv.metrics.score import Kind, Score, mean_known
@@ -176,7 +176,7 @@ def _probe_loaded(
     images, target = case.images[chosen].to(device), to_device(take(case.target, chosen), device)
     threats = {level.key: case.threat(level) for level in levels}
     any_threat = next(iter(threats.values()), Threat("l2", 0.0, unit="norm"))
-    raw_unit = raw_unit_of(case)
+    raw_unit = case_raw_unit(case)
     values = images if any_threat.channels is None else images[:, list(any_threat.channels)]
     low, high = (float(v) for v in values.aminmax())
     found = CaseProbe(

@@ -9,7 +9,7 @@ from monai_adv.evaluation.models.protocol import Case
 from monai_adv.evaluation.records import Level
 
 
-def raw_unit_of(case: Case) -> float | None:
+def case_raw_unit(case: Case) -> float | None:
     """Intensity in the files of one network unit, where the case knows it."""
     try:
         return 1 / case.threat(Level("linf", 1.0, "raw")).eps
@@ -19,4 +19,4 @@ def raw_unit_of(case: Case) -> float | None:
 
 def in_words(case: Case, level: Level, images: Tensor | None = None) -> str:
     """A radius in all its units for these images, by default the case's; without the box."""
-    return case.threat(level).words(case.images if images is None else images, raw_unit_of(case))
+    return case.threat(level).words(case.images if images is None else images, case_raw_unit(case))

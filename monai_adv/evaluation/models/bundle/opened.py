@@ -21,7 +21,7 @@ from torch.utils.data import Subset
 from monai_adv.engines.bundle_rule import Rule
 from monai_adv.engines.bundle_task import OTHER_KINDS, layout_of
 from monai_adv.engines.numbering import items_of
-from monai_adv.engines.raw_unit import WHY_NOT, flat, raw_unit_of
+from monai_adv.engines.raw_unit import WHY_NOT, dataset_raw_unit, flat
 from monai_adv.engines.supported import mask_channels
 from monai_adv.errors import InputError, first_cause
 from monai_adv.evaluation.models.bundle.varied import AT_FILES, not_applicable, unchanged, varied_dataset
@@ -281,7 +281,7 @@ class OpenBundle:
         self.kind: Kind = "segmentation" if is_map else "classification"
         self.heads = self._heads(image)
         self._check_channels(image)
-        self.raw_unit = raw_unit_of(self.dataset)
+        self.raw_unit = dataset_raw_unit(self.dataset)
         self.varies_files = varied_dataset(self.dataset, unchanged) is not None
         self.varied_at = AT_FILES if self.varies_files else PlainModel.varied_at
 

@@ -1,4 +1,4 @@
-"""The enemy of a training in the units that the network sees, which the plan knows."""
+"""The attacker of a training in the units that the network sees, which the plan knows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nnunet_trainers.raw_units import plan_raw_unit_of_all
 from nnunet_trainers.run_settings import RunSettings
 
 
-class Enemy(NamedTuple):
+class Attacker(NamedTuple):
     """Settings in network units.
 
     Attributes:
@@ -26,7 +26,7 @@ class Enemy(NamedTuple):
     raw_unit: float | None
 
 
-def enemy_of(sections: dict[str, Settings], plan: PlansManager, configuration: str) -> Enemy:
+def attacker_of(sections: dict[str, Settings], plan: PlansManager, configuration: str) -> Attacker:
     """By the settings of a run and its plan.
 
     Raises:
@@ -41,4 +41,4 @@ def enemy_of(sections: dict[str, Settings], plan: PlansManager, configuration: s
         f"{', '.join(sorted(set(manager.normalization_schemes)))} scales cases or channels differently, so raw has no "
         "one factor: give the radius in units of the normalised image"
     )
-    return Enemy(training.in_network_units(raw_unit, todo), validation.in_network_units(raw_unit, todo), raw_unit)
+    return Attacker(training.in_network_units(raw_unit, todo), validation.in_network_units(raw_unit, todo), raw_unit)
