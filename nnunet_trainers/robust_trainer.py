@@ -6,7 +6,6 @@ is the host's own. trainers.py makes one for every method of the registry.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -21,23 +20,15 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, autocast, nn
 
-from monai_adv.defenses.base import Batch, Defense
+from monai_adv.defenses.base import Defense
+from monai_adv.defenses.batch import Batch
 from monai_adv.defenses.method import CLEAN_PASSES, Method
 from monai_adv.defenses.nothing_attacked import NothingAttacked
 from monai_adv.errors import InputError
 from monai_adv.network_state import bare, is_compiled
 from monai_adv.price import Clock, forecast
 from monai_adv.sample_state import SampleIds
-from monai_adv.settings import (
-    ENV_FILE,
-    ENV_PREFIX,
-    Settings,
-    as_dict,
-    combine,
-    expand_preset,
-    read_settings,
-    table,
-)
+from monai_adv.settings import Settings, as_dict, combine, expand_preset, read_settings
 from monai_adv.tasks import SegmentationSettings, SegmentationTask
 from monai_adv.threats import Threat
 from nnunet_trainers import pretrained
@@ -46,7 +37,9 @@ from nnunet_trainers.batch_checks import refuse_bad_samples
 from nnunet_trainers.batch_samples import ids_of, samples_of, unknown_samples
 from nnunet_trainers.checkpoint import SECTION, as_written, plain, read_any, read_checkpoint, write_checkpoint
 from nnunet_trainers.console import end_with_the_sentence
+from nnunet_trainers.host_network import built
 from nnunet_trainers.mixing import Mixing
+from nnunet_trainers.opening_lines import opening_lines
 from nnunet_trainers.plain_model import NNUNET_ITERATIONS, starting_model
 from nnunet_trainers.price import RunPrice
 from nnunet_trainers.ranks import frozen_ranks_named, wait_at_most
@@ -168,20 +161,10 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """The host's network as the method wants it (DSBN doubles the norm layers); prediction calls this as well."""
-        build = super().build_network_architecture
-        if "plans_manager" in inspect.signature(build).parameters:
-            network = build(
-                plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-            )
-        else:  # a variant with the signature of older releases, which the host still accepts
-            network = build(
-                configuration_manager.network_arch_class_name,
-                configuration_manager.network_arch_init_kwargs,
-                configuration_manager.network_arch_init_kwargs_req_import,
-                num_input_channels,
-                num_output_channels,
-                enable_deep_supervision,
-            )
+        network = built(
+            super().build_network_architecture, plans_manager, configuration_manager, num_input_channels,
+            num_output_channels, enable_deep_supervision,
+        )  # fmt: skip
         return cls.method.defense.prepare(network)
 
     def _do_i_compile(self) -> bool:
@@ -249,19 +232,11 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
                 self.print_to_log_file(f"Fine-tuning from {self.start.file}")
             self.start = replace(self.start, weights=None)
         patch = torch.empty(1, self.num_input_channels, *self.configuration_manager.patch_size)
-        self.print_to_log_file(
-            f"{self.__class__.__name__} settings (* differs from the default; set with a file named by {ENV_FILE} "
-            f"or with {ENV_PREFIX}<NAME>):\n{table(self.sections)}\n"
-            f"Threat: {self.threat().describe(patch, self.attacker.raw_unit)}, in units of the normalised image.",
-            add_timestamp=False,
-        )
-        for line in self._price.lines(self.num_epochs, self.num_iterations_per_epoch):
+        threat = self.threat().describe(patch, self.attacker.raw_unit)
+        price = self._price.lines(self.num_epochs, self.num_iterations_per_epoch)
+        for line in opening_lines(type(self).__name__, self.sections, threat, price, self.sample_ids):
             self.print_to_log_file(line, add_timestamp=False)
         self._clock = Clock(self.num_iterations_per_epoch)
-        if self.sample_ids is not None:
-            self.print_to_log_file(
-                f"Samples: {len(self.sample_ids)} in {len(self.sample_ids.groups)} cases.", add_timestamp=False
-            )
         if is_compiled(self.network):
             self.print_to_log_file(
                 "Compiling graphs for training, attack and search: the first epoch takes minutes longer."

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from monai_adv.attacks import PGD
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models.bundle import arguments as bundle
-from monai_adv.evaluation.models.bundle.opened import BundleClassifier, BundleSegmenter
+from monai_adv.evaluation.models.bundle.models import BundleClassifier, BundleSegmenter
 from monai_adv.evaluation.models.bundle.source import BundleSource
 from monai_adv.evaluation.models.fingerprint import contents, marks_of
 from monai_adv.evaluation.records import Level

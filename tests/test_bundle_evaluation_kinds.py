@@ -23,8 +23,9 @@ from test_bundle_evaluation import (
 from torch import nn
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.models.bundle import opened
-from monai_adv.evaluation.models.bundle.opened import BundleClassifier, BundleSegmenter, OpenBundle, as_model
+from monai_adv.evaluation.models.bundle.item import item_of
+from monai_adv.evaluation.models.bundle.models import BundleClassifier, BundleSegmenter, as_model
+from monai_adv.evaluation.models.bundle.opened import OpenBundle
 from monai_adv.evaluation.models.bundle.source import BundleSource
 from monai_adv.evaluation.records import Level
 
@@ -201,7 +202,7 @@ def test_a_header_whose_voxels_have_no_size_is_refused() -> None:
     affine = torch.diag(torch.tensor([1.0, 0.0, 1.0, 1.0]))
     image, label = (MetaTensor(torch.ones(1, 2, 2, 2), affine, {"filename_or_obj": "a.nii"}) for _ in range(2))
     with pytest.raises(InputError, match=r"spacing: received .*, allowed is 3 numbers > 0"):
-        opened._item_of({"image": image, "label": label}, "a")
+        item_of({"image": image, "label": label}, "a")
 
 
 def test_spacing_comes_from_the_label_where_a_transform_makes_a_new_image(tmp_path: Path) -> None:

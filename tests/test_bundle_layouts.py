@@ -13,7 +13,8 @@ from monai.transforms.spatial.dictionary import RandFlipd
 from torch import Tensor, nn
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.models.bundle.opened import BundleClassifier, BundleSegmenter, OpenBundle, as_model
+from monai_adv.evaluation.models.bundle.models import BundleClassifier, BundleSegmenter, as_model
+from monai_adv.evaluation.models.bundle.opened import OpenBundle
 
 IMAGE = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(0))
 THERE = (IMAGE > 0.5).float()

@@ -29,12 +29,14 @@ from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, Record, levels
 from monai_adv.evaluation.report import curves, pictures
 from monai_adv.evaluation.report import page as report
+from monai_adv.evaluation.report.as_text import axis_name, duration, p_value, percent, points
 from monai_adv.evaluation.report.curves import chains, repetitions
 from monai_adv.evaluation.report.inline_svg import inline_svg
-from monai_adv.evaluation.report.page import _settings_of, axis_name, duration, p_value, percent, points, write_report
+from monai_adv.evaluation.report.page import _settings_of, write_report
 from monai_adv.evaluation.report.pictures import draw, largest_change
 from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.report.sentences import opening, robustness
+from monai_adv.evaluation.report.worst_cases import worst_cases_of
 from monai_adv.metrics import statistics
 from monai_adv.metrics.score import Score
 
@@ -216,7 +218,7 @@ def test_worst_cases_are_shown_at_one_radius_for_all_models(tmp_path):
     folder = folder_of(tmp_path, _segmentation("weak", -0.1) + _segmentation("strong", 0.1), pictures=True)
     results = gather(folder)
     assert report.telling_level(results.models[:1], results.levels).key == "l2-5"
-    shown = report._worst_cases(folder, results)
+    shown = worst_cases_of(folder, results)
     assert {p.level for pictures in shown.values() for p in pictures} == {"L-inf 0.1"}
     assert [p.case for p in shown["weak"]] == ["a", "b", "c"]
     assert (shown["weak"][0].before, shown["weak"][0].after) == ("Dice 80.0 %", "Dice 15.0 %")

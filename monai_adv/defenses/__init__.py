@@ -3,7 +3,8 @@
 A method is one file of this package, its entry :data:`METHOD` included; the registry collects them.
 """
 
-from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.base import Defense
+from monai_adv.defenses.batch import Batch, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.registry import METHODS, method
 

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from monai_adv.defenses.base import Batch
+from monai_adv.defenses.batch import Batch
 from monai_adv.defenses.dual import Dual, DualSettings
 from monai_adv.defenses.method import Method
 from monai_adv.errors import InputError, did_you_mean

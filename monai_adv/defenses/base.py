@@ -17,60 +17,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from monai_adv.attacks.ascent import Ascended, Ascent
+from monai_adv.defenses.batch import Batch, LossPart, check_layout, layout, whole
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, computes_as_in, detached, frozen
 from monai_adv.sample_state import SampleIds, SampleState
 from monai_adv.statistics import Statistics
-from monai_adv.tasks.base import Output, Target, Task, TrainingTask, plain, take
+from monai_adv.tasks.base import Output, Target, Task, TrainingTask, take
 from monai_adv.tasks.first_look import FirstLook
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A clean batch. Of MONAI's tensors with meta data it keeps the data.
-
-    Attributes:
-        images: ``(B, C, *spatial)``.
-        target: in the task's layout.
-        ids: ``(B,)`` whole numbers, the indices of the samples, see :class:`~monai_adv.sample_state.SampleIds`; None
-            for methods that remember nothing about samples. On the CPU they are checked in every batch, elsewhere in
-            the first one only, because that makes a GPU wait.
-    """
-
-    images: Tensor
-    target: Target
-    ids: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        # An attack makes thousands of operations.
-        for name in ("images", "target", "ids"):
-            object.__setattr__(self, name, plain(getattr(self, name)))
-
-
-@dataclass(frozen=True)
-class LossPart:
-    """A summand of the batch's loss; the host calls ``backward`` on it at once.
-
-    Attributes:
-        loss: scalar with a graph; the parts of a batch add up to its training loss.
-        output: the network's output on the clean images, detached, where this part made one (hosts use it for metrics).
-        noisy_output: the same on attacked images.
-        update: the host makes a weight update after this part and goes on (methods with several updates per batch).
-    """
-
-    loss: Tensor
-    output: Output | None = None
-    noisy_output: Output | None = None
-    update: bool = False
 
 
 class Defense(ABC):
@@ -293,8 +253,8 @@ class Defense(ABC):
                 "give each training sample a fixed index and pass the batch's indices",
             )  # fmt: skip
         size = len(batch.images)
-        if not isinstance(batch.ids, Tensor) or batch.ids.shape != (size,) or not _whole(batch.ids):
-            raise InputError.of("ids", _layout(batch.ids), f"a tensor ({size},) of whole numbers, one for each image")
+        if not isinstance(batch.ids, Tensor) or batch.ids.shape != (size,) or not whole(batch.ids):
+            raise InputError.of("ids", layout(batch.ids), f"a tensor ({size},) of whole numbers, one for each image")
         return batch.ids.to(batch.images.device, torch.long)
 
     def generator(self, device: torch.device) -> torch.Generator:
@@ -418,13 +378,8 @@ class Defense(ABC):
         Raises:
             InputError: images, target or ids that are no batch, or ids that were not announced.
         """
-        images, target = batch.images, batch.target
-        if not isinstance(images, Tensor) or images.ndim < 2 or len(images) == 0 or not images.is_floating_point():
-            raise InputError.of("images", _layout(images), "a float tensor (B, C, *spatial) with B >= 1")
-        for values in target if isinstance(target, list | tuple) else [target]:
-            if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != len(images):
-                allowed = f"a tensor (B, ...) with B = {len(images)}, as images, or a list of such"
-                raise InputError.of("target", _layout(values), allowed)
+        check_layout(batch)
+        images = batch.images
         if self.needs_ids:
             self._check_ids(batch)
         if not self._labels_checked or images.device.type == "cpu":
@@ -477,21 +432,3 @@ def _refuse_nan(saved: Any, name: str) -> None:
             "finite numbers",
             "go on from an older checkpoint, or train anew",
         )
-
-
-def _whole(values: Tensor) -> bool:
-    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
-
-
-def _layout(values: object) -> str:
-    """A tensor's dtype and shape, or what came instead of one."""
-    return f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-
-
-def on_any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether ``flag`` holds on some rank: ranks must agree on the passes that synchronise gradients."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return flag
-    total = torch.tensor(float(flag), device=device)
-    dist.all_reduce(total)
-    return bool(total > 0)

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from monai_adv.attacks.losses import lead_of_others
 from monai_adv.attacks.projected_steps import Start
 from monai_adv.attacks.reference import WithReference
-from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.base import Defense
+from monai_adv.defenses.batch import Batch, LossPart
 from monai_adv.defenses.margins import SharedMargin
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from monai_adv.attacks.ascent import Iterate
 from monai_adv.attacks.projected_steps import Start
-from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.base import Defense
+from monai_adv.defenses.batch import Batch, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.settings import not_negative, positive, setting

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.attacks import PGD, Ascent
-from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.base import Defense
+from monai_adv.defenses.batch import Batch, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.network_state import Mode, any_batch_size, frozen

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from monai_adv.certificates.smoothed import Noise
-from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.base import Defense
+from monai_adv.defenses.batch import Batch, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.settings import not_negative, setting

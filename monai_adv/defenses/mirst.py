@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.attacks.ascent import Ascent, Iterate
-from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.base import Defense
+from monai_adv.defenses.batch import Batch, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings, numbers
 from monai_adv.errors import InputError

@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.attacks.reference import WithReference
-from monai_adv.defenses.base import Batch, Defense, LossPart, on_any_rank
+from monai_adv.defenses.base import Defense
+from monai_adv.defenses.batch import Batch, LossPart
 from monai_adv.defenses.margins import Known, MeasuredMargin
 from monai_adv.defenses.method import Method
+from monai_adv.defenses.ranks import on_any_rank
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import any_batch_size, detached, frozen, padded, unwrap_ddp

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.certificates.smoothed import Noise, as_logits, summed
-from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.base import Defense
+from monai_adv.defenses.batch import Batch, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.network_state import unwrap_ddp

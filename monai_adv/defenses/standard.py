@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.base import Defense
+from monai_adv.defenses.batch import Batch, LossPart
 from monai_adv.defenses.method import Method
 
 

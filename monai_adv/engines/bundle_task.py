@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
-from monai_adv.defenses.base import on_any_rank
+from monai_adv.defenses.ranks import on_any_rank
 from monai_adv.engines.bundle_rule import Rule
 from monai_adv.errors import InputError
 from monai_adv.tasks import Output, Target

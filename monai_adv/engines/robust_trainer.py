@@ -24,7 +24,8 @@ from monai.utils.enums import CommonKeys
 from monai.utils.misc import ensure_tuple
 from torch import Tensor
 
-from monai_adv.defenses.base import Batch, Defense, LossPart
+from monai_adv.defenses.base import Defense
+from monai_adv.defenses.batch import Batch, LossPart
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.nothing_attacked import NothingAttacked
 from monai_adv.defenses.settings import DefenseSettings

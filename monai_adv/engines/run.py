@@ -12,8 +12,9 @@ from ignite.engine import Engine, Events
 from monai.handlers.lr_schedule_handler import LrScheduleHandler
 from torch import Tensor, nn
 
-from monai_adv.defenses.base import Defense, on_any_rank
+from monai_adv.defenses.base import Defense
 from monai_adv.defenses.method import CLEAN_PASSES, Method
+from monai_adv.defenses.ranks import on_any_rank
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.engines.best_robust import BestRobust, validator_of
 from monai_adv.engines.robust_metric import RobustMetric

@@ -61,8 +61,8 @@ class Worst:
 
     def png(self) -> bytes:
         """Scan, attacked scan, their difference and, of a segmentation, what was found, as a file."""
-        page: Any = import_module("monai_adv.evaluation.report.page")
-        drawn: bytes = page.draw_case(self.picture, self.model, self.clean, self.attacked)
+        pictures: Any = import_module("monai_adv.evaluation.report.worst_cases")
+        drawn: bytes = pictures.draw_case(self.picture, self.model, self.clean, self.attacked)
         return drawn
 
     _repr_png_ = png
@@ -175,13 +175,13 @@ class Results:
         """
         require("results.plot()", "matplotlib", "jinja2")
         curves: Any = import_module("monai_adv.evaluation.report.curves")
-        page: Any = import_module("monai_adv.evaluation.report.page")
+        text: Any = import_module("monai_adv.evaluation.report.as_text")
         found = {chain[0].norm: chain for chain in curves.chains(self.numbers.levels)}
         if (norm is None and len(found) > 1) or (norm is not None and norm not in found):
             raise InputError.of("norm", norm, " or ".join(map(repr, found)))
         chain = found[norm or next(iter(found))]
         units = {model.unit for model in self.numbers.models}
-        axis = page.axis_name(chain[0], units.pop() if len(units) == 1 else "units of each model's input")
+        axis = text.axis_name(chain[0], units.pop() if len(units) == 1 else "units of each model's input")
         noise = self.numbers.models[0].noise
         figure: Figure = curves.worst_case_figure(self.numbers.joint, chain, self.numbers.kind, axis, noise)
         return figure

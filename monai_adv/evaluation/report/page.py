@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -22,28 +22,23 @@ from monai_adv.evaluation.evidence.history import sessions
 from monai_adv.evaluation.evidence.subgroups import Subgroups, gap_sentence, kept_subgroups
 from monai_adv.evaluation.evidence.summary import MARKS, figure_text, summary_of
 from monai_adv.evaluation.evidence.summary import Summary as FirstPage
-from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, level_name
+from monai_adv.evaluation.report.as_text import axis_name, duration, interval, number, p_value, percent, points
 from monai_adv.evaluation.report.bounds import ModelBounds, bounds_of
 from monai_adv.evaluation.report.bounds import as_csv as bounds_csv
 from monai_adv.evaluation.report.curves import Curve, chains, per_attack_curve, repetitions, worst_case_curve
-from monai_adv.evaluation.report.pictures import draw, largest_change
 from monai_adv.evaluation.report.results import Figures, ModelResults, as_csv, as_json, as_table, gather
 from monai_adv.evaluation.report.sentences import opening, robustness, telling_level
 from monai_adv.evaluation.report.trained import trained
 from monai_adv.evaluation.report.variations import VariationFigures, variation_figures
+from monai_adv.evaluation.report.worst_cases import WorstCase, worst_cases_of
 from monai_adv.evaluation.settings import VERSIONS
-from monai_adv.evaluation.store import read_pictures
 from monai_adv.files import write_whole
 from monai_adv.foreign_text import printable
 from monai_adv.metrics import statistics
-from monai_adv.metrics.score import Score
-from monai_adv.metrics.statistics import Comparison, Interval, Summary, Test
+from monai_adv.metrics.statistics import Comparison, Summary, Test
 from monai_adv.threats import Threat
 
-PICTURES = 3
-"""Worst cases per model; fewer with many models."""
-MOST_PICTURES = 9
 SIGNIFICANT = 0.05
 MOST_PATIENTS = 500
 """Rows of the table of patients, the lowest first; ``results.csv`` has all."""
@@ -55,31 +50,6 @@ KNOWS: dict[Family, str] = {
     "black-box": "its outputs",
     "transfer": "nothing: it has another model",
 }
-
-
-@dataclass(frozen=True)
-class WorstCase:
-    """A case with one of the lowest scores of a model.
-
-    Attributes:
-        id: of its anchor.
-        case: the patient or image.
-        level: the radius, in words.
-        png, alt, caption: the picture; its text for who does not see it; which slice it is.
-        change, unit: largest change of a voxel, and its unit.
-        before, after: scores in words, without and under attack.
-    """
-
-    id: str
-    case: str
-    level: str
-    png: bytes
-    alt: str
-    caption: str
-    change: str
-    unit: str
-    before: str
-    after: str
 
 
 @dataclass(frozen=True)
@@ -130,7 +100,7 @@ def write_report(
     bounds = bounds_of(folder, results) if bounds is None else bounds
     groups = kept_subgroups(folder, results)
     page = render(
-        results, main, per_model, _worst_cases(folder, results), summary, bounds, groups,
+        results, main, per_model, worst_cases_of(folder, results), summary, bounds, groups,
         variation_figures(folder, results),
     )  # fmt: skip
     output = folder if output is None else Path(output)
@@ -243,63 +213,6 @@ def _shown(value: Any) -> Any:
     return printable(value) if type(value) is str else value
 
 
-# ---------------------------------------------------------------------------------------------------- numbers as text
-
-
-def percent(value: float) -> str:
-    """A share in percent with one decimal; a sentence for what is not defined.
-
-    Example:
-        >>> percent(0.8049), percent(float("nan"))
-        ('80.5', 'not defined')
-    """
-    return "not defined" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def points(value: float) -> str:
-    """A difference in percentage points, with a sign and a real minus."""
-    return "not defined" if math.isnan(value) else f"{100 * value:+.1f}".replace("-", "−")
-
-
-def interval(value: Interval, form: Callable[[float], str] = percent) -> str:
-    """``"78.1 to 82.3"``, or a dash if there is none."""
-    return f"{form(value.low)} to {form(value.high)}" if value.exists else "–"
-
-
-def p_value(value: float) -> str:
-    """Example:
-
-    >>> p_value(0.0312), p_value(1e-9), p_value(1.0)
-    ('0.031', '< 0.001', '1.000')
-    """
-    return "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def duration(seconds: float) -> str:
-    """Example:
-
-    >>> duration(42), duration(600), duration(7260)
-    ('42 s', '10 min', '2 h 1 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def number(value: float) -> str:
-    """A count with narrow spaces, or a plain number."""
-    return f"{value:,.0f}".replace(",", "\u202f")
-
-
-def axis_name(level: Level, unit: str) -> str:
-    """What the radii of a chain of levels are, with their unit."""
-    where = "units of the image files" if level.unit == "raw" else unit.split(" (")[0]
-    if level.is_rms:
-        return f"root mean square change per voxel, in {where}"
-    return f"{'L2' if level.norm == 'l2' else 'L-inf'} radius, in {where}"
-
-
 # ---------------------------------------------------------------------------------------------------------- sentences
 
 
@@ -403,7 +316,7 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace("_", " ")
 
 
-# ----------------------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------------- curves and tables
 
 
 def _curves(results: Figures) -> tuple[list[Curve], dict[str, list[Curve]]]:
@@ -424,33 +337,6 @@ def _curves(results: Figures) -> tuple[list[Curve], dict[str, list[Curve]]]:
     return main, per_model
 
 
-def _worst_cases(folder: Path, results: Figures) -> dict[str, list[WorstCase]]:
-    """For each model, by its name, the cases with the lowest scores, at one radius for all models."""
-    count = max(1, min(PICTURES, MOST_PICTURES // len(results.models)))
-    shown: dict[str, list[WorstCase]] = {m.name: [] for m in results.models}
-    level = telling_level(results.models, results.levels)
-    if level is None:
-        return shown
-    for number, model in enumerate(results.models, start=1):
-        clean, attacked = results.scores(model.name, ""), results.scores(model.name, level.key)
-        for case, patient in statistics.lowest_cases(clean, attacked, len(attacked)):
-            drawn = [p for p in read_pictures(folder, model.name, case, level.key) if p.case == patient]
-            if drawn:
-                before, after = clean[case, patient], attacked[case, patient]
-                anchor = f"case-{number}-{len(shown[model.name]) + 1}"
-                shown[model.name].append(
-                    _picture(anchor, drawn[0], model, level, _result(before, model), _result(after, model))
-                )
-            if len(shown[model.name]) == count:
-                break
-    return shown
-
-
-def draw_case(picture: Picture, model: ModelResults, clean: Score, attacked: Score) -> bytes:
-    """One case as a PNG file, with its scores in the titles."""
-    return draw(picture, model.classes, _result(clean, model), _result(attacked, model), model.unit.split(" (")[0])
-
-
 def _patients(results: Figures, model: ModelResults, shown: Sequence[WorstCase]) -> list[PatientRow]:
     """The lowest at the last radius first."""
     keys = ["", *(v.key for v in results.levels if v.key in model.summaries)]
@@ -465,34 +351,6 @@ def _patients(results: Figures, model: ModelResults, shown: Sequence[WorstCase])
         for case, patient in columns[0]
     ]
     return sorted(rows, key=lambda row: (math.isnan(row.scores[-1]), row.scores[-1]))
-
-
-def _picture(anchor: str, picture: Picture, model: ModelResults, level: Level, before: str, after: str) -> WorstCase:
-    unit = model.unit.split(" (")[0]
-    seen = "" if picture.truth is None else ", ground truth, segmentation of both"
-    return WorstCase(
-        id=anchor,
-        case=picture.case,
-        level=level_name(level),
-        png=draw(picture, model.classes, before, after, unit),
-        alt=f"{picture.case}: scan, attacked scan, difference{seen}",
-        caption=picture.caption,
-        change=f"{largest_change(picture):.2g}",
-        unit=unit,
-        before=before,
-        after=after,
-    )
-
-
-def _result(score: Score, model: ModelResults) -> str:
-    """A case's score for a title: Dice, or the class found with its probability."""
-    if model.kind == "segmentation":
-        return f"Dice {percent(score.score)} %"
-    if not score.probabilities or not all(map(math.isfinite, score.probabilities)):
-        return "no valid output"
-    best = max(range(len(score.probabilities)), key=score.probabilities.__getitem__)
-    name = model.classes[best] if best < len(model.classes) else f"class {best}"
-    return f"{name}, {percent(score.probabilities[best])} %"
 
 
 def _data_uri(png: bytes) -> str:

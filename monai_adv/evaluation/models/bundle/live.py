@@ -16,7 +16,8 @@ import torch
 from monai_adv import given
 from monai_adv.engines.bundle_rule import Rule, check_rule
 from monai_adv.errors import InputError
-from monai_adv.evaluation.models.bundle.opened import OpenBundle, as_model, channel_names
+from monai_adv.evaluation.models.bundle.models import as_model
+from monai_adv.evaluation.models.bundle.opened import OpenBundle, channel_names
 from monai_adv.evaluation.models.bundle.varied import input_names
 from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.run.measure import LiveSource, measure, threads_for

@@ -22,13 +22,8 @@ from monai_adv.engines.bundle_rule import Rule, check_rule, leaves_background_ou
 from monai_adv.engines.robust_state import threat_in
 from monai_adv.errors import InputError, did_you_mean, first_cause
 from monai_adv.evaluation.models.bundle.arguments import WEIGHTS
-from monai_adv.evaluation.models.bundle.opened import (
-    BundleClassifier,
-    BundleSegmenter,
-    OpenBundle,
-    as_model,
-    channel_names,
-)
+from monai_adv.evaluation.models.bundle.models import BundleClassifier, BundleSegmenter, as_model
+from monai_adv.evaluation.models.bundle.opened import OpenBundle, channel_names
 from monai_adv.evaluation.models.bundle.varied import input_names
 from monai_adv.evaluation.models.fingerprint import fingerprint
 from monai_adv.evaluation.models.plain import check_box, usable_device
