@@ -145,7 +145,10 @@ def test_a_volume_of_an_nnunet_votes_through_its_window(tmp_path: Path, size: tu
     model = source.open()
     case = model.load("case")
     assert case.with_network(case.network).scores(case.images) == case.scores(case.images)
-    smoothed = SmoothedVersion(model, Smoothing(1.0, n0=2, n=60, alpha=0.1, draws=6)).load("case")
+    version = SmoothedVersion(model, Smoothing(1.0, n0=2, n=60, alpha=0.1, draws=6))
+    assert version.data_files == model.data_files != []  # so that the evidence can be verified from files
+    assert version.in_files is model.in_files is True
+    smoothed = version.load("case")
     assert isinstance(smoothed.network, SmoothedModel)
     assert smoothed.network.network is case.network
     assert smoothed.scores(case.images) == smoothed.scores(case.images)

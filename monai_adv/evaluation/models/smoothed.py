@@ -30,6 +30,10 @@ class SmoothedVersion:
         self.kind: Kind = model.kind
         self.classes, self.unit, self.problems = model.classes, model.unit, model.problems
         self.files: Sequence[Path] = model.files
+        # What the evidence rests on is the model's: smoothing adds no file and keeps none in memory.
+        self.data_files: Sequence[Path] = getattr(model, "data_files", ())
+        self.data_in_memory: str = getattr(model, "data_in_memory", "")
+        self.in_files: bool = getattr(model, "in_files", False)
         self.space = (
             f"the smoothed model: the majority vote over {settings.draws} copies of the input with Gaussian noise of "
             f"standard deviation {settings.sigma:g}; {model.space}"
