@@ -6,6 +6,7 @@ import html
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from planted_evaluation import dice_score, folder_of, plant
 
 from monai_adv.evaluation.report import curves, pictures
 from monai_adv.evaluation.report.page import write_report
+from monai_adv.evaluation.report.results import gather
+from monai_adv.evaluation.store import read_evaluation
 
 BROWSER = next(
     (found for name in ("chromium", "google-chrome", "chromium-browser") if (found := shutil.which(name))), ""
 )
 pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
 
-LONG_WORDS = {"run_file": "bundle_override:\n- dataset_dir=" + "/a_long_folder" * 9 + "\n"}
 WIDTHS = (390, 1280)
 LONG = "IMATrainer__nnUNetPlans__3d_fullres"
 ASK = """
@@ -61,11 +63,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         clean = [dice_score(f"patient_{n}", 0.8 + 0.02 * n) for n in (10, 9, 2)]
         scores = [dice_score(s.case, 0.5) for s in clean]
         levels = [f"l2-{eps}" for eps in (1, 2, 5, 10, 15)]
-        write_report(
-            folder_of(
-                folder, plant(LONG, clean, {(k, "APGD-CE"): scores for k in levels}), pictures=True, words=LONG_WORDS
-            )
-        )
+        write_report(folder_of(folder, plant(LONG, clean, {(k, "APGD-CE"): scores for k in levels}), pictures=True))
+    kept = read_evaluation(folder)
+    write_report(
+        folder, replace(gather(folder), evaluation=replace(kept, run_file="dataset_dir: " + "/a_long_name" * 9))
+    )
     text = (folder / "report.html").read_text(encoding="utf-8")
     asked = html.escape(text.replace("</body>", f"{ASK}</body>"))
     for width in WIDTHS:  # in a frame: a window of its own is never as narrow as a telephone
