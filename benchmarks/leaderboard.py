@@ -36,6 +36,7 @@ DOCS = ROOT / "docs"
 SAME_CLASS = "nearly always says the same class"
 FOLD = "Hippocampus MRI, fold 0"
 SMALL_2D = "nnU-Net 2D (features 8-16-32-64)"
+SMALL_3D = "nnU-Net 3D (features 8-16-32-64, batch 2)"
 EVALUATE = "monai-adv evaluate -d 4 -c 2d -f 0 -p nnUNetPlansCPU -tr"
 BUNDLE = "bundles/robust_organ_segmentation/docs/README.md"
 PLAIN = {"nnUNet": ("the start", 1.0), "Standard": ("fine-tuned as the others", 0.2)}
@@ -141,12 +142,14 @@ def _certified_volumes(run: dict[str, Any], rest: dict[str, str]) -> Iterator[Ro
 
 
 def price() -> Iterator[Row]:
-    """What robustness costs, in nnU-Net 2D and in the MONAI bundle."""
-    board = Board(
-        f"{FOLD}, first 5 cases, network space", SMALL_2D, "L2 0.1 RMS per slice, no box", "PGD-20", "mean Dice"
-    )
+    """What robustness costs, in nnU-Net and in the MONAI bundle."""
     for name, run in results("price.json").items():
         for file, found in run.get("measured", {}).items():
+            flat = run["job"]["configuration"] == "2d"
+            board = Board(
+                f"{FOLD}, first {len(found['cases'])} cases, network space", SMALL_2D if flat else SMALL_3D,
+                f"L2 0.1 RMS per {'slice' if flat else 'volume'}, no box", "PGD-20", "mean Dice",
+            )  # fmt: skip
             yield Row(
                 board=board, method=run["job"]["trainer"].removesuffix("Trainer").replace("nnUNet", "Standard"),
                 settings=_listed(run["job"].get("settings", {})) + (", averaged weights" if "averaged" in file else ""),
@@ -156,7 +159,7 @@ def price() -> Iterator[Row]:
                 command=f"python benchmarks/price.py queue price.yaml --folder runs, job {json.dumps(run['job'])}",
             )  # fmt: skip
     found = results("price_3d.json")
-    board = replace(board, data=f"{FOLD}, first 12 cases, network space", model="MONAI UNet 3D")
+    board = Board(f"{FOLD}, first 12 cases, network space", "MONAI UNet 3D", "", "PGD-20", "mean Dice")
     sat = "eps: 0.1, unit: rms, norm: l2, steps: 2, relative_step: 1.0, clean_weight: 0.5"
     trainings = [
         ("plain", "Standard", "", 1.0),
