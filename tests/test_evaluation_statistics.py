@@ -284,4 +284,4 @@ def test_lowest_cases_and_totals():
     keys = statistics.lowest_cases(own_scores(records, "m", "clean"), worst_scores(records, "m", "l2-5"), 3)
     assert [k[1] for k in keys] == ["b", "c", "a"]
     total = kept.totals(records, "m")
-    assert (total["forward"], total["backward"], total["seconds"], total["largest"]) == (306, 300, 7.5, 0.999999)
+    assert (total.forward, total.backward, total.seconds, total.largest) == (306, 300, 7.5, 0.999999)
