@@ -7,7 +7,6 @@ case was left out, or chosen by its name.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from monai_adv.evaluation import seal, store
 from monai_adv.evaluation.certify.both_bounds import read_bounds
 from monai_adv.evaluation.codec import plain
 from monai_adv.evaluation.described import ModelEntry
+from monai_adv.evaluation.evidence.code import files_hash
 from monai_adv.evaluation.evidence.decisions import decide
 from monai_adv.evaluation.evidence.history import purpose_of, sessions
 from monai_adv.evaluation.evidence.left_open import deviations, not_tested
@@ -202,15 +202,11 @@ def digest_in(folder: str | Path) -> str:
 
 def records_hash(folder: Path) -> Content:
     """SHA-256 over all files that the figures rest on, and how many there are."""
-    digest, count = hashlib.sha256(), 0
-    for name in KEPT:
-        place = folder / name
-        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            if file.is_file() and not file.name.endswith(".partial"):
-                digest.update(f"{file.relative_to(folder).as_posix()}\0".encode(errors="surrogatepass"))
-                digest.update(hashlib.sha256(file.read_bytes()).digest())
-                count += 1
-    return {"sha256": digest.hexdigest(), "files": count}
+    places = [folder / name for name in KEPT]
+    found = [file for place in places for file in (sorted(place.rglob("*")) if place.is_dir() else [place])]
+    kept = [file for file in found if file.is_file() and not file.name.endswith(".partial")]
+    digest = files_hash((file.relative_to(folder).as_posix(), file) for file in kept)
+    return {"sha256": digest, "files": len(kept)}
 
 
 @cache
