@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ class PlainModel:
         epochs: that it was trained for; 0 if the checkpoint does not say.
         iterations: steps of an epoch.
         dice: nnU-Net's pseudo Dice of its last epoch, mean over the classes; NaN if the checkpoint does not say.
+        epoch_seconds: of an epoch with its validation, the median; NaN if the checkpoint does not say.
         weights: of its network, on the CPU; None once they have been used, which frees their memory.
     """
 
@@ -38,12 +40,18 @@ class PlainModel:
     epochs: int
     iterations: int
     dice: float
+    epoch_seconds: float = math.nan
     weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
     def passes(self) -> float:
         """Network passes per sample of a batch over the whole training, in forwards."""
         return self.epochs * self.iterations * CLEAN_PASSES
+
+    @property
+    def hours(self) -> float:
+        """What the whole training took, on the machine that it ran on."""
+        return self.epochs * self.epoch_seconds / 3600
 
     def load_into(self, network: nn.Module) -> None:
         """Give a network of the same architecture the weights, output layers included.
@@ -107,7 +115,7 @@ def read_plain(file: Path) -> PlainModel:
 
 def _plain_model(file: Path, checkpoint: Mapping[str, Any]) -> PlainModel:
     epochs, weights = int(checkpoint.get("current_epoch", 0)), checkpoint["network_weights"]
-    return PlainModel(file, epochs, _iterations(file), _last_dice(checkpoint), weights)
+    return PlainModel(file, epochs, _iterations(file), _last_dice(checkpoint), _epoch_seconds(checkpoint), weights)
 
 
 def starting_model(
@@ -126,35 +134,53 @@ def starting_model(
     return find_plain(results, plans["dataset_name"], plans["plans_name"], configuration, fold)
 
 
-def epochs_within(budget: float, plain: PlainModel, iterations: int, forwards: float) -> int:
+def epochs_within(budget: float | str, plain: PlainModel, iterations: int, forwards: float) -> int:
     """How many epochs cost no more than a share of the plain training.
 
     Args:
-        budget: 1: as many network passes as the plain training took.
+        budget: 1: as many network passes as the plain training took; "2h": as many as it made in two hours.
         plain: the model that is fine-tuned.
         iterations: steps of an epoch of ours, with batches of the same size.
         forwards: passes per sample and step of ours, at most.
 
     Raises:
-        InputError: it does not suffice for one epoch; says what does.
+        InputError: it does not suffice for one epoch; says what does. Or hours, and the checkpoint knows none.
 
     Example:
-        1000 epochs at 3 forwards a step pay for 142 at 21:
+        1000 epochs at 3 forwards a step pay for 142 at 21; of 60 seconds each, 10 hours of them pay for 85:
 
-        >>> epochs_within(1.0, PlainModel(Path("final.pth"), 1000, 250, 0.9), 250, 21)
-        142
+        >>> plain = PlainModel(Path("final.pth"), 1000, 250, 0.9, epoch_seconds=60)
+        >>> epochs_within(1.0, plain, 250, 21), epochs_within("10h", plain, 250, 21)
+        (142, 85)
     """
     if plain.epochs == 0:
         raise InputError.of("budget", budget, "none with a checkpoint that does not say how long it was trained")
-    epochs = math.floor(budget * plain.passes / (iterations * forwards))
-    if epochs < 1:
-        least = math.ceil(1000 * iterations * forwards / plain.passes) / 1000
+    hours = in_hours(budget)
+    if hours is not None and not plain.hours > 0:
         raise InputError.of(
-            "budget", budget, f"at least {least:g}: one epoch, {iterations} steps at {forwards:.3g} forwards a sample",
+            "budget", budget, "a share, such as 1.0, with a checkpoint that does not say how long its epochs took"
+        )
+    share = float(budget) if hours is None else hours / plain.hours
+    epochs = math.floor(share * plain.passes / (iterations * forwards))
+    if epochs < 1:
+        needed = iterations * forwards / plain.passes * (1 if hours is None else plain.hours)
+        least = f"{math.ceil(1000 * needed) / 1000:g}{'' if hours is None else 'h'}"
+        raise InputError.of(
+            "budget", budget, f"at least {least}: one epoch, {iterations} steps at {forwards:.3g} forwards a sample",
             f"the plain training had {plain.epochs} epochs of {plain.iterations} steps at {CLEAN_PASSES:g}; "
             "give a larger budget, fewer attack `steps`, or fewer `iterations`",
         )  # fmt: skip
     return epochs
+
+
+def in_hours(budget: float | str) -> float | None:
+    """The number in "2h" or "0.5h"; None of a share.
+
+    Example:
+        >>> in_hours("0.5h"), in_hours(0.5)
+        (0.5, None)
+    """
+    return float(budget.removesuffix("h")) if isinstance(budget, str) else None
 
 
 def check_worth_attacking(plain: PlainModel, threshold: float) -> None:
@@ -183,3 +209,13 @@ def _last_dice(checkpoint: Mapping[str, Any]) -> float:
     logged = checkpoint.get("logging")
     values = logged.get("mean_fg_dice") if isinstance(logged, Mapping) else None
     return float(values[-1]) if isinstance(values, list) and values else math.nan
+
+
+def _epoch_seconds(checkpoint: Mapping[str, Any]) -> float:
+    logged = checkpoint.get("logging")
+    if not isinstance(logged, Mapping):
+        return math.nan
+    starts, ends = logged.get("epoch_start_timestamps"), logged.get("epoch_end_timestamps")
+    if not (isinstance(starts, list) and isinstance(ends, list) and ends):
+        return math.nan
+    return float(statistics.median(end - start for start, end in zip(starts, ends, strict=False)))

@@ -36,6 +36,14 @@ class RunPrice:
     def _run(self) -> RunSettings:
         return cast(RunSettings, self.sections["run"])
 
+    @property
+    def _told_budget(self) -> str:
+        budget = self._run.budget
+        if not isinstance(budget, str):
+            return f"{budget:g}"
+        assert self.start is not None
+        return f"{budget} of the {self.start.hours:.3g} hours that the plain training took"
+
     def epochs(self, iterations: int) -> int | None:
         """Epochs that the setting ``budget`` pays for; None without one, or where a checkpoint knows them.
 
@@ -59,7 +67,7 @@ class RunPrice:
         """
         said = [price_line(self.method, self._defense)]
         if self._run.budget is not None:
-            said.append(f"Budget {self._run.budget:g}: {epochs} epochs of {iterations} steps.")
+            said.append(f"Budget {self._told_budget}: {epochs} epochs of {iterations} steps.")
         warning = self.method.warning("segmentation", self._defense)
         if warning is not None:
             said.append(f"WARNING: {warning}")

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from monai_adv.errors import InputError
 from monai_adv.settings import Settings, as_dict, combine, differences, flat, not_negative, positive, setting
+
+
+def _is_share(budget: float | str) -> bool:
+    return not isinstance(budget, str) and positive(budget)
+
+
+def _is_hours(budget: float | str) -> bool:
+    return isinstance(budget, str) and re.fullmatch(r"\d*\.?\d+h", budget) is not None and positive(float(budget[:-1]))
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,10 @@ class RunSettings(Settings):
         "nnUNet_results that no defence trained, of the same data set, plans, configuration and fold",
         "a file, plain or none",
     )
-    budget: float | None = setting(
-        None, "epochs follow from this: network passes as a multiple of those that the plain training took, at most",
-        "a number > 0 or none", positive,
+    budget: float | str | None = setting(
+        None, "epochs follow from this: network passes as a multiple of those that the plain training took, at most; "
+        "or hours (2h), reckoned with the time that the plain training's epochs took",
+        "a number > 0, hours such as 2h or none", lambda v: _is_share(v) or _is_hours(v),
     )  # fmt: skip
     final_weights: Literal["last", "best_robust"] = setting(
         "last", "what checkpoint_final.pth holds: the last weights, or those of checkpoint_best_robust.pth"

@@ -14,6 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from monai_adv import InputError
 from nnunet_trainers import SATTrainer
 from nnunet_trainers.checkpoint import load_data
+from nnunet_trainers.plain_model import read_plain
 from tests.nnunet_host import datasets, host, same, weights  # noqa: F401  (fixtures)
 
 FINETUNE: dict[str, Any] = {"preset": "finetune", "epochs": None, "steps": 1, "clean_weight": 0.0, "threshold": 1e-6}
@@ -46,6 +47,14 @@ def test_from_the_plain_model_within_its_budget_to_the_best_robust_weights(host:
     assert "Budget 0.19: 2 epochs of 2 steps." in log
     best, final = (load_data(folder / f"checkpoint_{name}.pth") for name in ("best_robust", "final"))
     assert all(torch.equal(v, final["network_weights"][k]) for k, v in best["network_weights"].items())
+
+
+def test_a_budget_in_hours(host: Any, plain: Any) -> None:
+    """All the time that the plain training took, by its own log: 20 epochs of 2 steps at 3 forwards are 12 at 5."""
+    hours = read_plain(Path(plain.output_folder) / "checkpoint_final.pth").hours
+    logged = load_data(Path(plain.output_folder) / "checkpoint_final.pth")["logging"]
+    assert 0 < hours <= (logged["epoch_end_timestamps"][-1] - logged["epoch_start_timestamps"][0]) / 3600 * 1.5
+    assert host(SATTrainer, **FINETUNE, budget=f"{1.01 * hours:.9f}h").num_epochs == 12
 
 
 def test_a_budget_is_no_setting_that_changes_on_the_way(host: Any, plain: Any) -> None:
@@ -82,6 +91,8 @@ def test_without_a_plain_model(host: Any) -> None:
         ({"budget": 1.0, "epochs": 3, "initial_weights": "x"}, "budget and epochs: received .*one of the two"),
         ({"budget": 1.0, "epochs": None}, "budget: received 1.0, allowed is given beside initial_weights"),
         ({"budget": 0.0, "epochs": None}, "budget: received 0"),
+        ({"budget": "0h", "epochs": None}, "budget: received '0h', allowed is a number > 0, hours such as 2h or none"),
+        ({"budget": "2 days", "epochs": None}, "budget: received '2 days', allowed is a number > 0, hours such as 2h"),
     ],
 )
 def test_settings_that_contradict_each_other(host: Any, settings: dict[str, Any], message: str) -> None:

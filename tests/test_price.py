@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,27 @@ def test_a_budget_becomes_epochs_by_hand() -> None:
     assert epochs_within(0.015, PLAIN, 25, 9) == 1
     with pytest.raises(InputError, match=r"budget: received 0.0149, allowed is at least 0.015: one epoch, 25 steps"):
         epochs_within(0.0149, PLAIN, 25, 9)
+
+
+def test_a_budget_in_hours_is_the_share_that_the_plain_training_made_in_them() -> None:
+    """100 epochs of 72 s are 2 hours: 30 minutes of them are a quarter."""
+    timed = replace(PLAIN, epoch_seconds=72.0)
+    assert timed.hours == 2
+    assert epochs_within("0.5h", timed, 25, 9) == epochs_within(0.25, timed, 25, 9) == 16
+    with pytest.raises(InputError, match=r"budget: received '0.02h', allowed is at least 0.03h: one epoch, 25 steps"):
+        epochs_within("0.02h", timed, 25, 9)
+    with pytest.raises(InputError, match=r"budget: received '1h', allowed is a share, such as 1.0, with a checkpoint"):
+        epochs_within("1h", PLAIN, 25, 9)
+
+
+def test_the_time_of_an_epoch_is_the_median_that_its_checkpoint_logs(tmp_path: Path) -> None:
+    """10, 2 and 3 seconds: the first one is slow, it compiles or fills caches."""
+    file = _trained(tmp_path / "nnUNetTrainer__p__2d" / "fold_0")
+    checkpoint = torch.load(file, weights_only=True)
+    assert math.isnan(read_plain(file).epoch_seconds)
+    checkpoint["logging"] |= {"epoch_start_timestamps": [0.0, 10.0, 20.0], "epoch_end_timestamps": [10.0, 12.0, 23.0]}
+    torch.save(checkpoint, file)
+    assert read_plain(file).epoch_seconds == 3
 
 
 def _trained(folder: Path, *, defended: bool = False, epochs: int = 100, dice: float = 0.8) -> Path:
