@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-LINK = re.compile(r"(\]\()(\.\.?/[^)#\s]+)")
+LINK = re.compile(r"(\]\()(?![a-z]+:)([^)#\s]+)")  # not those to another site, nor within the page
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc|obj):(<code>)~?")
 
 

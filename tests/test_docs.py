@@ -8,6 +8,8 @@ import re
 import shlex
 from importlib import import_module
 from pathlib import Path
+from runpy import run_path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,7 +26,8 @@ from nnunet_trainers.run_settings import RunSettings
 ROOT = Path(__file__).parents[1]
 METHOD_PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
 OWN = ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")
-PAGES = sorted([*(ROOT / f"{name}.md" for name in OWN), *(ROOT / "docs").rglob("*.md")])
+SITE = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = sorted([*(ROOT / f"{name}.md" for name in OWN), *SITE])
 
 
 def rows() -> list[str]:
@@ -83,6 +86,30 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def on_the_site(page: Path) -> list[str]:
+    """Targets of the links of a page of docs/ on the site, without those within the page."""
+    config = SimpleNamespace(repo_url="https://github.com/monai-adv/monai-adv")
+    source = SimpleNamespace(file=SimpleNamespace(src_uri=str(page.relative_to(ROOT / "docs"))))
+    found = run_path(str(ROOT / "docs" / "site_hooks.py"))["on_page_markdown"](page.read_text(), source, config, None)
+    return re.findall(r"\]\(([^)#\s]+)", found)
+
+
+@pytest.mark.parametrize("page", SITE, ids=lambda p: p.name)
+def test_links_on_the_site_lead_to_what_it_has(page: Path) -> None:
+    """Pages, pictures and the report are there; data, code and what lies outside of docs/ are in the repository."""
+    here = [target for target in on_the_site(page) if not target.startswith("http")]
+    left_out = (".csv", ".json", ".py")  # as mkdocs.yml says
+    outside = [t for t in here if not (page.parent / t).resolve().is_relative_to(ROOT / "docs")]
+    dead = [*outside, *(target for target in here if target.endswith(left_out))]
+    assert not dead
+
+
+def test_a_link_to_data_leads_to_the_repository_however_it_is_written() -> None:
+    page = ROOT / "docs" / "results" / "price.md"
+    assert "](price.json)" in page.read_text()
+    assert "https://github.com/monai-adv/monai-adv/blob/main/docs/results/price.json" in on_the_site(page)
 
 
 def referenced() -> dict[str, list[str]]:
