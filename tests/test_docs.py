@@ -17,6 +17,7 @@ from monai_adv import attacks
 from monai_adv.cli import build_parser
 from monai_adv.cli.method_tables import refreshed, settings_table
 from monai_adv.defenses import METHODS
+from monai_adv.defenses.settings import AttackSettings
 from monai_adv.engines import run_settings
 from monai_adv.evaluation.evidence.glossary import GLOSSARY
 from monai_adv.tasks import SegmentationSettings
@@ -66,6 +67,20 @@ def test_every_variation_is_documented_with_its_severities() -> None:
 def test_the_registrys_tables_are_up_to_date(page: Path) -> None:
     text = page.read_text()
     assert refreshed(text) == text, "run: python -m monai_adv.cli.method_tables docs/methods"
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_every_setting_of_a_method_is_on_its_page_once(key: str) -> None:
+    """By name, if it is what it is for most methods, or in a row of its own."""
+    page = (ROOT / "docs" / "methods" / f"{METHODS[key].family}.md").read_text()
+    section = page.partition(f"<!-- method: {METHODS[key].name} -->")[2].partition("<!-- end -->")[0]
+    common, _, table = section.partition("[Common settings]")[2].partition("\n")
+    named = re.findall(r"`(\w+)`", common)
+    rows = re.findall(r"^\| `(\w+)` \|", table.partition("| preset |")[0], re.MULTILINE)
+    assert sorted(named + rows) == sorted(f.name for f in dataclasses.fields(METHODS[key].settings))
+    shared = {f.name: (f.default, f.metadata) for f in dataclasses.fields(AttackSettings)}
+    own = {f.name: (f.default, f.metadata) for f in dataclasses.fields(METHODS[key].settings)}
+    assert all(own[name] == shared[name] for name in named)
 
 
 @pytest.mark.parametrize("key", METHODS)

@@ -1019,9 +1019,8 @@ def test_the_code_of_the_docs() -> None:
     for block in blocks("python"):
         exec(block, names)
     assert names["trainer"].state.epoch == 1
-    # Two visits of every sample, from the first margin eps / 5 on.
-    assert names["defense"].margins.values.tolist() == pytest.approx([0.06] * toys.COUNT)
-    assert names["figures"]["attacked"] == 1.0
+    # One visit of every sample, from the first margin eps / 5 on.
+    assert names["trainer"].defense.margins.values.tolist() == pytest.approx([0.04] * toys.COUNT)
 
 
 def test_the_docs_know_every_argument() -> None:

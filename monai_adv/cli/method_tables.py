@@ -1,8 +1,8 @@
 """The registry as Markdown, for docs/methods.
 
 ``python -m monai_adv.cli.method_tables docs/methods`` writes it between the marks ``<!-- overview -->``,
-``<!-- which one -->`` or ``<!-- method: NAME -->`` and ``<!-- end -->`` of every page there; what stands outside the
-marks is written by hand.
+``<!-- which one -->``, ``<!-- common settings -->`` or ``<!-- method: NAME -->`` and ``<!-- end -->`` of every page
+there; what stands outside the marks is written by hand.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from monai_adv.cli.recommend import which_one
 from monai_adv.defenses.method import Method, TaskName
 from monai_adv.defenses.registry import METHODS, method
+from monai_adv.defenses.settings import AttackSettings
 from monai_adv.settings import Settings, choices
 
+SETTING = ("setting", "default", "meaning", "allowed")
 TASKS: tuple[TaskName, ...] = ("classification", "segmentation")
-_BLOCK = re.compile(r"<!-- (overview|which one|method: (\w+)) -->\n.*?<!-- end -->", re.DOTALL)
+_BLOCK = re.compile(r"<!-- (overview|which one|common settings|method: (\w+)) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def overview() -> str:
@@ -28,8 +30,8 @@ def overview() -> str:
     rows = []
     for m in METHODS.values():
         tasks = [_word(m, task) for task in TASKS]
-        rows.append([f"[{m.name}]({m.family}.md#{m.key})", m.idea, m.paper, m.state, m.cost, *tasks])
-    heads = ["method", "trains on", "paper", "keeps", "forwards per sample", *TASKS]
+        rows.append([f"[{m.name}]({m.family}.md#{m.key})", m.idea, m.state, m.cost, *tasks])
+    heads = ["method", "trains on", "keeps", "forwards per sample", *TASKS]
     return table(heads, rows)
 
 
@@ -40,8 +42,9 @@ def which() -> str:
 
 
 def details(of: Method) -> str:
-    """What is to be known of one method: paper, cost, memory, trainers, settings, presets."""
-    parts = ["\n".join(f"* {fact}" for fact in facts(of)), settings_table(of.settings)]
+    """What is to be known of one method beside its row in the overview: paper, limits, settings, presets."""
+    head = [f"Python: `{_name(of)}`.", *_source(of), *_limits(of)]
+    parts = ["\n".join(f"* {fact}" for fact in head), *_settings(of.settings)]
     if of.presets:
         parts.append(table(["preset", "sets"], preset_rows(of)))
     return "\n\n".join(parts)
@@ -50,15 +53,37 @@ def details(of: Method) -> str:
 def facts(of: Method) -> list[str]:
     """Sentences: paper, cost, memory, trainers, what it cannot do."""
     return [
-        *([f"Source: {of.paper}."] if of.paper else []),
+        *_source(of),
         f"Cost: {of.cost} forwards per sample and step (a clean step: 3); K is `steps`.",
         f"Keeps {of.state}." + (" Batches must say which samples they hold." if of.defense.needs_ids else ""),
-        f"In nnU-Net and MONAI: `{of.trainer}`; in a loop of your own: "
-        f"`{of.defense.__module__}.{of.defense.__name__}`.",
+        f"In nnU-Net and MONAI: `{of.trainer}`; in a loop of your own: `{_name(of)}`.",
+        *_limits(of),
+    ]
+
+
+def _name(of: Method) -> str:
+    return f"{of.defense.__module__}.{of.defense.__name__}"
+
+
+def _source(of: Method) -> list[str]:
+    return [f"Source: {of.paper}."] if of.paper else []
+
+
+def _limits(of: Method) -> list[str]:
+    return [
         *([] if of.defense.eager_only is None else [f"Not compiled: {of.defense.eager_only}"]),
         *(f"Not for {task}: {why}" for task, why in of.not_for.items()),
         *(f"Not recommended for {task}: {why}." for task, why in of.not_recommended.items()),
     ]
+
+
+def _settings(section: type[Settings]) -> list[str]:
+    """Settings that are what they are for most methods by name, the others in a table."""
+    rows, common = setting_rows(section), setting_rows(AttackSettings)
+    named = [row[0] for row in rows if row in common]
+    own = [row for row in rows if row not in common]
+    line = f"[Common settings](README.md#common-settings): {', '.join(named)}."
+    return [line, *([table(SETTING, own)] if own else [])]
 
 
 def preset_rows(of: Method) -> list[list[str]]:
@@ -76,7 +101,7 @@ def setting_rows(section: type[Settings]) -> list[list[str]]:
 
 def settings_table(section: type[Settings]) -> str:
     """The settings of a section, a row each."""
-    return table(["setting", "default", "meaning", "allowed"], setting_rows(section))
+    return table(SETTING, setting_rows(section))
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -90,7 +115,11 @@ def refreshed(page: str) -> str:
     """A page with its generated blocks as the code is now."""
 
     def block(found: re.Match[str]) -> str:
-        whole = {"overview": overview, "which one": which}
+        whole: dict[str, Callable[[], str]] = {
+            "overview": overview,
+            "which one": which,
+            "common settings": lambda: settings_table(AttackSettings),
+        }
         text = whole[found[1]]() if found[2] is None else details(method(found[2]))
         return f"<!-- {found[1]} -->\n{text}\n<!-- end -->"
 
