@@ -71,9 +71,15 @@ class Noise:
             )  # fmt: skip
 
     def draws(self, images: Tensor, count: int, generator: torch.Generator, *, alike: bool = False) -> Tensor:
-        """``(count, B, C, *spatial)`` noise; ``alike``: the same for all images, ``(count, 1, C, *spatial)``."""
-        shape = (count, 1 if alike else len(images), *images.shape[1:])
-        noise = self.sigma * torch.randn(shape, generator=generator, device=images.device, dtype=images.dtype)
+        """``(count, B, C, *spatial)`` noise; ``alike``: the same for all images, ``(count, 1, C, *spatial)``.
+
+        Noise that is alike is drawn copy by copy: what a generator gives depends on how much it is asked for at once,
+        and so would the noise on how many images share a pass with this one.
+        """
+        shapes = [(1, 1, *images.shape[1:])] * count if alike else [(count, len(images), *images.shape[1:])]
+        noise = self.sigma * torch.cat(
+            [torch.randn(s, generator=generator, device=images.device, dtype=images.dtype) for s in shapes]
+        )
         if self.channels is not None:
             kept = torch.zeros(images.shape[1], dtype=images.dtype, device=images.device)
             kept[list(self.channels)] = 1
