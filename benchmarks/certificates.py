@@ -21,7 +21,7 @@ import json
 import math
 import platform
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,7 @@ def one_case(model: SmoothedVersion, name: str) -> dict[str, Any]:
         fresh = replace(model.settings, seed=SEED + 1)
         attacked[key] = voted_scores(model, case, worst, fresh, case.network.network)[0][name]
     return {
-        **certified.as_dict(),
+        **asdict(certified),
         "attacked": attacked,
         "seconds": middle - start,
         "attack": time.perf_counter() - middle,

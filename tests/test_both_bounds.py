@@ -25,6 +25,7 @@ from monai_adv.evaluation.models.segmenter import Segmenter
 from monai_adv.evaluation.models.smoothed import SmoothedVersion
 from monai_adv.evaluation.outcome import Results
 from monai_adv.evaluation.report.bounds import bounds_of, told
+from monai_adv.evaluation.store import read_records
 from nnunet_trainers.evaluation.arguments import source_at
 from tests import tiny_models
 from tests.linear_classifier import problem
@@ -103,20 +104,82 @@ def test_a_certificate_that_an_attack_beats_is_an_alarm(linear: Results) -> None
     place = both_bounds._path(linear.folder, name, case, level)
     kept = place.read_bytes()
     try:
-        content = {"radius": 0.1, "scores": {str(i): 0.0 for i in range(10)}, "labels": 1}
-        both_bounds._write(linear.folder, content, name, case, level)
+        judged = both_bounds.Judged(0.1, {str(i): 0.0 for i in range(10)}, 1)
+        both_bounds._keep(linear.folder, judged, name, case, level)
         found = bounds_of(linear.folder, linear.numbers)
         certain = [c for c in found[0].cases if c.certified.score and c.certified.radius > 0.3]
         assert certain
         assert all(c.attacked[level].beaten for c in certain)
         assert any("so something is wrong" in line for line in told(found))
         page = linear.report(linear.folder.parent / "again").read_text()
-        assert "▲ A certificate is beaten." in page
+        first = page.index("A certificate of linear, smoothed is beaten.")
+        assert first < page.index('class="opening"') < page.index("▲ A certificate is beaten.")
+        assert page.count("▲ A certificate is beaten.") == 1  # all cases in one box
+        assert page.count("<li>") >= len(certain)
         place.write_text(place.read_text().replace("0.0", "1.0", 1))
         with pytest.raises(InputError, match="its checksum does not fit.* delete it"):
             bounds_of(linear.folder, linear.numbers)
     finally:
         place.write_bytes(kept)
+
+
+FACTORY = """
+from monai_adv.evaluation.models.classifier import Classifier
+from tests.linear_classifier import problem
+
+
+def model():
+    network, images, labels = problem(2, (1, 3, 3), count=10)
+    return Classifier("linear", network, images, labels, ["a", "b"])
+"""
+DRAWS = ["--n0", "20", "--n", "400", "--alpha", "0.01", "--draws", "40"]
+
+
+def test_the_command_ends_with_3_where_a_certificate_is_beaten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command again, after other draws were made to call the attacked images wrong."""
+    (tmp_path / "mine.py").write_text(FACTORY)
+    words = ["evaluate", "--factory", f"{tmp_path / 'mine.py'}:model", "--smooth", "0.5", *DRAWS, "--norm", "l2",
+             "--unit", "norm", "--eps", "0.1", "--attacks", "quick", "--device", "cpu", "-y", "-o",
+             str(tmp_path / "out")]  # fmt: skip
+    assert main(words) == 0
+    assert "something is wrong" not in capsys.readouterr().out
+    case = read_records(tmp_path / "out")[0].case
+    judged = both_bounds.Judged(0.1, {str(i): 0.0 for i in range(10)}, 1)
+    both_bounds._keep(tmp_path / "out", judged, "linear, smoothed", case, "l2-0.1")
+    assert main(words) == 3
+    assert "so something is wrong" in capsys.readouterr().out
+    assert "▲ A certificate is beaten." in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_smoothed_nnunet_is_verified_from_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All matches where nothing was touched, and what was tampered with is named."""
+    write_case(tmp_path)
+    model, out = write_model(tmp_path / "model", (8, 12, 8)), tmp_path / "out"
+    words = ["evaluate", "-m", str(model), "-i", str(tmp_path / "imagesTr"), "-gt", str(tmp_path / "labelsTr"),
+             "--smooth", "1", "--n0", "2", "--n", "60", "--alpha", "0.1", "--draws", "2", "--norm", "l2", "--unit",
+             "norm", "--eps", "0.1", "--attacks", "quick", "--device", "cpu", "-y", "-o", str(out)]  # fmt: skip
+    assert main(words) in (0, 3)
+    capsys.readouterr()
+    assert main(["verify", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "matches     model, smoothed, contents of 5 of 5 files" in told
+    assert "DIFFERS" not in told
+    assert "not checked" not in told
+    (proven,) = (out / "certificates").rglob("case.json")
+    for tampered, said in (
+        (proven, f"DIFFERS     figures, from the records: {proven}: "),
+        (tmp_path / "labelsTr" / "case.nii.gz", f"DIFFERS     model, smoothed, {tmp_path}/labelsTr/case.nii.gz: "),
+        (model / "fold_0" / "checkpoint_final.pth", "checkpoint_final.pth: its content was changed"),
+        (out / "certificates.csv", "DIFFERS     report, certificates.csv: it was changed"),
+    ):
+        kept = tampered.read_bytes()
+        tampered.write_bytes(kept.replace(b'"score": ', b'"score": 0', 1) if tampered == proven else kept + b" ")
+        assert main(["verify", str(out)]) == 1
+        assert said in capsys.readouterr().out
+        tampered.write_bytes(kept)
+    assert main(["verify", str(out)]) == 0
 
 
 def test_the_evidence_has_the_certified_figures(linear: Results) -> None:

@@ -13,6 +13,7 @@ from planted_evaluation import dice_score, folder_of, plant
 from monai_adv.cli import main
 from monai_adv.errors import InputError
 from monai_adv.evaluation.evidence.card import BEGIN, END, Card, as_hub_card, into_bundle
+from monai_adv.evaluation.evidence.json_entry import with_entry
 
 CLEAN = [dice_score(f"p{n}", 0.8 + 0.01 * n) for n in range(9)]
 LOW = [dice_score(s.case, s.score / 2) for s in CLEAN]
@@ -44,6 +45,7 @@ def test_a_bundle_gets_figures_and_keeps_the_rest(folder: Path, bundle: Path) ->
     assert "robustness: **partly robust**" in text  # it keeps half of its Dice
     assert "units \\<script\\> \\| \\*of\\* the image" in text
     assert "backdoor" in text  # among the limits
+    assert metadata.read_text().startswith('{"name": "Mine", "version": "1.0.0", "\\u00e4": [1, 2], "robustness": {"')
     content = json.loads(metadata.read_text())
     found = content.pop("robustness")
     assert content == {"name": "Mine", "version": "1.0.0", "ä": [1, 2]}
@@ -52,6 +54,22 @@ def test_a_bundle_gets_figures_and_keeps_the_rest(folder: Path, bundle: Path) ->
     assert (worst["norm"], worst["eps"], worst["unit"], worst["cases"]) == ("l2", 0.1, "rms", 9)
     assert worst["value"] == pytest.approx(0.42)
     assert worst["low"] < worst["value"] < worst["high"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('{\n  "b": [1, 2]\n}\n', '{\n  "b": [1, 2],\n  "robustness": {\n    "a": 1\n  }\n}\n'),
+        ('{\r\n\t"b": {"a": [1,2]}\r\n}', '{\r\n\t"b": {"a": [1,2]},\r\n\t"robustness": {\r\n\t\t"a": 1\r\n\t}\r\n}'),
+        ('{"b": {"robustness": 1}}', '{"b": {"robustness": 1}, "robustness": {"a": 1}}'),
+        ('{\n "robustness": {"old": [1]},\n "ä": 1.50\n}', '{\n "robustness": {\n  "a": 1\n },\n "ä": 1.50\n}'),
+        ("{}", '{"robustness": {"a": 1}}'),
+    ],
+)
+def test_metadata_keep_their_layout(before: str, after: str) -> None:
+    """Letter by letter but for the block, which is indented as they are; written again it stays."""
+    assert with_entry(before, "robustness", {"a": 1}) == after
+    assert with_entry(after, "robustness", {"a": 1}) == after
 
 
 def test_groups_that_were_compared_are_not_called_untested_and_one_patient_is_one(folder: Path, tmp_path: Path) -> None:

@@ -82,7 +82,14 @@ def test_what_was_not_measured_in_the_same_way_is_refused(tmp_path: Path, more: 
 
 def test_models_are_paired_by_name_or_alone(tmp_path: Path) -> None:
     old = version(tmp_path / "old", lambda n: 0.3, "v1")
-    assert changes(old, version(tmp_path / "new", lambda n: 0.2 + n / 1000, "v2")).rows[1].outcome == "better"
+    found = changes(old, version(tmp_path / "new", lambda n: 0.2 + n / 1000, "v2", fingerprint="cd"))
+    assert found.rows[1].outcome == "better"
+    assert found.told == ("v2 is compared with v1.",)
+    head, clean, attacked, *told = repr(found).splitlines()
+    assert head.split()[:2] == ["model", "images"]
+    assert clean.startswith("v2     unchanged  83.5")
+    assert attacked.startswith("v2     L2 5       53.5    63.")
+    assert told == ["v2 is compared with v1."]
     two = plant("x", CLEAN, {("l2-5", "APGD-CE"): CLEAN}) + plant("y", CLEAN, {("l2-5", "APGD-CE"): CLEAN})
     with pytest.raises(InputError, match="the models v1 and x, y"):
         changes(old, folder_of(tmp_path / "two", two))

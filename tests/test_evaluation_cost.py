@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_evaluation_runner import open_store, plan_of, run_all
 from tiny_models import classifier, segmenter
+from tiny_nnunet import write_case, write_model
 from torch import nn
 
 from monai_adv.attacks.pgd import PGD
@@ -15,9 +16,11 @@ from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.search import cost
 from monai_adv.evaluation.search.cost import Cost, Size, Timing
 from monai_adv.evaluation.search.runner import run_case
+from monai_adv.evaluation.search.variations import checked_steps, measured
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import read_records
 from monai_adv.threats import Threat
+from nnunet_trainers.evaluation.source import NNUNetSource
 
 
 class _Counter:
@@ -51,6 +54,27 @@ def test_no_evaluation_makes_more_passes_than_its_bound(tmp_path: Path, make, at
     assert counter.forward > 0.5 * bound.forward
 
 
+def test_natural_variations_make_the_passes_that_are_counted(tmp_path: Path) -> None:
+    """Slices of an nnU-Net share a Dice: a changed file is predicted as it is opened, and once more for its score."""
+    write_case(tmp_path)
+    folder = write_model(tmp_path / "model")
+    model = NNUNetSource(str(folder), str(tmp_path / "imagesTr"), str(tmp_path / "labelsTr")).open()
+    chosen = checked_steps(("mri:bias_field",), model)
+    assert len(chosen) == 4
+    size = Size(len(model.load("case").images), 1)
+    assert size.inputs > 1
+    counter = _Counter(model.network)
+    for step in chosen:
+        measured(model, "case", step, seed=0)
+    with_them, without = (cost.bound({}, [size], Timing(0.0, 0.0), variations=n).forward for n in (4, 0))
+    assert counter.forward == with_them - without == 4 * 2 * size.inputs
+    counter.forward = 0
+    case = model.load("case")
+    assert counter.forward == cost.OPENED * size.inputs
+    case.scores(case.images)
+    assert counter.forward == cost.VARIED * size.inputs
+
+
 def test_what_the_records_count_is_what_the_network_sees(tmp_path: Path) -> None:
     model = classifier()
     counter = _Counter(model.network)
@@ -68,11 +92,11 @@ def test_the_cost_of_a_case_is_in_proportion_to_its_voxels() -> None:
 
 
 def test_scores_are_priced_as_scores() -> None:
-    """PGD of 10 steps: 11 forwards and 10 backwards of 0.1 s, and 9 scorings of 1 s."""
+    """PGD of 10 steps: 11 forwards and 10 backwards of 0.1 s, and 10 scorings of 1 s."""
     most = {"l2-1": [PGD(Threat("l2", 1.0, unit="norm"), steps=10).most_passes()]}
     found = cost.bound(most, [Size(inputs=1, voxels=100)], Timing(0.001, 0.001, 0.01))
-    assert (found.forward, found.backward) == (20, 10)
-    assert found.seconds == pytest.approx(1.1 + 1.0 + 9)
+    assert (found.forward, found.backward) == (21, 10)
+    assert found.seconds == pytest.approx(1.1 + 1.0 + 10)
 
 
 def test_full_batches_and_single_inputs_are_timed_and_the_dearer_counts() -> None:

@@ -308,7 +308,7 @@ def test_the_variation_that_costs_most_comes_first_with_the_clean_score_of_the_s
 
 def test_what_was_not_tested_is_named_and_what_was_is_on_the_card(tmp_path: Path) -> None:
     folder = planted(tmp_path)
-    said = [each["sentence"] for each in not_tested(gather(folder))]
+    said = [each.sentence for each in not_tested(gather(folder))]
     assert "Natural variation of MRI not tested: bias field (not asked for)." in said
     assert "Natural variation of MRI not tested: spike (flat)." in said
     assert not any("motion" in sentence for sentence in said)

@@ -15,6 +15,7 @@ from planted_evaluation import dice_score, folder_of, plant
 from benchmarks import leaderboard
 from monai_adv.cli.measured import MEASURED, Experiment
 from monai_adv.errors import InputError
+from monai_adv.evaluation.checks.verdict import Verdict
 from monai_adv.evaluation.evidence.document import digest_of, document
 from monai_adv.evaluation.evidence.leaderboard import Board, Entry, Row, rows_of
 from monai_adv.evaluation.evidence.leaderboard_tables import markdown, ranked
@@ -64,7 +65,7 @@ def add(report: Path, docs: Path, *more: str) -> int:
 
 def boards_of(folder: Path) -> list[Board]:
     content = document(folder, gather(folder), "2026-11-29", {})
-    return [found.board for model in content["models"] for found in rows_of(content, model, "Phantoms")]
+    return [found.board for model in content.models for found in rows_of(content, model, "Phantoms")]
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -207,9 +208,9 @@ def test_rows_share_a_board_only_if_cases_and_attacks_are_the_same(tmp_path: Pat
 
 def test_a_figure_that_its_report_does_not_trust_leads_no_board(kept: Path) -> None:
     """A network whose gradients say nothing has the best figure of all."""
-    content = json.loads((kept / "evidence.json").read_text())
-    first, second = content["models"]
-    first["trust"]["word"] = "not reliable"
+    content = document(kept, gather(kept), "2026-11-29", {})
+    first, second = content.models
+    first = replace(first, trust=Verdict("not reliable", ()))
     rows = [found for model in (first, second) for found in rows_of(content, model, "Phantoms")]
     assert [found.method for found in ranked(rows)] == ["plain", "SAT|x"]
     assert rows[0].robust > rows[1].robust

@@ -19,7 +19,8 @@ from tiny_nnunet import REGIONS, write_case, write_model
 from monai_adv.evaluation.checks.probes import _gradients
 from monai_adv.evaluation.records import parse_level
 from monai_adv.evaluation.report.curves import _line
-from monai_adv.evaluation.report.results import as_csv, as_table, gather
+from monai_adv.evaluation.report.results import gather
+from monai_adv.evaluation.report.tables import as_csv, as_table
 from monai_adv.metrics.score import Score
 from monai_adv.metrics.segmentation import overlap_score
 from monai_adv.metrics.statistics import mean_over_classes

@@ -7,11 +7,11 @@ import re
 import sys
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models import factory
-from monai_adv.evaluation.models.hosts import load_hosts
+from monai_adv.evaluation.models.hosts import Host, load_hosts
 
 if TYPE_CHECKING:
     from monai_adv.evaluation.models.protocol import Source
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def add_models(parser: argparse.ArgumentParser) -> None:
     """Add the options of all hosts by which a model is named."""
     factory.add_arguments(parser)
-    hosts: list[Any] = [factory]
+    hosts: list[Host] = [factory]
     others, broken = load_hosts()
     for name, host in others.items():
         try:

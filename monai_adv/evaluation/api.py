@@ -14,6 +14,7 @@ from monai_adv.certificates import Smoothing
 from monai_adv.evaluation.evidence.group_table import GroupTable
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.handed_in import HandedIn
+from monai_adv.evaluation.models.hosts import Options
 from monai_adv.evaluation.outcome import Results
 from monai_adv.evaluation.plans import Plan, PlanFunction
 from monai_adv.evaluation.records import Level
@@ -46,7 +47,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 64,
     threads: int | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: Options | None = None,
     intended_use: str | None = None,
     acceptance: Sequence[Mapping[str, Any]] | None = None,
     smooth: float | Smoothing | None = None,

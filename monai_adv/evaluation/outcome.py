@@ -19,8 +19,8 @@ from monai_adv.evaluation.evidence.group_table import GroupTable
 from monai_adv.evaluation.frame_columns import COLUMNS
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, level_name
-from monai_adv.evaluation.report import results as report_results
-from monai_adv.evaluation.report.results import Figures, ModelResults
+from monai_adv.evaluation.report import tables
+from monai_adv.evaluation.report.results import Figures, ModelResults, gather
 from monai_adv.evaluation.report.sentences import opening, robustness
 from monai_adv.evaluation.store import read_pictures
 from monai_adv.foreign_text import printable
@@ -85,7 +85,7 @@ class Results:
         self, folder: Path, temporary: TemporaryDirectory[str] | None = None, numbers: Figures | None = None
     ) -> None:
         self.folder, self._temporary = folder, temporary
-        self.numbers = report_results.gather(folder) if numbers is None else numbers
+        self.numbers = gather(folder) if numbers is None else numbers
 
     @property
     def problems(self) -> list[tuple[str, str, str]]:
@@ -101,9 +101,9 @@ class Results:
     def _rows(self) -> list[tuple[Any, ...]]:
         levels = {level.key: (level.norm, level.eps, level.unit) for level in self.numbers.levels}
         rows = []
-        for model, _, key, attack, score in report_results.all_scores(self.numbers):
+        for model, _, key, attack, score in tables.all_scores(self.numbers):
             place = ("", 0.0, "") if not key else levels.get(key, ("", math.nan, ""))
-            for measure, value in report_results.measures_of(score, model.classes).items():
+            for measure, value in tables.measures_of(score, model.classes).items():
                 rows.append((model.name, score.case, key, *place, attack, measure, float(value)))
         return rows
 
@@ -260,7 +260,7 @@ class Results:
         return lines
 
     def __repr__(self) -> str:
-        lines = [*report_results.summary_table(self.numbers).splitlines(), *self._said]
+        lines = [*tables.summary_table(self.numbers).splitlines(), *self._said]
         return "\n".join(printable(line).rstrip() for line in lines)
 
     def _repr_html_(self) -> str:

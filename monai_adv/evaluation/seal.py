@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from monai_adv.evaluation.codec import Json
+
 KEY = "checksum"
 Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 
 
-def sealed(content: Mapping[str, Any], *place: str) -> dict[str, Any]:
+def sealed(content: Mapping[str, Any], *place: str) -> Json:
     """The content with its checksum.
 
     Args:
@@ -39,7 +41,7 @@ def sealed(content: Mapping[str, Any], *place: str) -> dict[str, Any]:
     return {**content, KEY: checksum(content, *place)}
 
 
-def opened(content: Mapping[str, Any], *place: str) -> dict[str, Any]:
+def opened(content: Mapping[str, Any], *place: str) -> Json:
     """The content without its checksum.
 
     Raises:

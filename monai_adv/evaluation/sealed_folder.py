@@ -24,7 +24,7 @@ import numpy as np
 
 from monai_adv.errors import InputError, PlaceError, first_cause
 from monai_adv.evaluation import seal
-from monai_adv.evaluation.codec import plain, typed
+from monai_adv.evaluation.codec import Json, plain, typed
 from monai_adv.evaluation.differences import NOT_COMPARED
 from monai_adv.files import LOCK, PARTIAL, write_whole
 
@@ -49,7 +49,7 @@ def read_beginning(folder: str | Path, kind: type[T]) -> T:
     """
     path = Path(folder) / NAME
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: Json = json.loads(path.read_text(encoding="utf-8"))
         known = content["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: not the folder of an evaluation, its evaluation.json gives {error!r}.") from error
@@ -89,7 +89,7 @@ class SealedFolder:
     @cached_property
     def _identity(self) -> str:
         """Of the evaluation: what belongs to another one does not belong here."""
-        content = read_beginning(self.folder, dict[str, Any])
+        content = read_beginning(self.folder, Json)
         return seal.checksum({name: value for name, value in content.items() if name not in NOT_COMPARED})
 
     def check_place(self) -> None:

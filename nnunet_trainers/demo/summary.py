@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from monai_adv.evaluation.codec import plain_values
 from monai_adv.evaluation.records import CLEAN, Record, own_scores, worst_scores
-from monai_adv.evaluation.report.results import plain_values
 from monai_adv.evaluation.run.workers import versions
 from monai_adv.evaluation.search.plan import NOISE_DRAWS, Stage, stages
 from monai_adv.first_look.phantom import LABELS

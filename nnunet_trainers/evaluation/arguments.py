@@ -9,13 +9,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_adv.errors import InputError, did_you_mean
 from monai_adv.evaluation.models.bundle.arguments import unique_names
-from monai_adv.evaluation.models.hosts import with_options
+from monai_adv.evaluation.models.hosts import Options, with_options
 from monai_adv.foreign_text import say
 from monai_adv.optional import require
 
@@ -102,7 +102,7 @@ def source_at(
     device: str,
     box: tuple[float, float] | None,
     name: str | None,
-    options: Mapping[str, Any],
+    options: Options,
 ) -> NNUNetSource | None:
     """See :mod:`monai_adv.evaluation.models.hosts`: any folder with ``plans.json``.
 

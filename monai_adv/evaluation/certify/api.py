@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from monai_adv.evaluation.api import chosen_cases, in_notebook
 from monai_adv.evaluation.certify.results import Certificates
 from monai_adv.evaluation.certify.run import certify_models
 from monai_adv.evaluation.models.handed_in import HandedIn
+from monai_adv.evaluation.models.hosts import Options
 
 
 def certify(
@@ -32,7 +33,7 @@ def certify(
     device: str | None = None,
     seed: int = 0,
     inputs_per_pass: int = 64,
-    options: Mapping[str, Any] | None = None,
+    options: Options | None = None,
     verbose: bool = False,
 ) -> Certificates:
     """Prove what no attack can do to the smoothed versions of models; see :mod:`monai_adv.certificates`.

@@ -10,29 +10,27 @@ infinitely many draws, so the worst images are judged by others before the two a
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from monai_adv.certificates import SmoothedModel, Smoothing
 from monai_adv.certificates.bounds import chance_of_losing
-from monai_adv.errors import InputError, in_a_sentence
-from monai_adv.evaluation import seal
 from monai_adv.evaluation.certify.cases import Certified, certify_case, voted_scores
+from monai_adv.evaluation.certify.kept import Proven, keep, read_kept
 from monai_adv.evaluation.models.protocol import Case
 from monai_adv.evaluation.models.smoothed import SmoothedVersion
 from monai_adv.evaluation.random_streams import seed_of
 from monai_adv.evaluation.records import CLEAN, Level
 from monai_adv.evaluation.sealed_folder import safe_name
 from monai_adv.evaluation.store import Store
-from monai_adv.files import write_whole
 
 FOLDER = "certificates"
+T = TypeVar("T")
 
 
 def is_certified(model: SmoothedVersion, case: str, store: Store) -> bool:
@@ -49,7 +47,7 @@ def certify(model: SmoothedVersion, case: Case, store: Store) -> None:
     settings = replace(model.settings, seed=seed_of(model.settings.seed, case.name))
     found = certify_case(model, case, settings, _base(case))
     _judge(model, case, CLEAN, 0.0, case.images, store)
-    _write(store.folder, {"cases": [one.as_dict() for one in found]}, model.name, case.name)
+    _keep(store.folder, Proven(tuple(found)), model.name, case.name)
 
 
 def judge(model: SmoothedVersion, case: Case, level: Level, images: Tensor, store: Store) -> None:
@@ -61,7 +59,22 @@ def judge(model: SmoothedVersion, case: Case, level: Level, images: Tensor, stor
 def _judge(model: SmoothedVersion, case: Case, level: str, radius: float, images: Tensor, store: Store) -> None:
     settings = replace(model.settings, seed=seed_of(model.settings.seed, case.name, level))
     scores, labels = voted_scores(model, case, images, settings, _base(case))
-    _write(store.folder, {"radius": radius, "scores": scores, "labels": labels}, model.name, case.name, level)
+    _keep(store.folder, Judged(radius, scores, labels), model.name, case.name, level)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What other draws say about the worst images of a case at a level.
+
+    Attributes:
+        radius: L2 norm in network inputs.
+        scores: by patient or image.
+        labels: of each that were voted on.
+    """
+
+    radius: float
+    scores: dict[str, float]
+    labels: int
 
 
 @dataclass(frozen=True)
@@ -112,17 +125,17 @@ def read_bounds(
 
 
 def _bounds(folder: Path, settings: Smoothing, model: str, case: str, levels: Sequence[Level]) -> Iterator[Bounds]:
-    content = _read(folder, model, case)
+    proven = _read(folder, Proven, model, case)
     keys = [CLEAN, *(level.key for level in levels if level.norm == "l2")]
-    judged = {key: found for key in keys if (found := _read(folder, model, case, key))}
-    for one in (Certified(**each) for each in content["cases"]) if content else ():
+    judged = {key: found for key in keys if (found := _read(folder, Judged, model, case, key))}
+    for one in proven.cases if proven else ():
         attacked: dict[str, Attacked] = {}
         lowest = math.inf
-        for key, found in sorted(judged.items(), key=lambda item: item[1]["radius"]):
-            radius, score = found["radius"], found["scores"][one.case]
+        for key, found in sorted(judged.items(), key=lambda item: item[1].radius):
+            radius, score = found.radius, found.scores[one.case]
             certified = one.score if one.radius >= radius else 0 * one.score
             margin = max(0.0, one.radius - radius) / settings.sigma
-            likely = found["labels"] * chance_of_losing(margin, settings.n) > settings.alpha
+            likely = found.labels * chance_of_losing(margin, settings.n) > settings.alpha
             lowest = score if math.isnan(score) else min(lowest, score)
             attacked[key] = Attacked(radius, lowest, certified, score < certified - 1e-9 and not likely)
         yield Bounds(one, attacked)
@@ -137,17 +150,10 @@ def _path(folder: Path, model: str, case: str, *level: str) -> Path:
     return folder / FOLDER / safe_name(model) / (".".join(map(safe_name, (case, *level))) + ".json")
 
 
-def _write(folder: Path, content: dict[str, Any], *place: str) -> None:
-    path = _path(folder, *place)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(seal.sealed(content, FOLDER, *place), indent=1))
+def _keep(folder: Path, content: Proven | Judged, *place: str) -> None:
+    keep(_path(folder, *place), content, FOLDER, *place)
 
 
-def _read(folder: Path, *place: str) -> dict[str, Any] | None:
+def _read(folder: Path, kind: type[T], *place: str) -> T | None:
     path = _path(folder, *place)
-    if not path.exists():
-        return None
-    try:
-        return seal.opened(json.loads(path.read_text(encoding="utf-8")), FOLDER, *place)
-    except (OSError, ValueError) as error:
-        raise InputError.of(str(path), in_a_sentence(error), "the file as it was written", "delete it") from error
+    return read_kept(path, kind, FOLDER, *place) if path.exists() else None

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import torch
 from tqdm.auto import tqdm
 
 from monai_adv.certificates import Certification
 from monai_adv.errors import InputError, in_a_sentence
-from monai_adv.evaluation import seal
 from monai_adv.evaluation.certify.cases import Certified, certify_case, check_case
+from monai_adv.evaluation.certify.kept import Proven, keep, read_kept
 from monai_adv.evaluation.certify.results import Certificates
 from monai_adv.evaluation.models.classifier import first_of
 from monai_adv.evaluation.models.fingerprint import contents, marks_of
@@ -24,9 +23,34 @@ from monai_adv.evaluation.random_streams import seed_of
 from monai_adv.evaluation.run.workers import Killed, Pool, ThisProcess
 from monai_adv.evaluation.sealed_folder import safe_name
 from monai_adv.evaluation.settings import selected
-from monai_adv.files import locked, unlocked, write_whole
+from monai_adv.files import locked, unlocked
 
 WHAT = "certification.json"
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model whose smoothed version is certified.
+
+    Attributes:
+        name: of the model.
+        fingerprint: of what is in memory.
+        files: hash of the contents of all its files.
+        cases: names of those selected.
+    """
+
+    name: str
+    fingerprint: str
+    files: str
+    cases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class What:
+    """What a folder is about: the content of ``certification.json``."""
+
+    settings: Certification
+    models: tuple[ModelEntry, ...]
 
 
 def certify_models(
@@ -68,7 +92,11 @@ def certify_models(
     found: dict[int, list[Certified]] = {}
     try:
         places = [None if folder is None else _path(folder, *names) for _, *names in tasks]
-        kept = {i: _kept(path, *tasks[i][1:]) for i, path in enumerate(places) if path is not None and path.exists()}
+        kept = {
+            i: list(read_kept(path, Proven, *tasks[i][1:]).cases)
+            for i, path in enumerate(places)
+            if path is not None and path.exists()
+        }
         todo = [i for i in range(len(tasks)) if i not in kept]
         found |= kept
         with tqdm(total=len(tasks), initial=len(kept), desc="certifying", unit="case", disable=not bars) as bar:
@@ -77,9 +105,7 @@ def certify_models(
                 if isinstance(result, list):
                     found[todo[number]] = result
                     if path is not None:
-                        content = {"cases": [one.as_dict() for one in result]}
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        write_whole(path, json.dumps(seal.sealed(content, *place), indent=1))
+                        keep(path, Proven(tuple(result)), *place)
                 else:
                     problems.append((*place, result.reason if isinstance(result, Killed) else result))
                 bar.update()
@@ -145,36 +171,19 @@ def _path(folder: Path, model: str, name: str) -> Path:
     return folder / safe_name(model) / f"{safe_name(name)}.json"
 
 
-def _kept(path: Path, *place: str) -> list[Certified]:
-    try:
-        content = seal.opened(json.loads(path.read_text(encoding="utf-8")), *place)
-        return [Certified(**one) for one in content["cases"]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError.of(str(path), in_a_sentence(error), "the file as it was written", "delete it") from error
-
-
-def _opened(folder: Path, models: Sequence[Model], settings: Certification, chosen: dict[str, tuple[str, ...]]) -> Any:
+def _opened(
+    folder: Path, models: Sequence[Model], settings: Certification, chosen: dict[str, tuple[str, ...]]
+) -> TextIO | None:
     """Start a folder or go on with it; returns its lock."""
-    what = json.loads(
-        json.dumps(
-            {
-                "settings": asdict(settings),
-                "models": [
-                    {"name": m.name, "fingerprint": m.fingerprint, "files": contents(marks_of(m.files)),
-                     "cases": chosen[m.name]} for m in models
-                ],
-            }
-        )
-    )  # fmt: skip
+    entries = [ModelEntry(m.name, m.fingerprint, contents(marks_of(m.files)), chosen[m.name]) for m in models]
+    what = What(settings, tuple(entries))
     path = folder / WHAT
     if path.exists():
-        try:
-            here = seal.opened(json.loads(path.read_text(encoding="utf-8")), WHAT)
-        except (OSError, ValueError) as error:
-            raise InputError.of(str(path), in_a_sentence(error), "the file as it was written") from error
+        here = read_kept(path, What, WHAT, todo="")
         if here != what:
-            differs = [k for k, v in what["settings"].items() if here["settings"].get(k) != v]
-            differs += ["models or cases"] * (here["models"] != what["models"])
+            differs = [f.name for f in fields(what.settings)
+                       if getattr(here.settings, f.name) != getattr(what.settings, f.name)]  # fmt: skip
+            differs += ["models or cases"] * (here.models != what.models)
             raise InputError.of(
                 "folder", str(folder), "one with the same certification, or a new one",
                 f"this one differs in {', '.join(differs)}",
@@ -182,8 +191,7 @@ def _opened(folder: Path, models: Sequence[Model], settings: Certification, chos
     elif folder.exists() and any(folder.iterdir()):
         raise InputError.of("folder", str(folder), "a new or empty folder, or that of a certification")
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(seal.sealed(what, WHAT), indent=1))
+        keep(path, what, WHAT)
     try:
         return locked(folder)
     except BlockingIOError as error:

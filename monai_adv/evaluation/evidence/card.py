@@ -11,28 +11,85 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from monai_adv.errors import InputError, did_you_mean, first_cause
+from monai_adv.evaluation.codec import optional, plain_values
 from monai_adv.evaluation.evidence.document import digest_in
+from monai_adv.evaluation.evidence.json_entry import with_entry
 from monai_adv.evaluation.evidence.left_open import not_tested
 from monai_adv.evaluation.evidence.subgroups import kept_subgroups
-from monai_adv.evaluation.records import level_name, place_of
-from monai_adv.evaluation.report.results import Figures, ModelResults, gather, plain_values
+from monai_adv.evaluation.records import Level, level_name
+from monai_adv.evaluation.report.results import Figures, ModelResults, gather
 from monai_adv.evaluation.report.sentences import robustness
 from monai_adv.files import write_whole
 from monai_adv.foreign_text import printable
 from monai_adv.metrics.statistics import Summary
+from monai_adv.threats import Norm, RadiusUnit
 
 BEGIN, END = "<!-- monai-adv: robustness -->", "<!-- monai-adv: end of robustness -->"
 KEY = "robustness"
 TASKS = {"segmentation": ("image-segmentation", "dice"), "classification": ("image-classification", "accuracy")}
 """Kind of model -> task and metric, as the Hub calls them."""
 UNMARKED = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#"})
+
+
+Free = dict[str, Any]
+"""Metadata of a bundle, the front matter of a card: their form is their owners' and the Hub's own, not ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFigure:
+    """A mean score with its 95 % interval; without an attack there is no radius."""
+
+    attack: str
+    norm: Norm | None = optional()
+    eps: float | None = optional()
+    unit: RadiusUnit | None = optional()
+    value: float
+    low: float
+    high: float
+    cases: int
+
+    @classmethod
+    def of(cls, summary: Summary, level: Level | None = None) -> CardFigure:
+        """Of unchanged images, or the worst case at a level."""
+        found = cls(
+            attack="clean", value=summary.mean, low=summary.interval.low, high=summary.interval.high,
+            cases=summary.count,
+        )  # fmt: skip
+        if level is None:
+            return found
+        return replace(found, attack="worst case", norm=level.norm, eps=level.eps, unit=level.unit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness:
+    """What stands under :data:`KEY` in the metadata of a bundle.
+
+    Attributes:
+        measured_with: name and version of this package.
+        date: ISO 8601.
+        attacks: name of the plan.
+        measure: dice or accuracy.
+        unit_of_radii: in words.
+        figures: clean, and the worst case at each radius.
+        trust: how far the figures can be trusted.
+        evidence: digest of ``evidence.json``; "" where there is none.
+    """
+
+    measured_with: str
+    date: str
+    attacks: str
+    measure: str
+    unit_of_radii: str
+    figures: tuple[CardFigure, ...]
+    trust: str
+    evidence: str
 
 
 @dataclass(frozen=True)
@@ -103,35 +160,29 @@ class Card:
             "Limits:",
             "",
             *(
-                f"- {each['sentence']}"
+                f"- {each.sentence}"
                 for each in not_tested(self.figures, kept_subgroups(self.folder, self.figures) is not None)
             ),
             END,
         ]
         return printable("\n".join(lines))
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Robustness:
         """For ``metadata.json``."""
         model, evaluation = self.model, self.figures.evaluation
-        found = [{"attack": "clean", **_value(model.summaries[""])}]
-        found += [
-            {"attack": "worst case", **place_of(v), **_value(model.summaries[v.key])} for v in self.figures.levels
-        ]
-        content: dict[str, Any] = plain_values(
-            {
-                "measured_with": f"monai-adv {evaluation.versions['monai-adv']}",
-                "date": evaluation.started[:10],
-                "attacks": evaluation.settings.attacks,
-                "measure": TASKS[model.kind][1],
-                "unit_of_radii": model.unit,
-                "figures": found,
-                "trust": model.verdict.word,
-                "evidence": digest_in(self.folder),
-            }
+        worst = [CardFigure.of(model.summaries[v.key], v) for v in self.figures.levels]
+        return Robustness(
+            measured_with=f"monai-adv {evaluation.versions['monai-adv']}",
+            date=evaluation.started[:10],
+            attacks=evaluation.settings.attacks,
+            measure=TASKS[model.kind][1],
+            unit_of_radii=model.unit,
+            figures=(CardFigure.of(model.summaries[""]), *worst),
+            trust=model.verdict.word,
+            evidence=digest_in(self.folder),
         )
-        return content
 
-    def model_index(self, dataset: str) -> list[dict[str, Any]]:
+    def model_index(self, dataset: str) -> list[Free]:
         """For the front matter of a card of the Hugging Face Hub.
 
         Args:
@@ -160,16 +211,16 @@ def into_bundle(card: Card, bundle: str | Path) -> list[Path]:
     place = Path(bundle)
     readme, metadata = place / "docs" / "README.md", place / "configs" / "metadata.json"
     try:
-        content = json.loads(metadata.read_text(encoding="utf-8"))
+        written = metadata.read_bytes().decode("utf-8")
+        content = json.loads(written)
     except (OSError, ValueError) as error:
         allowed = "a bundle, with configs/metadata.json"
         raise InputError.of("bundle", str(bundle), allowed, first_cause(error)) from error
     if not isinstance(content, dict):
         raise InputError.of("bundle", str(metadata), "metadata that are a mapping")
     text = _with_section(readme, card.section(), f"# {content.get('name', place.name)}\n")
-    content[KEY] = card.metadata()
     _write(readme, text)
-    _write(metadata, json.dumps(content, indent=4, ensure_ascii=False) + "\n")
+    _write(metadata, with_entry(written, KEY, plain_values(card.metadata())))
     return [readme, metadata]
 
 
@@ -206,7 +257,7 @@ def _with_section(path: Path, section: str, title: str) -> str:
     return before + section + rest.partition(END)[2]
 
 
-def _front_matter(path: Path, text: str) -> tuple[dict[str, Any], str]:
+def _front_matter(path: Path, text: str) -> tuple[Free, str]:
     """Front matter and body of a card."""
     match = re.match(r"---\n(.*?)^---\n", text, re.DOTALL | re.MULTILINE)
     if match is None:
@@ -231,10 +282,6 @@ def _cell(summary: Summary) -> str:
     low, high = 100 * summary.interval.low, 100 * summary.interval.high
     between = f" ({low:.1f} to {high:.1f})" if summary.interval.exists else ""
     return "not defined" if math.isnan(summary.mean) else f"{100 * summary.mean:.1f}{between}"
-
-
-def _value(summary: Summary) -> dict[str, Any]:
-    return {"value": summary.mean, "low": summary.interval.low, "high": summary.interval.high, "cases": summary.count}
 
 
 def _rounded(summary: Summary) -> float | None:

@@ -10,13 +10,13 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.codec import plain
+from monai_adv.evaluation.codec import plain, plain_values
 from monai_adv.evaluation.evidence.document import digest_in
-from monai_adv.evaluation.records import level_name
-from monai_adv.evaluation.report.results import Figures, ModelResults, gather, plain_values
+from monai_adv.evaluation.records import level_name, parse_level
+from monai_adv.evaluation.report.results import Figures, ModelResults, gather
 from monai_adv.foreign_text import printable
 from monai_adv.metrics.score import mean_known
 from monai_adv.metrics.statistics import Comparison, compare, holm
@@ -54,17 +54,34 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Version:
+    """One of the two evaluations.
+
+    Attributes:
+        folder: its name.
+        started: date and time, ISO 8601.
+        versions: of Python and the packages.
+        evidence: digest of ``evidence.json``; "" where there is none.
+    """
+
+    folder: str
+    started: str
+    versions: dict[str, str]
+    evidence: str
+
+
+@dataclass(frozen=True)
 class Changes:
     """What changed between two evaluations.
 
     Attributes:
-        old, new: where they lie, when they were begun, their versions and the digest of their evidence.
+        old, new: which evaluations.
         rows: by model and level.
         told: what else differs and does not forbid the comparison, a sentence each.
     """
 
-    old: dict[str, Any]
-    new: dict[str, Any]
+    old: Version
+    new: Version
     rows: tuple[Change, ...]
     told: tuple[str, ...]
 
@@ -89,8 +106,7 @@ class Changes:
 
     def as_json(self) -> str:
         """All of it; what is not defined is null."""
-        content = {"old": self.old, "new": self.new, "told": list(self.told), "rows": list(self.rows)}
-        return json.dumps(plain_values(content), indent=1, ensure_ascii=False, allow_nan=False)
+        return json.dumps(plain_values(self), indent=1, ensure_ascii=False, allow_nan=False)
 
     def __repr__(self) -> str:
         rows = [("model", "images", "before", "now", "difference (95 %)", "cases +/-", "p", "outcome")]
@@ -98,7 +114,8 @@ class Changes:
             found = row.comparison
             between = f" ({_points(found.interval.low)} to {_points(found.interval.high)})"
             rows.append(
-                (row.model, row.level or "unchanged", f"{100 * row.before:.1f}", f"{100 * row.now:.1f}",
+                (row.model, level_name(parse_level(row.level)) if row.level else "unchanged",
+                 f"{100 * row.before:.1f}", f"{100 * row.now:.1f}",
                  _points(found.difference) + between * found.interval.exists,
                  f"{found.count} {found.better}/{found.worse}", "-" if math.isnan(row.p) else f"{row.p:.3f}",
                  row.outcome + f": {row.why}" * bool(row.why))
@@ -175,7 +192,9 @@ def _check_pair(before: Figures, now: Figures, one: ModelResults, other: ModelRe
     data = [entry.data for entry in entries]
     if all(data) and data[0] != data[1]:
         raise InputError.of("OLD and NEW", f"{other.name} on other data", "the same images and labels", SAME)
-    told = [] if all(data) else [f"{other.name}: whether images and labels are the same could not be checked."]
+    told = [] if one.name == other.name else [f"{other.name} is compared with {one.name}."]
+    if not all(data):
+        told.append(f"{other.name}: whether images and labels are the same could not be checked.")
     if entries[0].cases != entries[1].cases:
         raise InputError.of("OLD and NEW", f"other cases of {other.name}", "the same cases", SAME)
     if lost := {(m, c) for f in (before, now) for m, c, _ in f.problems if c} | {
@@ -206,12 +225,8 @@ def _row(before: Figures, now: Figures, one: ModelResults, other: ModelResults, 
     return Change(other.name, found.level, was, is_now, found, p, outcome, why)
 
 
-def _about(folder: str | Path, figures: Figures) -> dict[str, Any]:
-    evaluation = figures.evaluation
-    return {
-        "folder": Path(folder).name, "started": evaluation.started, "versions": evaluation.versions,
-        "evidence": digest_in(folder),
-    }  # fmt: skip
+def _about(folder: str | Path, figures: Figures) -> Version:
+    return Version(Path(folder).name, figures.evaluation.started, figures.evaluation.versions, digest_in(folder))
 
 
 def _points(value: float) -> str:

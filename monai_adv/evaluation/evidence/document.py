@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
@@ -18,19 +19,37 @@ from typing import Any
 
 from monai_adv.evaluation import seal, store
 from monai_adv.evaluation.certify.both_bounds import read_bounds
-from monai_adv.evaluation.codec import plain
-from monai_adv.evaluation.described import ModelEntry
+from monai_adv.evaluation.codec import Json, plain, plain_values, typed
+from monai_adv.evaluation.described import LevelEntry, ModelEntry
 from monai_adv.evaluation.evidence.code import files_hash
-from monai_adv.evaluation.evidence.decisions import decide
+from monai_adv.evaluation.evidence.content import (
+    Cases,
+    Check,
+    Decided,
+    Evidence,
+    Figure,
+    GroupFigure,
+    Hashes,
+    MeasuredLevel,
+    Measurement,
+    ModelEvidence,
+    ModelFile,
+    ModelHashes,
+    RecordsHash,
+    SessionEntry,
+    SubgroupEvidence,
+)
+from monai_adv.evaluation.evidence.decisions import Decision, decide
 from monai_adv.evaluation.evidence.history import purpose_of, sessions
 from monai_adv.evaluation.evidence.left_open import deviations, not_tested
 from monai_adv.evaluation.evidence.subgroups import Subgroups, kept_subgroups
-from monai_adv.evaluation.records import CLEAN, place_of
-from monai_adv.evaluation.report.results import Cell, Figures, ModelResults, plain_values, table_rows
+from monai_adv.evaluation.records import CLEAN
+from monai_adv.evaluation.report.results import Figures, ModelResults
 from monai_adv.evaluation.report.sentences import robustness
+from monai_adv.evaluation.report.tables import Cell, table_rows
 from monai_adv.files import write_whole
 from monai_adv.metrics.score import mean_known
-from monai_adv.metrics.statistics import bootstrap, wilson
+from monai_adv.metrics.statistics import Summary, bootstrap, wilson
 
 NAME = "evidence.json"
 SCHEMA = "urn:monai-adv:evidence:1"
@@ -45,7 +64,8 @@ KEPT = (
     "certificates",
 )
 """What of an evaluation's folder its figures rest on."""
-Content = dict[str, Any]
+CERTIFIED = "certified lower bound"
+"""Measure of what is proven."""
 
 
 def write_evidence(folder: Path, figures: Figures, output: Path, report: Mapping[str, str]) -> Path:
@@ -63,93 +83,105 @@ def write_evidence(folder: Path, figures: Figures, output: Path, report: Mapping
     Raises:
         OSError: it cannot be written.
     """
-    content = document(folder, figures, datetime.now().astimezone().isoformat(timespec="seconds"), report)
-    check_schema(content := content | {"digest": digest_of(content)})
+    found = document(folder, figures, datetime.now().astimezone().isoformat(timespec="seconds"), report)
+    content = plain_values(replace(found, digest=digest_of(plain_values(found))))
+    check_schema(content)
     write_whole(output / NAME, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
     return output / NAME
 
 
-def document(folder: Path, figures: Figures, written: str, report: Mapping[str, str]) -> Content:
+def document(folder: Path, figures: Figures, written: str, report: Mapping[str, str]) -> Evidence:
     """All but the digest."""
     evaluation, history = figures.evaluation, sessions(folder)
     groups = kept_subgroups(folder, figures)
     purpose = purpose_of(history)
-    rows = [{k: v for k, v in row.items() if k != "lowest_patient"} for row in table_rows(figures)]
-    found: Content = {
-        "schema": SCHEMA,
-        "written": written,
-        "intended_use": purpose.intended_use,
-        "acceptance": [c.as_dict() for c in purpose.criteria],
-        "measurement": {
-            "started": evaluation.started,
-            "machine": evaluation.machine,
-            "versions": evaluation.versions,
-            "settings": evaluation.settings,
-            "levels": [{"key": v.key, **place_of(v), "words": v.words} for v in figures.levels],
-            "command": evaluation.run_file,
-            "sessions": [{"at": s.at, "machine": s.machine, "records": s.records, "code": s.code} for s in history],
-        },
-        "models": [
+    rows = table_rows(figures)
+    return Evidence(
+        schema=SCHEMA,
+        written=written,
+        intended_use=purpose.intended_use,
+        acceptance=purpose.criteria,
+        measurement=Measurement(
+            started=evaluation.started,
+            machine=evaluation.machine,
+            versions=evaluation.versions,
+            settings=evaluation.settings,
+            levels=tuple(MeasuredLevel(**vars(LevelEntry.of(v)), words=v.words) for v in figures.levels),
+            command=evaluation.run_file,
+            sessions=tuple(SessionEntry(at=s.at, machine=s.machine, records=s.records, code=s.code) for s in history),
+        ),
+        models=tuple(
             _model(folder, figures, model, evaluation.models[i], rows) for i, model in enumerate(figures.models)
-        ],
-        "subgroups": _subgroups(groups) if groups else None,
-        "comparisons": [plain_values(c) for c in figures.comparisons],
-        "not_tested": not_tested(figures, groups is not None),
-        "deviations": deviations(figures, history),
-        "hashes": {"records": records_hash(folder), "report": dict(report)},
-    }
-    content: Content = json.loads(json.dumps(plain_values(found)))
-    return content
+        ),
+        subgroups=_subgroups(groups) if groups else None,
+        comparisons=tuple(figures.comparisons),
+        not_tested=tuple(not_tested(figures, groups is not None)),
+        deviations=tuple(deviations(figures, history)),
+        hashes=Hashes(records=records_hash(folder), report=dict(report)),
+    )
 
 
 def _model(
     folder: Path, figures: Figures, model: ModelResults, entry: ModelEntry, rows: list[dict[str, Cell]]
-) -> Content:
+) -> ModelEvidence:
     marks = store.Store(folder).marks(model.name)
     purpose = purpose_of(sessions(folder))
-    mine = [{k: v for k, v in row.items() if k != "model"} for row in rows if row["model"] == model.name]
+    mine = [_of_table(row) for row in rows if row["model"] == model.name]
     mine += [
-        {"level": severity, "attack": f"corruption: {name}", "class": "all", "measure": "mean score",
-         "value": summary.mean, "low": summary.interval.low, "high": summary.interval.high, "count": summary.count}
+        _mean(severity, f"corruption: {name}", summary)
         for name, found in model.corruptions.items() for severity, summary in found.items()
     ]  # fmt: skip
     mine += [
-        {"level": strength.level, "attack": f"variation: {row.name}", "class": "all", "measure": "mean score",
-         "value": strength.summary.mean, "low": strength.summary.interval.low, "high": strength.summary.interval.high,
-         "count": strength.summary.count}
+        _mean(strength.level, f"variation: {row.name}", strength.summary)
         for row in (model.variations.rows if model.variations else ()) for strength in row.strengths
     ]  # fmt: skip
     mine += _certified(folder, figures, model)
-    robust = robustness(model, figures.levels)
-    return {
-        "name": model.name,
-        "kind": model.kind,
-        "classes": list(model.classes),
-        "attacked": model.space,
-        "unit": model.unit,
-        "cases": {"count": len(entry.cases), "hash": seal.checksum({"cases": list(entry.cases)})},
-        "hashes": {
-            "in_memory": entry.fingerprint,
-            "all_in_files": entry.in_files,
-            "files": entry.files,
-            "data": entry.data,
-            "plan": seal.checksum(plain({"stages": entry.stages, "corruptions": entry.corruptions})),
-            "plan_code": figures.evaluation.settings.attacks_code,
-        },
-        "files": [{"name": Path(path).name, "bytes": mark[0], "sha256": mark[3]} for path, mark in marks.items()],
-        "trust": {"word": model.verdict.word, "reasons": list(model.verdict.reasons)},
-        "checks": [{"name": f.name, "outcome": f.outcome, "measured": f.measured} for f in model.flags],
-        "robustness": robust.word,
-        "figures": mine,
-        "acceptance": [
-            {"measure": c.measure, "level": c.level, "outcome": d.outcome, "why": d.why, "value": d.measured.value,
-             "low": d.measured.interval.low, "high": d.measured.interval.high, "count": d.measured.count}
-            for c in purpose.criteria for d in [decide(c, model, figures)]
-        ],
-    }  # fmt: skip
+    return ModelEvidence(
+        name=model.name,
+        kind=model.kind,
+        classes=model.classes,
+        attacked=model.space,
+        unit=model.unit,
+        cases=Cases(count=len(entry.cases), hash=seal.checksum({"cases": list(entry.cases)})),
+        hashes=ModelHashes(
+            in_memory=entry.fingerprint,
+            all_in_files=entry.in_files,
+            files=entry.files,
+            data=entry.data,
+            plan=seal.checksum(plain({"stages": entry.stages, "corruptions": entry.corruptions})),
+            plan_code=figures.evaluation.settings.attacks_code,
+        ),
+        files=tuple(ModelFile(name=Path(p).name, bytes=mark[0], sha256=mark[3]) for p, mark in marks.items()),
+        trust=model.verdict,
+        checks=tuple(Check(name=f.name, outcome=f.outcome, measured=f.measured) for f in model.flags),
+        robustness=robustness(model, figures.levels).word,
+        figures=tuple(mine),
+        acceptance=tuple(_decided(decide(criterion, model, figures)) for criterion in purpose.criteria),
+    )
 
 
-def _certified(folder: Path, figures: Figures, model: ModelResults) -> list[Content]:
+def _of_table(row: Mapping[str, Cell]) -> Figure:
+    """Without the name of a patient."""
+    content = {name: value for name, value in row.items() if name not in ("model", "lowest_patient")}
+    return typed(Figure, {"low": None, "high": None} | content)
+
+
+def _mean(level: str, attack: str, summary: Summary) -> Figure:
+    return Figure(
+        level=level, attack=attack, of="all", measure="mean score", value=summary.mean, low=summary.interval.low,
+        high=summary.interval.high, count=summary.count,
+    )  # fmt: skip
+
+
+def _decided(found: Decision) -> Decided:
+    criterion, interval = found.criterion, found.measured.interval
+    return Decided(
+        measure=criterion.measure, level=criterion.level, outcome=found.outcome, why=found.why,
+        value=found.measured.value, low=interval.low, high=interval.high, count=found.measured.count,
+    )  # fmt: skip
+
+
+def _certified(folder: Path, figures: Figures, model: ModelResults) -> list[Figure]:
     """Lower bounds of a smoothed model, where its upper ones are; of a model itself none is proven."""
     settings = figures.evaluation.settings
     if not (smooth := settings.smooth):
@@ -167,30 +199,28 @@ def _certified(folder: Path, figures: Figures, model: ModelResults) -> list[Cont
             else bootstrap(values, seed=settings.seed)
         )
         rows.append(
-            {"level": level.key if level else "", "attack": "certificate", "class": "all",
-             "measure": "certified lower bound", "value": mean_known(values), "low": interval.low,
-             "high": interval.high, "count": len(values)}
+            Figure(level=level.key if level else "", attack="certificate", of="all", measure=CERTIFIED,
+                   value=mean_known(values), low=interval.low, high=interval.high, count=len(values))
         )  # fmt: skip
     return rows
 
 
-def _subgroups(found: Subgroups) -> Content:
-    """Without the table: it names patients."""
-    return {
-        "table": found.table.name,
-        "hash": found.table.hash,
-        "edges": found.table.binned,
-        "groups": [
-            {"model": g.model, "column": g.column, "group": g.name, "small": g.small, "level": key, "value": s.mean,
-             "low": s.interval.low, "high": s.interval.high, "count": s.count}
+def _subgroups(found: Subgroups) -> SubgroupEvidence:
+    return SubgroupEvidence(
+        table=found.table.name,
+        hash=found.table.hash,
+        edges=found.table.binned,
+        groups=tuple(
+            GroupFigure(model=g.model, column=g.column, group=g.name, small=g.small, level=key, value=s.mean,
+                        low=s.interval.low, high=s.interval.high, count=s.count)
             for g in found.groups for key, s in g.summaries.items()
-        ],
-        "gaps": [plain_values(gap) for gap in found.gaps],
-    }  # fmt: skip
+        ),
+        gaps=found.gaps,
+    )  # fmt: skip
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 of a document without its digest, in whatever order and spacing."""
+    """SHA-256 of the content of a file without its digest, in whatever order and spacing."""
     return seal.checksum({name: value for name, value in content.items() if name != "digest"}, SCHEMA)
 
 
@@ -200,19 +230,19 @@ def digest_in(folder: str | Path) -> str:
     return digest_of(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ""
 
 
-def records_hash(folder: Path) -> Content:
-    """SHA-256 over all files that the figures rest on, and how many there are."""
+def records_hash(folder: Path) -> RecordsHash:
+    """Of all files that the figures rest on."""
     places = [folder / name for name in KEPT]
     found = [file for place in places for file in (sorted(place.rglob("*")) if place.is_dir() else [place])]
     kept = [file for file in found if file.is_file() and not file.name.endswith(".partial")]
     digest = files_hash((file.relative_to(folder).as_posix(), file) for file in kept)
-    return {"sha256": digest, "files": len(kept)}
+    return RecordsHash(sha256=digest, files=len(kept))
 
 
 @cache
-def schema() -> Content:
+def schema() -> Json:
     """The JSON schema of ``evidence.json``, draft 2020-12."""
-    found: Content = json.loads(files(__package__).joinpath("evidence.schema.json").read_text(encoding="utf-8"))
+    found: Json = json.loads(files(__package__).joinpath("evidence.schema.json").read_text(encoding="utf-8"))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from monai_adv.errors import InputError, first_cause
 from monai_adv.evaluation import seal
+from monai_adv.evaluation.codec import plain
 from monai_adv.evaluation.models.protocol import check_distinct
 from monai_adv.foreign_text import from_cell
 from monai_adv.given import number
@@ -43,11 +44,7 @@ class GroupTable:
     @property
     def hash(self) -> str:
         """SHA-256 of what it says."""
-        return seal.checksum(self.as_dict())
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        return seal.checksum(plain(self))
 
     @classmethod
     def read(cls, source: Any, edges: Edges | None = None) -> GroupTable:

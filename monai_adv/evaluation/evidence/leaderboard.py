@@ -7,20 +7,21 @@ with the same contents, the same radius, the same plan of attacks. A result with
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from monai_adv.errors import InputError, first_cause
 from monai_adv.evaluation.codec import plain, typed
-from monai_adv.evaluation.evidence.document import NAME, digest_of
+from monai_adv.evaluation.evidence.content import Evidence, ModelEvidence
+from monai_adv.evaluation.evidence.document import CERTIFIED, NAME
 from monai_adv.evaluation.evidence.left_open import LEFT_OUT, NOT_FINISHED
 from monai_adv.evaluation.evidence.verify import FIGURES, verify
 from monai_adv.files import write_whole
 
 NORMS = {"l2": "L2", "linf": "L-inf"}
-OVERALL = ("mean Dice", "accuracy", "certified lower bound")
+OVERALL = ("mean Dice", "accuracy", CERTIFIED)
 """Measures of all classes together: the score of a segmentation, of a classification, and what is proven of either."""
 
 
@@ -124,15 +125,15 @@ class Entry:
             what = f"{wrong[0].what}{': ' + wrong[0].why if wrong[0].why else ''}{more}"
             raise InputError(f"{folder}: does not match its evidence, {what}; see monai-adv verify {folder}.")
         content = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        found = digest_of(content)
-        rows = tuple(row for model in content["models"] for row in rows_of(content, model, data.strip()))
+        evidence = typed(Evidence, content, null_is_nan=True)
+        rows = tuple(row for model in evidence.models for row in rows_of(evidence, model, data.strip()))
         if not rows:
             raise InputError.of(str(folder), "no worst case", "an evaluation with attacks", "give one radius at least")
         not_checked = tuple(line.what for line in lines if line.outcome == "not checked")
         if FIGURES in not_checked:
             rows = tuple(replace(row, note="figures not held against records") for row in rows)
         return cls(
-            digest=found, records=content["hashes"]["records"]["sha256"],
+            digest=evidence.digest, records=evidence.hashes.records.sha256,
             checked=sum(line.outcome == "matches" for line in lines),
             not_checked=not_checked, rows=rows,
         )  # fmt: skip
@@ -173,53 +174,48 @@ class Entry:
         return file
 
 
-def rows_of(content: Mapping[str, Any], model: Mapping[str, Any], data: str) -> Iterator[Row]:
+def rows_of(evidence: Evidence, model: ModelEvidence, data: str) -> Iterator[Row]:
     """A row for every radius at which a model was attacked.
 
     Args:
-        content: of ``evidence.json``.
+        evidence: with its digest.
         model: of its models.
         data: name of the data set.
 
     Raises:
         InputError: a mean leaves cases out.
     """
-    if missing := [said for said in content["deviations"] if said.startswith((LEFT_OUT, NOT_FINISHED))]:
+    if missing := [said for said in evidence.deviations if said.startswith((LEFT_OUT, NOT_FINISHED))]:
         raise InputError.of("evidence", missing[0], "figures of all cases", "finish the evaluation, or leave none out")
-    measurement, digest = content["measurement"], digest_of(content)
-    figures = {
-        (figure["level"], figure["attack"]): figure
-        for figure in model["figures"]
-        if figure["class"] == "all" and figure["measure"] in OVERALL
-    }
-    images = model["hashes"]["data"]
-    cases = f"cases {model['cases']['hash'][:8]}, " + (
-        f"contents {images[:8]}" if images else f"contents unknown, model {model['hashes']['in_memory'][:8]}"
+    measurement, hashes = evidence.measurement, model.hashes
+    figures = {(f.level, f.attack): f for f in model.figures if f.of == "all" and f.measure in OVERALL}
+    cases = f"cases {model.cases.hash[:8]}, " + (
+        f"contents {hashes.data[:8]}" if hashes.data else f"contents unknown, model {hashes.in_memory[:8]}"
     )
-    box = measurement["settings"]["box"]
+    box = measurement.settings.box
     bounded = "no box" if box is None else f"box [{box[0]:.12g}, {box[1]:.12g}]"
-    for level in measurement["levels"]:
-        worst, clean = figures.get((level["key"], "worst case")), figures.get(("", "clean"))
+    for level in measurement.levels:
+        worst, clean = figures.get((level.key, "worst case")), figures.get(("", "clean"))
         if worst is None or clean is None:
             continue
-        proven = figures.get((level["key"], "certificate"))
+        proven = figures.get((level.key, "certificate"))
         counted = [worst, clean, *(found for found in (proven,) if found)]
-        if len({found["count"] for found in counted}) > 1 or any(found["value"] is None for found in counted):
-            said = f"means of {', '.join(str(found['count']) for found in counted)} samples"
-            raise InputError.of(model["name"], said, "all of them", "finish the evaluation")
-        noise = figures.get((level["key"], "white noise"))
-        unit = {"norm": "", "rms": " RMS per voxel", "raw": " raw"}[level["unit"]]
+        if len({found.count for found in counted}) > 1 or any(math.isnan(found.value) for found in counted):
+            said = f"means of {', '.join(str(found.count) for found in counted)} samples"
+            raise InputError.of(model.name, said, "all of them", "finish the evaluation")
+        noise = figures.get((level.key, "white noise"))
+        unit = {"norm": "", "rms": " RMS per voxel", "raw": " raw"}[level.unit]
         yield Row(
             board=Board(
-                f"{data} ({clean['count']} samples, {cases})",
-                f"{model['attacked']}; intensities: {model['unit']}",
-                f"{NORMS[level['norm']]} {level['eps']:.12g}{unit}, {bounded}",
-                f"worst case of {measurement['settings']['attacks']}, plan {model['hashes']['plan'][:8]}",
-                worst["measure"],
+                f"{data} ({clean.count} samples, {cases})",
+                f"{model.attacked}; intensities: {model.unit}",
+                f"{NORMS[level.norm]} {level.eps:.12g}{unit}, {bounded}",
+                f"worst case of {measurement.settings.attacks}, plan {hashes.plan[:8]}",
+                worst.measure,
             ),
-            method=model["name"], clean=100 * clean["value"], robust=100 * worst["value"],
-            noise=None if noise is None else 100 * noise["value"], verdict=model["trust"]["word"],
-            ranked=model["trust"]["word"] != "not reliable",
-            certified=None if proven is None else 100 * proven["value"],
-            command=measurement["command"], source=f"{digest[:16]}.json", date=measurement["started"][:10],
+            method=model.name, clean=100 * clean.value, robust=100 * worst.value,
+            noise=None if noise is None else 100 * noise.value, verdict=model.trust.word,
+            ranked=model.trust.word != "not reliable",
+            certified=None if proven is None else 100 * proven.value,
+            command=measurement.command, source=f"{evidence.digest[:16]}.json", date=measurement.started[:10],
         )  # fmt: skip

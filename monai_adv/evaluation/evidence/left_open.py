@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from monai_adv.evaluation.evidence.history import Session, told_late
@@ -30,8 +31,16 @@ LEFT_OUT, NOT_FINISHED = "Left out: ", "Not finished: "
 """How sentences of :func:`deviations` begin that say that a mean is not of all cases."""
 
 
-def not_tested(figures: Figures, subgroups: bool = False) -> list[dict[str, str]]:
-    """``topic`` and ``sentence`` of everything that no figure is about.
+@dataclass(frozen=True)
+class Untested:
+    """Something that no figure is about, in a word or two and in a sentence."""
+
+    topic: str
+    sentence: str
+
+
+def not_tested(figures: Figures, subgroups: bool = False) -> list[Untested]:
+    """Everything that no figure is about, by topic.
 
     Args:
         figures: of the evaluation.
@@ -65,7 +74,7 @@ def not_tested(figures: Figures, subgroups: bool = False) -> list[dict[str, str]
             )
     if not subgroups:
         found["subgroups"] = "Whether some groups of patients are worse off was not looked at."
-    return [{"topic": topic, "sentence": sentence} for topic, sentence in sorted(found.items())]
+    return [Untested(topic, sentence) for topic, sentence in sorted(found.items())]
 
 
 def deviations(figures: Figures, history: Sequence[Session]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from monai_adv.errors import InputError
@@ -47,10 +47,6 @@ class Criterion:
     bound: float
     at_least: bool
     reason: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
     @property
     def in_percent(self) -> bool:

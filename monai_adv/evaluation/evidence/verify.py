@@ -13,15 +13,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from monai_adv.errors import InputError, first_cause
 from monai_adv.evaluation import store
+from monai_adv.evaluation.codec import Json, plain_values, typed
 from monai_adv.evaluation.evidence.code import code_hash
-from monai_adv.evaluation.evidence.document import NAME, Content, check_schema, digest_of, document, records_hash
+from monai_adv.evaluation.evidence.content import Evidence, Measurement, ModelEvidence
+from monai_adv.evaluation.evidence.document import NAME, check_schema, digest_of, document, records_hash
 from monai_adv.evaluation.models.fingerprint import contents, marks_of
 from monai_adv.evaluation.report.results import gather
 
@@ -68,14 +70,15 @@ def verify(folder: str | Path, digest: str | None = None) -> list[Line]:
     lines = list(_of_evidence(content, digest))
     if lines[0].outcome != "matches":  # nothing can be said of something with another shape
         return lines
-    lines += _of_report(folder, content)
+    evidence = typed(Evidence, content, null_is_nan=True)
+    lines += _of_report(folder, evidence.hashes.report)
     if (folder / "evaluation.json").exists():
-        lines += _of_records(folder, content)
+        lines += _of_records(folder, content, evidence)
     else:
         lines.append(Line(FIGURES, "not checked", "only the report is here, not the evaluation's folder"))
-    for model in content["models"]:
+    for model in evidence.models:
         lines += _of_model(folder, model)
-    return [*lines, _of_code(content["measurement"])]
+    return [*lines, _of_code(evidence.measurement)]
 
 
 def exit_code(lines: list[Line]) -> int:
@@ -84,7 +87,7 @@ def exit_code(lines: list[Line]) -> int:
     return 1 if "DIFFERS" in outcomes else 2 if "not checked" in outcomes else 0
 
 
-def _read(path: Path) -> Content:
+def _read(path: Path) -> Json:
     todo = "write it again with monai-adv report, if the evaluation is still there"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -95,7 +98,7 @@ def _read(path: Path) -> Content:
     return content
 
 
-def _of_evidence(content: Content, digest: str | None) -> Iterator[Line]:
+def _of_evidence(content: Json, digest: str | None) -> Iterator[Line]:
     from jsonschema import ValidationError
 
     try:
@@ -115,8 +118,7 @@ def _of_evidence(content: Content, digest: str | None) -> Iterator[Line]:
         )  # fmt: skip
 
 
-def _of_report(folder: Path, content: Content) -> Iterator[Line]:
-    listed = content["hashes"]["report"]
+def _of_report(folder: Path, listed: Mapping[str, str]) -> Iterator[Line]:
     for name, expected in sorted(listed.items()):
         path = folder / name
         if Path(name).name != name:
@@ -131,28 +133,29 @@ def _of_report(folder: Path, content: Content) -> Iterator[Line]:
             yield Line(f"report, {name}", "DIFFERS", "the evidence does not list it")
 
 
-def _of_records(folder: Path, content: Content) -> Iterator[Line]:
-    same = content["hashes"]["records"] == records_hash(folder)
+def _of_records(folder: Path, content: Json, evidence: Evidence) -> Iterator[Line]:
+    same = evidence.hashes.records == records_hash(folder)
     yield Line("records", "matches" if same else "DIFFERS", "" if same else "files were changed, added or removed")
     try:
         for path in sorted(folder.glob("pictures/*/*/*.npz")):
             store.check_picture(folder, path)
-        again = document(folder, gather(folder), content["written"], {})
+        again = document(folder, gather(folder), evidence.written, {})
     except InputError as error:
         yield Line("figures, from the records", "DIFFERS", str(error).rstrip("."))
         return
     yield from against(content, again)
 
 
-def against(written: Content, again: Content) -> Iterator[Line]:
+def against(written: Json, again: Evidence) -> Iterator[Line]:
     """Evidence as it was written against the same made again from the records, part by part."""
-    for key in again:
+    made = plain_values(again)
+    for key in made:
         if key not in ("schema", "written", "hashes", "models"):
-            yield _compared(key, written[key], again[key])
-    if (names := [m["name"] for m in written["models"]]) != (known := [m["name"] for m in again["models"]]):
+            yield _compared(key, written[key], made[key])
+    if (names := [m["name"] for m in written["models"]]) != (known := [m.name for m in again.models]):
         yield Line("models, from the records", "DIFFERS", f"the evidence has {names}, the records {known}")
         return
-    for one, other in zip(written["models"], again["models"], strict=True):
+    for one, other in zip(written["models"], made["models"], strict=True):
         for key in other:
             yield _compared(f"{other['name']}, {key}", one[key], other[key])
 
@@ -162,13 +165,13 @@ def _compared(what: str, written: Any, again: Any) -> Line:
     return Line(f"{what}, from the records", "matches" if place is None else "DIFFERS", place or "")
 
 
-def _of_model(folder: Path, model: Content) -> Iterator[Line]:
-    name, marks = model["name"], store.Store(folder).marks(model["name"])
-    if not model["hashes"]["all_in_files"]:
+def _of_model(folder: Path, model: ModelEvidence) -> Iterator[Line]:
+    name, marks = model.name, store.Store(folder).marks(model.name)
+    if not model.hashes.all_in_files:
         yield Line(f"{name}, weights and data", "not checked", "some came from memory; their hash is in the evidence")
-    if model["hashes"]["plan_code"]:
+    if model.hashes.plan_code:
         yield Line(f"{name}, its plan of attacks", "not checked", "that would run the plan's code")
-    if not model["files"]:
+    if not model.files:
         return
     if not marks:
         yield Line(f"{name}, files", "not checked", "where they lie is known only to the folder of the evaluation")
@@ -183,14 +186,14 @@ def _of_model(folder: Path, model: Content) -> Iterator[Line]:
         yield Line(f"{name}, files", "not checked", f"not on this machine: {gone[0]}{more}")
     if here and not changed:
         yield Line(f"{name}, contents of {len(here)} of {len(marks)} files", "matches")
-    if model["hashes"]["files"] != contents(marks):
+    if model.hashes.files != contents(marks):
         yield Line(f"{name}, hash of its files", "DIFFERS", "it is not that of the files that are listed")
 
 
-def _of_code(measurement: Content) -> Line:
-    if {session["code"] for session in measurement["sessions"]} == {code_hash()}:
+def _of_code(measurement: Measurement) -> Line:
+    if {session.code for session in measurement.sessions} == {code_hash()}:
         return Line("code of monai-adv", "matches")
-    version = measurement["versions"].get("monai-adv", "another one")
+    version = measurement.versions.get("monai-adv", "another one")
     return Line("code of monai-adv", "not checked", f"measured by {version}; what is installed here is other code")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.models.hosts import load_hosts
+from monai_adv.evaluation.models.hosts import FolderHost, Options, load_hosts
 from monai_adv.evaluation.models.memory import collect, model_of
 from monai_adv.evaluation.models.plain import usable_device
 from monai_adv.evaluation.models.protocol import Source
@@ -25,21 +25,21 @@ from monai_adv.network_state import device_of
 class HandedIn:
     """Models by name, and where they compute; see :meth:`of`."""
 
-    named: Mapping[str, Any]
+    named: Mapping[str, object]
     device: str
 
     @classmethod
-    def of(cls, model: Any, name: str | None, device: str | None) -> HandedIn:
+    def of(cls, model: object, name: str | None, device: str | None) -> HandedIn:
         """Sort out one model, a list, or a dictionary with names.
 
         Raises:
             InputError: a name for several, networks on several kinds of device, or a device that is not theirs.
         """
-        several = (
-            model if isinstance(model, Mapping) else dict(enumerate(model)) if isinstance(model, list | tuple) else {}
-        )
-        named = {str(k): v for k, v in several.items()} if isinstance(model, Mapping) else _named(several.values())
-        if not several:
+        if isinstance(model, Mapping):
+            named = {str(k): v for k, v in model.items()}
+        else:
+            named = _named(model) if isinstance(model, list | tuple) else {}
+        if not named:
             named = {name or _name(model): model}
         elif name is not None:
             raise InputError.of("name", name, "given for one model only", "give a dictionary of names and models")
@@ -55,7 +55,7 @@ class HandedIn:
         classes: Sequence[str] | None = None,
         regions: bool | None = None,
         spacing: Sequence[float] | None = None,
-        options: Mapping[str, Any] | None = None,
+        options: Options | None = None,
     ) -> Iterator[list[Source]]:
         """What the evaluation opens; networks are in eval mode meanwhile, and as they were afterwards.
 
@@ -67,11 +67,11 @@ class HandedIn:
         """
         networks = [m for m in self.named.values() if isinstance(m, nn.Module)]
         with _as_they_were(networks):
-            data = collect(images, labels) if networks and not _is_path(images) else None
+            data = collect(images, labels) if networks and not isinstance(images, str | Path) else None
             sources: list[Source] = []
             for own, each in self.named.items():
                 if not isinstance(each, nn.Module):
-                    sources.append(_source(each, images, labels, self.device, box, own, dict(options or {})))
+                    sources.append(_source(each, images, labels, self.device, box, own, options or {}))
                 elif options:
                     raise InputError.of("options", sorted(options), "nothing for a network: they are for folders")
                 elif data is None:
@@ -81,17 +81,13 @@ class HandedIn:
             yield sources
 
 
-def _is_path(value: object) -> bool:
-    return isinstance(value, str | Path)
+def _name(model: object) -> str:
+    return Path(model).resolve().name if isinstance(model, str | Path) else type(model).__name__
 
 
-def _name(model: Any) -> str:
-    return Path(model).resolve().name if _is_path(model) else type(model).__name__
-
-
-def _named(models: Any) -> dict[str, Any]:
+def _named(models: Iterable[object]) -> dict[str, object]:
     """By class or folder; of several of one name the later ones are counted."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for model in models:
         name, count = _name(model), 1
         while (own := name if count == 1 else f"{name} {count}") in found:
@@ -114,21 +110,19 @@ def _device(asked: str | None, networks: Sequence[nn.Module], count: int) -> str
 
 
 def _source(
-    model: Any, images: Any, labels: Any, device: str, box: Box | None, name: str, options: dict[str, Any]
+    model: object, images: Any, labels: Any, device: str, box: Box | None, name: str, options: Options
 ) -> Source:
     """The model in a folder, from the host that knows it."""
     allowed = "a torch.nn.Module, or the folder of a MONAI bundle or of a trained nnU-Net"
-    if not _is_path(model):
+    if not isinstance(model, str | Path):
         raise InputError.of("model", type(model).__name__, allowed)
     place = Path(model).resolve()
     if not place.is_dir():
         raise InputError.of("model", str(model), allowed, "there is no such folder")
     hosts, broken = load_hosts()
     for host in hosts.values():
-        if hasattr(host, "source_at"):
-            found: Source | None = host.source_at(
-                place, images, labels, device=device, box=box, name=name, options=options
-            )
+        if isinstance(host, FolderHost):
+            found = host.source_at(place, images, labels, device=device, box=box, name=name, options=options)
             if found is not None:
                 return found
     todo = "; ".join(f"{host} cannot be imported ({reason})" for host, reason in broken.items())

@@ -27,8 +27,9 @@ from monai_adv.evaluation.report.as_text import axis_name, duration, interval, n
 from monai_adv.evaluation.report.bounds import ModelBounds, bounds_of
 from monai_adv.evaluation.report.bounds import as_csv as bounds_csv
 from monai_adv.evaluation.report.curves import Curve, chains, per_attack_curve, repetitions, worst_case_curve
-from monai_adv.evaluation.report.results import Figures, ModelResults, as_csv, as_json, as_table, gather
+from monai_adv.evaluation.report.results import Figures, ModelResults, gather
 from monai_adv.evaluation.report.sentences import opening, robustness, telling_level
+from monai_adv.evaluation.report.tables import as_csv, as_json, as_table
 from monai_adv.evaluation.report.trained import trained
 from monai_adv.evaluation.report.variations import VariationFigures, variation_figures
 from monai_adv.evaluation.report.worst_cases import WorstCase, worst_cases_of
@@ -96,7 +97,7 @@ def write_report(
     folder = Path(folder)
     results = gather(folder) if results is None else results
     main, per_model = _curves(results)
-    summary = summary_of(results, sessions(folder), records_hash(folder)["sha256"])
+    summary = summary_of(results, sessions(folder), records_hash(folder).sha256)
     bounds = bounds_of(folder, results) if bounds is None else bounds
     groups = kept_subgroups(folder, results)
     page = render(

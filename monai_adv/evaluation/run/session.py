@@ -21,7 +21,7 @@ from monai_adv.evaluation.evidence.group_table import GroupTable
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.fingerprint import Marks
 from monai_adv.evaluation.models.protocol import Source, check_distinct
-from monai_adv.evaluation.records import Record
+from monai_adv.evaluation.records import Record, is_variation
 from monai_adv.evaluation.report.trained import trained
 from monai_adv.evaluation.run.parts import Finished, Parts
 from monai_adv.evaluation.run.workers import Described, Job, Killed, Pool, ThisProcess, forget
@@ -154,11 +154,11 @@ class Session:
         results = self.parts.gather(self.folder)
         both = import_module("monai_adv.evaluation.report.bounds")  # these draw the statistics of a report in with them
         words = import_module("monai_adv.evaluation.report.sentences")
-        gathered = import_module("monai_adv.evaluation.report.results")
+        tables = import_module("monai_adv.evaluation.report.tables")
         bounds = both.bounds_of(self.folder, results)
         page = self.parts.write_page(self.folder, results, bounds)
         problems = results.problems
-        self.say(gathered.summary_table(results))
+        self.say(tables.summary_table(results))
         for model, case, reason in problems:
             self.say(f"not used: {model}{', ' + case if case else ''}: {reason}")
         for model, case, note in results.notes:
@@ -292,7 +292,9 @@ class Session:
     def _most(self, i: int, timing: Timing) -> tuple[Cost, Cost]:
         """Upper bounds for a model's cases, and for its probes."""
         model, sizes = self.models[i], self.sizes[i]
-        attacks = cost.bound(self._passes[i], sizes.values(), timing, len(model.corruptions))
+        varied = sum(is_variation(entry.name) for entry in model.corruptions)
+        corrupted = len(model.corruptions) - varied
+        attacks = cost.bound(self._passes[i], sizes.values(), timing, corrupted, varied)
         attacks = attacks.times(1 / self._sampled)
         probed = most_passes(model.kind, self.settings.levels, self.settings.version, self.settings.box is not None)
         return attacks, cost.priced(probed, [sizes[case] for case in self._probed(i)], timing)

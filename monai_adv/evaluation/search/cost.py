@@ -24,8 +24,14 @@ from monai_adv.threats import Threat
 SCORING = 5
 """Forwards per input that a stage spends on its aim and on scores: of its images, of two versions, of the worst."""
 
+OPENED = 1
+"""Forwards per input as a case is opened: of slices that share a Dice, so that attacks know what it is made of."""
+
 CLEAN = 2
-"""Forwards per input of the clean record."""
+"""Forwards per input of the clean record, once its case is open."""
+
+VARIED = OPENED + 1
+"""Forwards per input of a natural variation: the changed file is opened as a case of its own, and scored."""
 
 SOME = Threat("l2", 1e-3, unit="norm")
 """For attacks that are timed and not used: so small that hardly anything is finished."""
@@ -102,26 +108,34 @@ def _seconds(case: Case, count: int, attack: Attack, clock: Callable[[], float])
     return max(seconds[1:])
 
 
-def bound(most: Mapping[str, Sequence[Passes]], sizes: Iterable[Size], timing: Timing, corruptions: int = 0) -> Cost:
+def bound(
+    most: Mapping[str, Sequence[Passes]],
+    sizes: Iterable[Size],
+    timing: Timing,
+    corruptions: int = 0,
+    variations: int = 0,
+) -> Cost:
     """What one model costs if no input is ever finished: nothing can cost more passes.
 
     Args:
         most: of the stages of each level, see :meth:`~monai_adv.evaluation.search.plan.AttackPlan.most_passes`.
         sizes: of the cases.
         timing: of the network.
-        corruptions: number of natural corruptions, each one forward.
+        corruptions: number of natural corruptions of network inputs, each one forward.
+        variations: number of natural variations of files, at all severities.
 
     Example:
-        One level of PGD with 10 steps: 11 forwards and 10 backwards, and 9 forwards for scores and pictures.
+        One level of PGD with 10 steps: 11 forwards and 10 backwards, and 10 forwards for what is opened, scores and
+        pictures.
 
         >>> from monai_adv.attacks import PGD
         >>> most = {"l2-1": [PGD(Threat("l2", 1.0), steps=10).most_passes()]}
         >>> bound(most, [Size(inputs=1, voxels=100)], Timing(0.001, 0.001))
-        Cost(forward=20, backward=10, seconds=3.0)
+        Cost(forward=21, backward=10, seconds=3.1)
     """
     stages = [passes for level in most.values() for passes in level]
     sizes = list(sizes)
-    scored = CLEAN + corruptions + PICTURES * len(most) + SCORING * len(stages)
+    scored = OPENED + CLEAN + corruptions + VARIED * variations + PICTURES * len(most) + SCORING * len(stages)
     attacks = sum(stages, Passes())
     scoring = replace(timing, forward=max(timing.scoring, timing.forward))
     return priced(attacks, sizes, timing) + priced(Passes(forward=scored), sizes, scoring)

@@ -10,12 +10,12 @@ Parsers are built at every start of the command: nothing here imports torch or M
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.models.hosts import with_options
+from monai_adv.evaluation.models.hosts import Options, with_options
 
 if TYPE_CHECKING:
     from monai_adv.evaluation.models.bundle.source import BundleSource
@@ -100,7 +100,7 @@ def source_at(
     device: str,
     box: tuple[float, float] | None,
     name: str | None,
-    options: Mapping[str, Any],
+    options: Options,
 ) -> BundleSource | None:
     """See :mod:`monai_adv.evaluation.models.hosts`: any folder with ``configs``.
 

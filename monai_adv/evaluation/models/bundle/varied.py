@@ -22,7 +22,9 @@ from monai_adv.variations.base import NotApplicable
 from monai_adv.variations.scan import Change, Scan, changed
 
 AT_FILES = "the images as the files hold them, before all other preprocessing of the bundle"
-Transform = Callable[[Mapping[str, Any]], Any]
+Item = Mapping[str, Any]
+"""Of a bundle's data set: which keys it has is the bundle's affair."""
+Transform = Callable[[Item], Any]
 
 
 def unchanged(scan: Scan, number: int) -> Tensor:
@@ -99,7 +101,7 @@ class _Vary:
     def __init__(self, change: Change, channels_first: bool) -> None:
         self.change, self.channels_first = change, channels_first
 
-    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, item: Item) -> Item:
         image = torch.as_tensor(item["image"])
         values = (image.as_tensor() if isinstance(image, MetaTensor) else image).float()
         channel, axes = 0 if self.channels_first else _channel_axis(image), 0
