@@ -40,7 +40,8 @@ exit codes:
   0    finished, and no check failed; the last lines say whether that is enough to trust the figures
   1    finished, but some cases could not be used; the summary names the files
   2    the input, or the folder of the report, cannot be used
-  3    finished, and a check FAILED: the figures are not reliable (also if cases could not be used)
+  3    finished, and a check FAILED, or an attack beat a certificate: the figures are not reliable (also if cases
+       could not be used)
   4    an unexpected error, which the last line names; what was finished is kept
   5    finished, and a model is worse than in --baseline by more than --max-drop
   130  interrupted; the same command goes on

@@ -109,13 +109,17 @@ class Certificates:
             bound = 100 * mean_known(case.score for case in mine)
             return (
                 f"{head}; at least {bound:.1f} under every change up to L2 {largest} (RMS {rms} per voxel); "
-                f"it abstains in {share:.1f} % of the voxels; {len(mine)} cases."
+                f"it abstains in {share:.1f} % of the voxels; {_count(mine, 'case')}."
             )
         radii = sorted(case.radius for case in mine if case.score)
         middle = radii[len(radii) // 2] if radii else 0.0
-        return f"{head}; half of the right images are certified up to L2 {middle:.3g} or more; {len(mine)} images."
+        return f"{head}; half of the right images are certified up to L2 {middle:.3g} or more; {_count(mine, 'image')}."
 
 
 def _range(values: Sequence[float]) -> str:
     low, high = min(values), max(values)
     return f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g} to {high:.3g}"
+
+
+def _count(found: Sequence[Certified], what: str) -> str:
+    return f"{len(found)} {what}{'' if len(found) == 1 else 's'}"
