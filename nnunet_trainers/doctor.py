@@ -74,7 +74,7 @@ def look_up_checks(outcomes: dict[str, Outcome]) -> list[Check]:
     look_up = outcomes.get("look-up", Outcome(error="not tried, an earlier step stopped Python"))
     folders = outcomes.get("user folders", Outcome()).value or {"broken": [], "shadowing": []}
     for file, error in folders["broken"]:
-        fix = f"repair or remove {file}: nnU-Net imports every module in the folder on its way to a trainer"
+        fix = f"fix or remove {file}: nnU-Net imports every module in the folder on its way to a trainer"
         result.append(Check("FAIL" if look_up.error else "WARN", "user folders", f"{file}: {error}", fix))
     for file, trainer in folders["shadowing"]:
         fix = f"give the class in {file} another name: nnU-Net takes the first {trainer} it meets"

@@ -75,7 +75,7 @@ def _evaluate(folder: Path, model: str, attacks: str, *eps: str, norm: str = "l2
 def test_an_honest_model_raises_none(tmp_path, model, attacks, eps, norm):
     code, flags = _evaluate(tmp_path, model, attacks, *eps, norm=norm)
     assert code == 0
-    assert {name: flag.measured for name, flag in flags.items() if flag.up} == {}
+    assert {name: flag.measured for name, flag in flags.items() if flag.raised} == {}
     # Only attacks of "standard" do without gradients; a single radius cannot show a rise.
     not_run = ["black-box"] * (attacks == "quick") + ["monotone"] * (len(eps) == 1)
     assert [name for name, flag in flags.items() if flag.outcome == "not run"] == not_run
@@ -105,8 +105,8 @@ def test_a_planted_model_raises_its_flag(tmp_path, model, attacks, eps, raised):
     code, flags = _evaluate(tmp_path, model, attacks, *eps)
     assert code == 3
     assert gather(tmp_path).models[0].verdict.word == "not reliable"
-    up = {name for name, flag in flags.items() if flag.up}
-    assert raised <= up, {name: flags[name].measured for name in raised - up}
+    found = {name for name, flag in flags.items() if flag.raised}
+    assert raised <= found, {name: flags[name].measured for name in raised - found}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -148,11 +148,11 @@ def test_a_probe_is_of_a_kind_that_the_plan_lacks(kind, version, classes):
 
 def test_a_random_model_says_nothing_about_its_batches():
     found = Consistency(batch=0.43, repeat=0.37, training=0, probabilities=False)
-    assert repeat(found).up
-    assert batch(found).up is None
+    assert repeat(found).raised
+    assert batch(found).raised is None
     assert "two calls differ as much" in batch(found).measured
-    assert batch(replace(found, repeat=0.0)).up
-    assert batch(replace(found, batch=1e-6, repeat=0.0)).up is False
+    assert batch(replace(found, repeat=0.0)).raised
+    assert batch(replace(found, batch=1e-6, repeat=0.0)).raised is False
 
 
 def _record_flags(noise_scores, pgd, square, clean=1.0, level="l2-3", cases=10):
@@ -169,23 +169,23 @@ def _record_flags(noise_scores, pgd, square, clean=1.0, level="l2-3", cases=10):
 
 def test_square_may_not_beat_the_white_box_attacks():
     flag = black_box(_record_flags(0.9, 0.6, 0.5), "classification", FAMILY)
-    assert flag.up
+    assert flag.raised
     assert "10.0 points more (L2 3)" in flag.measured
-    assert black_box(_record_flags(0.9, 0.6, 0.6), "classification", FAMILY).up is False
+    assert black_box(_record_flags(0.9, 0.6, 0.6), "classification", FAMILY).raised is False
     transfer = {"l2-3": {**FAMILIES, "Square": "transfer"}}
-    assert black_box(_record_flags(0.9, 0.6, 0.5), "classification", transfer).up
+    assert black_box(_record_flags(0.9, 0.6, 0.5), "classification", transfer).raised
     gradients_only = {"l2-3": {"APGD-CE": "white-box"}}
-    assert black_box(_record_flags(0.9, 0.6, 0.5), "classification", gradients_only).up is None
+    assert black_box(_record_flags(0.9, 0.6, 0.5), "classification", gradients_only).raised is None
 
 
 def test_what_square_adds_to_a_mixture_of_slices_counts():
     """Slices share a score: Square alone may leave a high one, and still lower that of the worst mixture."""
     clean = [Score("a", 0.9)]
     records = plant("m", clean, {("l2-5", "APGD-CE"): [Score("a", 0.5)], ("l2-5", "Square"): [Score("a", 0.8)]})
-    assert black_box(records, "segmentation", {"l2-5": FAMILIES}).up is False
+    assert black_box(records, "segmentation", {"l2-5": FAMILIES}).raised is False
     mixed = [Record(**{**vars(r), "worst": (Score("a", 0.4),)}) if r.attack == "Square" else r for r in records]
     flag = black_box(mixed, "segmentation", {"l2-5": FAMILIES})
-    assert flag.up
+    assert flag.raised
     assert "10.0 points" in flag.measured
 
 
@@ -193,45 +193,45 @@ def test_attacks_after_square_do_not_hide_what_it_won():
     """They are not run on what Square has finished, and carry its score."""
     scores = {"APGD-CE": 1.0, "Square": 0.0, "SegPGD": 0.0}
     records = plant("m", [Score("a", 1.0)], {("l2-5", attack): [Score("a", v)] for attack, v in scores.items()})
-    assert black_box(records, "classification", {"l2-5": FAMILIES}).up
+    assert black_box(records, "classification", {"l2-5": FAMILIES}).raised
 
 
 def test_more_steps_may_not_lower_the_reported_worst_case():
     records = _record_flags(0.9, 0.6, 0.6)
     reported = {f"c{i}": float(i < 6) for i in range(10)}
     left = {name: {name: score} for name, score in reported.items()}
-    assert longer(records, "classification", probed(steps=80, longer={"l2-3": left})).up is False
-    assert longer(records, "classification", probed(steps=80, longer={"l2-3": left | {"c0": {"c0": 0.0}}})).up
-    assert longer(records, "classification", None).up is None
+    assert longer(records, "classification", probed(steps=80, longer={"l2-3": left})).raised is False
+    assert longer(records, "classification", probed(steps=80, longer={"l2-3": left | {"c0": {"c0": 0.0}}})).raised
+    assert longer(records, "classification", None).raised is None
 
 
 @pytest.mark.parametrize(
-    ("version", "left", "up"), [("quick", 0.47, False), ("quick", 0.43, True), ("full", 0.47, True)]
+    ("version", "left", "raised"), [("quick", 0.47, False), ("quick", 0.43, True), ("full", 0.47, True)]
 )
-def test_quick_attacks_are_a_first_look(version, left, up):
+def test_quick_attacks_are_a_first_look(version, left, raised):
     records = plant("m", [Score("a", 0.9)], {("l2-3", "APGD-CE"): [Score("a", 0.5)]})
     found = probed(steps=probes.STEPS[version], longer={"l2-3": {"a": {"a": left}}})
     flag = longer(records, "segmentation", found)
-    assert flag.up is up
+    assert flag.raised is raised
     assert f"{100 * (0.5 - left):.1f} points less (L2 3)" in flag.measured
 
 
 def test_random_noise_may_not_do_what_the_attack_does():
-    assert noise(_record_flags(0.6, 0.6, 0.6), FAMILY).up
-    assert noise(_record_flags(0.8, 0.4, 0.4), FAMILY).up is False
+    assert noise(_record_flags(0.6, 0.6, 0.6), FAMILY).raised
+    assert noise(_record_flags(0.8, 0.4, 0.4), FAMILY).raised is False
     for nothing_left_or_lost in (0.0, 1.0):
         flag = noise(_record_flags(*(nothing_left_or_lost,) * 3), FAMILY)
         assert flag.outcome == "not run"
         assert "nothing to compare" in flag.measured
-    assert noise(_record_flags(0.6, 0.6, 0.6), {"l2-3": {"APGD-CE": "white-box"}}).up is None
+    assert noise(_record_flags(0.6, 0.6, 0.6), {"l2-3": {"APGD-CE": "white-box"}}).raised is None
 
 
-@pytest.mark.parametrize(("second", "up"), [(0.8, True), (0.405, False), (0.2, False)])
-def test_the_score_may_not_rise_with_the_radius(second, up):
+@pytest.mark.parametrize(("second", "raised"), [(0.8, True), (0.405, False), (0.2, False)])
+def test_the_score_may_not_rise_with_the_radius(second, raised):
     table = {("l2-3", "APGD-CE"): [Score("a", 0.4)], ("l2-5", "APGD-CE"): [Score("a", second)]}
     records = plant("m", [Score("a", 0.9)], table)
     assert records[-1].worst[0].score == min(0.4, second)  # the worst case hides it
-    assert monotone(records, FAMILY).up is up
+    assert monotone(records, FAMILY).raised is raised
 
 
 def test_another_norm_or_unit_is_another_radius():
@@ -243,10 +243,10 @@ def test_dead_gradients_of_the_attacks_are_counted():
     records = plant(
         "m", [Score(str(i), 0.9) for i in range(10)], {("l2-3", "APGD-CE"): [Score(str(i), 0.5) for i in range(10)]}
     )
-    assert zero_gradients(records, FAMILY, probed()).up is False
+    assert zero_gradients(records, FAMILY, probed()).raised is False
     dead = [Record(**{**vars(r), "dead": int(r.case == "3")}) for r in records]
     flag = zero_gradients(dead, FAMILY, probed())
-    assert flag.up
+    assert flag.raised
     assert "10.0 % of the attacked inputs" in flag.measured
 
 
@@ -265,7 +265,7 @@ def test_images_of_another_scale(scale, box, unit, word):
     model = planted_models.classifier(box=box, unit=unit)
     model.images = scale * torch.rand(model.images.shape, generator=torch.Generator().manual_seed(0))
     flag = inputs(probes.probe(model, (Level("linf", 8 / 255), Level("linf", 0.08)), steps=5, unbounded=15))
-    assert flag.up is bool(word)
+    assert flag.raised is bool(word)
     assert word in flag.measured
 
 
@@ -278,19 +278,19 @@ def test_the_probes_leave_the_model_and_the_random_stream_as_they_were():
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(v, before[n]) for n, v in network.state_dict().items())
     assert all(m.training for m in network.modules())
-    assert batch(found).up
+    assert batch(found).raised
     assert "layers are in training mode" in batch(found).measured
 
 
 def test_batch_statistics_in_eval_mode_show_on_a_single_volume():
     model = planted_models.segmenter(before=nn.BatchNorm2d(1, track_running_stats=False))
-    assert batch(probes.probe(model, LEVELS, cases=["0"], steps=5, unbounded=15)).up
+    assert batch(probes.probe(model, LEVELS, cases=["0"], steps=5, unbounded=15)).raised
 
 
 def test_a_gradient_too_small_for_its_digits_is_none():
-    for factor, up in ((1e-30, False), (1e-40, True)):
+    for factor, raised in ((1e-30, False), (1e-40, True)):
         model = planted_models.classifier(after=lambda y, factor=factor: y * factor)
-        assert zero_gradients([], {}, probes.probe(model, LEVELS[:1], steps=5, unbounded=15)).up is up
+        assert zero_gradients([], {}, probes.probe(model, LEVELS[:1], steps=5, unbounded=15)).raised is raised
 
 
 def test_nothing_measured_is_no_pass():
@@ -316,7 +316,7 @@ def test_scores_that_are_not_defined_pass_no_check():
 
 
 @pytest.mark.parametrize(
-    ("up", "kind", "cases", "radii", "word", "reasons"),
+    ("raised", "kind", "cases", "radii", "word", "reasons"),
     [
         (False, "segmentation", 6, 2, "reliable", ()),
         (False, "classification", 50, 2, "reliable", ()),
@@ -327,8 +327,8 @@ def test_scores_that_are_not_defined_pass_no_check():
         (True, "segmentation", 1, 1, "not reliable", ("it is",)),
     ],
 )
-def test_a_verdict_needs_cases_and_radii(up, kind, cases, radii, word, reasons):
-    found = verdict([Flag("a", "Is it?", "it is", up, "", "", "")], kind, cases, radii)
+def test_a_verdict_needs_cases_and_radii(raised, kind, cases, radii, word, reasons):
+    found = verdict([Flag("a", "Is it?", "it is", raised, "", "", "")], kind, cases, radii)
     assert (found.word, found.reasons) == (word, reasons)
 
 

@@ -274,7 +274,7 @@ def test_no_gradient_is_a_failed_check(tmp_path: Path) -> None:
         assert run_case(model, case, AttackPlan(model.kind, 2, settings), running.store)
     families = {k: {s.name: s.family for s in v} for k, v in running.models[0].stages.items()}
     found = flags.find_flags(read_records(tmp_path / "out"), "classification", families)
-    assert next(flag for flag in found if flag.name == "zero-gradients").up
+    assert next(flag for flag in found if flag.name == "zero-gradients").raised
     running.close()
 
 

@@ -165,7 +165,7 @@ def host_checks(entry: metadata.EntryPoint) -> list[Check]:
     try:
         checks: list[Check] = entry.load()()
     except Exception as error:
-        fix = "repair this import, or reinstall with `pip install --force-reinstall --no-deps monai-adv`"
+        fix = "fix this import, or reinstall with `pip install --force-reinstall --no-deps monai-adv`"
         return [Check("FAIL", entry.name, f"its checks in {entry.value} cannot run: {one_line(error)}", fix)]
     return checks
 

@@ -239,22 +239,22 @@ def zero_gradients(records: Sequence[Record], families: Mapping[str, Families], 
     """Can gradients be used at all?"""
     mine = [r for r in records if r.level and families.get(r.level, {}).get(r.attack) == "white-box"]
     attacked, dead = sum(r.attacked for r in mine), sum(r.dead for r in mine)
-    parts, up = [], []
+    parts, raised = [], []
     if attacked:
         parts.append(f"during the white-box attacks on {_percent(dead / attacked)} of the attacked inputs")
-        up.append(dead / attacked > 0.05)
+        raised.append(dead / attacked > 0.05)
     samples, voxels = (found.zero_samples, found.zero_voxels) if found else (None, None)
     if samples is not None and voxels is not None:
         parts.append(
             f"at and around unchanged images on {_percent(samples)} of the inputs, and in {_percent(voxels)} of all "
             "voxels"
         )
-        up += [samples > 0.05, voxels > 0.5]
+        raised += [samples > 0.05, voxels > 0.5]
     return Flag(
         "zero-gradients",
         "Are gradients zero?",
         "gradients are zero",
-        any(up) if samples is not None or any(up) else None,
+        any(raised) if samples is not None or any(raised) else None,
         f"Zero, vanishing or not finite: {'; '.join(parts)}." if parts else _not_probed(found),
         "More than 5 % of the inputs, or half of the voxels: our attacks rescale every gradient, so that only one that "
         "is exactly zero counts, and an honest network has hardly any.",
@@ -265,19 +265,19 @@ def zero_gradients(records: Sequence[Record], families: Mapping[str, Families], 
 
 def batch(found: Consistency | None) -> Flag:
     """Is a patient judged by who else is in the batch?"""
-    up, measured = None, NOT_PROBED
+    raised, measured = None, NOT_PROBED
     if found:
         change, chance = found.batch, found.repeat
-        up = change > max(0.01, 2 * chance) or bool(found.training)
+        raised = change > max(0.01, 2 * chance) or bool(found.training)
         measured = f"An image alone and in a batch differ by {_spread_of(change)}"
-        if change > 0.01 and not up:
-            up, measured = None, f"{measured}, but two calls differ as much"
+        if change > 0.01 and not raised:
+            raised, measured = None, f"{measured}, but two calls differ as much"
         measured += f", and {found.training} layers are in training mode." if found.training else "."
     return Flag(
         "batch",
         "Does the output depend on the other images of the batch?",
         "the output depends on the other images of the batch",
-        up,
+        raised,
         measured,
         "More than 1 % of the outputs' standard deviation (rounding is far below), or any layer in training mode.",
         "A patient's result depends on the neighbours, most often through batch normalisation in training mode. "
@@ -345,13 +345,13 @@ def _faults(found: ModelProbe, names: Names) -> list[str]:
 
 def probabilities(found: Consistency | None) -> Flag:
     """Does the classifier give logits?"""
-    up = found.probabilities if found else None
+    raised = found.probabilities if found else None
     return Flag(
         "probabilities",
         "Does the model give probabilities instead of logits?",
         "the model gives probabilities instead of logits",
-        up,
-        NOT_PROBED if up is None else f"The outputs are {'probabilities' if up else 'logits'}.",
+        raised,
+        NOT_PROBED if raised is None else f"The outputs are {'probabilities' if raised else 'logits'}.",
         "All outputs at least 0 with sum 1: several attacks then see a flat loss where the model is sure.",
         "Give the attacks the model without its last softmax; the decisions stay the same.",
     )

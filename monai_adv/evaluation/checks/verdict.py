@@ -26,8 +26,8 @@ class Flag:
     Attributes:
         name: short, for machines.
         question: what is checked.
-        title: the finding in a few words, as if it were up.
-        up: whether the check failed; None: it was not run, or there was nothing to compare.
+        title: the finding in a few words, as if it were raised.
+        raised: whether the check failed; None: it was not run, or there was nothing to compare.
         measured: what was found, with its numbers.
         threshold: from where on it is raised, and why from there.
         meaning: what it means and what to do, for a reader who is no engineer.
@@ -36,7 +36,7 @@ class Flag:
     name: str
     question: str
     title: str
-    up: bool | None
+    raised: bool | None
     measured: str
     threshold: str
     meaning: str
@@ -44,7 +44,7 @@ class Flag:
     @property
     def outcome(self) -> Outcome:
         """In words."""
-        return "not run" if self.up is None else "FAILED" if self.up else "passed"
+        return "not run" if self.raised is None else "FAILED" if self.raised else "passed"
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def verdict(flags: Iterable[Flag], kind: Kind, cases: int, radii: int) -> Verdic
         ('2 patients of at least 6', '1 radius of at least 2 of one norm and unit')
     """
     flags = list(flags)
-    if up := tuple(f.title for f in flags if f.up):
-        return Verdict("not reliable", up)
+    if raised := tuple(f.title for f in flags if f.raised):
+        return Verdict("not reliable", raised)
     one = "patient" if kind == "segmentation" else "image"
     few = []
     if cases < FEWEST_CASES[kind]:
@@ -84,6 +84,6 @@ def verdict(flags: Iterable[Flag], kind: Kind, cases: int, radii: int) -> Verdic
         few.append(f"{radii} {'radius' if radii == 1 else 'radii'} of at least {FEWEST_RADII} of one norm and unit")
     if few:
         return Verdict("not enough measured", tuple(few))
-    if unknown := tuple(f.question for f in flags if f.up is None):
+    if unknown := tuple(f.question for f in flags if f.raised is None):
         return Verdict("not fully checked", unknown)
     return Verdict("reliable", ())
