@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,12 @@ TUTORIALS = sorted((Path(__file__).parents[1] / "docs" / "tutorials").glob("*.ip
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("file", TUTORIALS, ids=lambda file: file.stem)
-def test_runs(file: Path, tmp_path: Path) -> None:
+def test_runs(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))  # our commands
     notebook = nbformat.read(file, 4)
     assert sum("assert " in cell.source for cell in notebook.cells) >= 1  # one that asserts nothing shows nothing
     resources = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=resources).execute()
 
 
 @pytest.mark.parametrize("file", TUTORIALS, ids=lambda file: file.stem)
