@@ -12,10 +12,13 @@ from monai.utils.misc import set_determinism
 from torch import Tensor, nn
 
 from monai_adv.tasks import Points
+from tests.processes import use_server
 
 # A shared machine makes single examples slow; how long one takes says nothing about whether it is right.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+use_server()
 
 
 class LinearTask:

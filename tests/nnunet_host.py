@@ -12,6 +12,7 @@ import torch
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from nnunet_trainers import IMATrainer
+from nnunet_trainers.robustness_log import RobustnessLog
 from tests import nnunet_toy as toy
 
 
@@ -27,8 +28,9 @@ def host(datasets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
-    # nnU-Net's own figure takes a second per epoch; test_end_to_end.py draws it.
+    # The figures take a second and half a second per epoch; test_end_to_end.py draws both.
     monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
+    monkeypatch.setattr(RobustnessLog, "_draw", lambda self, path: None)
 
     def make(
         cls: Any = IMATrainer,

@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from monai_adv.bundles.phantoms import write_phantom
 from monai_adv.defenses.mirst import MIRST
 from monai_adv.networks import DropMaxPool2d, drop_max_resnet18
 from monai_adv.tasks import ClassificationTask
+from tests import processes
 
 NAME = "breast_ultrasound_mirst_dm"
 EPS = 5 / 255
@@ -440,7 +440,7 @@ def test_published_folder_is_converted(tmp_path: Path) -> None:
 
     script = Path(__file__).parents[1] / "bundles" / NAME / "scripts" / "prepare_busi.py"
     command = [sys.executable, str(script), str(source), str(tmp_path / "out"), "--size", "60"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = processes.run(command)
     assert done.returncode == 0, done.stderr
     with (tmp_path / "out" / "index.csv").open() as table:
         rows = {row["image"]: row for row in csv.DictReader(table)}
@@ -459,11 +459,11 @@ def test_published_folder_is_converted(tmp_path: Path) -> None:
         read_index(tmp_path / "out", "label", {"benign": 0, "malignant": 1}, fold=fold, group="near_duplicate_group",
                    mask="mask", leave_out=["normal"])  # fmt: skip
 
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    again = processes.run(command)
     assert again.returncode == 2
     assert "allowed is a new folder" in again.stderr
     command[2:4] = [str(tmp_path), str(tmp_path / "new")]
-    wrong = subprocess.run(command, capture_output=True, text=True, check=False)
+    wrong = processes.run(command)
     assert wrong.returncode == 2
     assert "source: received" in wrong.stderr
     assert not (tmp_path / "new").exists()

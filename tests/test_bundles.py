@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from monai.bundle.scripts import ckpt_export, onnx_export, verify_metadata, veri
 
 from monai_adv.cli import main
 from monai_adv.cli.bundle import bundles
+from tests import processes
 
 NAMES = sorted(bundles())
 SCHEMA = Path(__file__).parent / "data" / "meta_schema.json"
@@ -128,12 +127,9 @@ def test_two_processes_train_the_same_weights(name: str, tmp_path: Path) -> None
     """What multi_gpu_train.json starts, with gloo on the CPU: one model, written by rank 0, and no rank left behind."""
     run = BundleRun(name, tmp_path)
     configs = [f"configs/{config}.json" for config in ("train", "phantom", "multi_gpu_train")]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle",
-        "run", "--config_file", str(configs), "--backend", "gloo", "--device_name", "cpu", "--epochs", "1",
-    ]  # fmt: skip
+    words = ["--config_file", str(configs), "--backend", "gloo", "--device_name", "cpu", "--epochs", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=run.root, capture_output=True, text=True, env=environment, timeout=300)
+    done = processes.torchrun(["-m", "monai.bundle", "run", *words], cwd=run.root, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (run.root / "models" / "model.pt").is_file()
     epochs = re.findall(r"Trainer - INFO - Epoch\[1\] Complete", done.stdout)

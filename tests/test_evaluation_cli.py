@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from importlib import metadata
@@ -24,6 +23,7 @@ from monai_adv.cli.models import cases
 from monai_adv.evaluation.models import hosts
 from monai_adv.evaluation.records import Record
 from monai_adv.evaluation.store import Store, read_cost, read_evaluation, read_probes, read_problems, read_records
+from tests import processes
 
 
 def numbers(folder: Path) -> list[Record]:
@@ -177,7 +177,7 @@ def test_killed_at_any_pass_it_goes_on(tmp_path: Path, finished: Path) -> None:
     """The process dies in the middle of an attack, as with kill -9."""
     command = [sys.executable, tiny_evaluate.__file__, str(tmp_path)]
     environment = {**os.environ, KILL_AT: "150"}
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    killed = processes.run(command, env=environment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert 0 < len(numbers(tmp_path)) < len(numbers(finished))
     threads = str(read_evaluation(finished).settings.threads)

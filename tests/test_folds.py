@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +15,7 @@ from bundle_runs import BundleRun
 from monai_adv.bundles.folds import main as folds
 from monai_adv.bundles.folds import table
 from monai_adv.bundles.sweep import main as sweep
+from tests import processes
 
 
 def test_folds_are_summed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,9 +88,7 @@ def test_sweeps_command_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     sweep(["r", "--values", "0.25", "--folds", "1", "--configs", "phantom", "--epochs", "1"])
     command = shlex.split(capsys.readouterr().out.splitlines()[1])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command[1:]], cwd=run.root, capture_output=True, text=True, env=environment, timeout=300
-    )
+    done = processes.run([sys.executable, *command[1:]], cwd=run.root, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "ARFLTrainer settings" in done.stdout + done.stderr
     saved = torch.load(next((run.root / "models/phantom/r_0.25/fold1").glob("last_*.pt")), weights_only=True)

@@ -41,6 +41,7 @@ from nnunet_trainers.run_settings import RunSettings
 from nnunet_trainers.short_training import short_training
 from nnunet_trainers.slice_loader import SliceDataLoader, slices_in_batches
 from tests import nnunet_toy as toy
+from tests import processes
 from tests.nnunet_host import datasets, host, same, started, weights  # noqa: F401  (fixtures)
 
 
@@ -247,7 +248,7 @@ def test_a_run_logs_and_keeps_the_best_robust_checkpoint(host: Any) -> None:
     ):
         assert all(name in r for r in rows)
     names = {p.name for p in folder.iterdir()}
-    assert {"checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_best_robust.pth", "robustness.png"} <= names
+    assert {"checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_best_robust.pth"} <= names
     assert not [n for n in names if n.endswith(".tmp")]
     best = torch.load(folder / "checkpoint_best_robust.pth", weights_only=False)
     emas = [r["robust_dice_ema"] for r in rows[: best["current_epoch"]]]
@@ -573,9 +574,7 @@ def test_the_sentence_is_what_a_command_ends_with(tmp_path: Path) -> None:
     """As nnU-Net's commands, which let every error through."""
     code = "from tests import nnunet_toy as toy\nfrom nnunet_trainers import IMATrainer\ntoy.trainer(IMATrainer)"
     environment = {**os.environ, "MONAI_ADV_EPS": "-1", "nnUNet_results": str(tmp_path), "nnUNet_preprocessed": ""}
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True
-    )
+    run = processes.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], env=environment)
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1].startswith("monai-adv: eps: received -1.0, allowed is a finite number > 0")
     assert "Traceback" not in run.stderr
@@ -699,7 +698,7 @@ trainer.run_training()
 
 def test_kill_9_while_saving_keeps_the_previous_checkpoint(host: Any) -> None:
     host(epochs=1000, iterations=1, validation_iterations=1, save_every=1, robust_validation_batches=0)
-    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING], cwd=Path(__file__).parents[1], check=False)
+    killed = processes.run([sys.executable, "-c", KILLED_WHILE_SAVING], cwd=Path(__file__).parents[1])
     assert killed.returncode == -signal.SIGKILL
     file = next(Path(os.environ["nnUNet_results"]).rglob("checkpoint_latest.pth"))
     assert list(file.parent.glob("*.tmp"))

@@ -16,6 +16,7 @@ from monai_adv.defenses import METHODS
 from monai_adv.defenses.method import Family
 from monai_adv.defenses.sat import METHOD, SAT
 from monai_adv.errors import InputError
+from tests import processes
 
 MINE = """
 from monai_adv.defenses import Method
@@ -61,14 +62,8 @@ def test_another_package_adds_a_method(tmp_path: Path, name: str, entry: str, sh
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
     (information / "entry_points.txt").write_text(f"[monai_adv.defenses]\nmine = {entry}\n")
     places = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
-    found = subprocess.run(
-        [sys.executable, "-c", SHOW],
-        env={**os.environ, "PYTHONPATH": places},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    variables = {**os.environ, "PYTHONPATH": places}
+    found = processes.run([sys.executable, "-c", SHOW], env=variables, cwd=tmp_path, check=True)
     assert found.stdout.strip() == shown
     assert ("is left out" in found.stderr) == (warned is not None)
     assert (warned or "") in found.stderr
