@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-FORKED = hasattr(context, "ForkServerProcess") and not os.environ.get("FRESH_PROCESSES")
+FORKED = sys.platform == "linux" and not os.environ.get("FRESH_PROCESSES")
 LIBRARIES = [  # none starts a thread, as blosc2 does: a fork loses it
     "torch", "torch._dynamo", "torch.distributed", "torchvision", "matplotlib.pyplot", "pandas", "scipy.ndimage",
     "scipy.signal", "scipy.stats", "seaborn", "skimage.measure", "skimage.transform", "sklearn", "nibabel", "SimpleITK",
