@@ -30,9 +30,9 @@ test: lint ## set up, then check style and types and run all tests
 	@echo "== tests"
 	@$(PYTEST) -m "not nightly"
 
-test-all: lint ## the same and the nightly tests, such as the tutorials
+test-all: lint ## the same and the nightly tests, such as the tutorials; says which share of the lines they run
 	@echo "== all tests"
-	@$(PYTEST)
+	@FRESH_PROCESSES=1 $(PYTEST) --cov=monai_adv --cov=nnunet_trainers --cov-report=term
 
 package: $(INSTALLED) ## build sdist and wheel into dist, and check what the index will show
 	@rm -rf dist
