@@ -70,6 +70,7 @@ def _command(words: list[str], folder: Path | None, outputs: list[Path]) -> None
     if folder is not None:
         os.chdir(folder)
     use_server()
+    multiprocessing.cpu_count = lambda: 1  # nnU-Net's threads on the CPU: the other cores are for other tests
     sys.path[:0] = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
     sys.argv = words
     try:

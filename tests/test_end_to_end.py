@@ -1,10 +1,9 @@
-"""As a user: nnU-Net's own commands from raw images to a prediction on another machine, each in a fresh process."""
+"""As a user: nnU-Net's own commands from raw images to a prediction on another machine, each in its own process."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from monai.apps.nnunet import nnUNetV2Runner
 
 from nnunet_trainers import NNUNetModel
 from nnunet_trainers.discovery import discovery_folder
+from tests import processes
 
 NAME = "Dataset778_EndToEnd"
 SETTINGS = (
@@ -63,12 +63,10 @@ class User:
             **variables,
         }
 
-    def run(self, command: str, **variables: str) -> str:
+    def run(self, command: str, forked: bool = processes.FORKED, **variables: str) -> str:
         name, *arguments = command.split()
-        done = subprocess.run(
-            [str(Path(sys.executable).parent / name), *arguments],
-            env={**self.variables, **variables}, capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
+        words = [str(Path(sys.executable).parent / name), *arguments]
+        done = processes.run(words, env={**self.variables, **variables}, timeout=600, forked=forked)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
 
@@ -150,7 +148,7 @@ def test_predict_from_the_model_folder_with_the_robust_checkpoint(user: User, tm
 
 def test_a_mistake_ends_with_one_sentence(user: User) -> None:
     with pytest.raises(AssertionError) as error:
-        user.run("nnUNetv2_train 778 2d 0 -tr IMATrainer -device cpu", MONAI_ADV_EPS="-3")
+        user.run("nnUNetv2_train 778 2d 0 -tr IMATrainer -device cpu", forked=False, MONAI_ADV_EPS="-3")
     last = str(error.value).strip().splitlines()
     assert "eps: received -3.0, allowed is a finite number > 0" in last[-1]
     assert not any("Traceback" in line for line in last)
