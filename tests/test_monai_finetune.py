@@ -25,7 +25,7 @@ from torch import nn
 
 from monai_adv import InputError
 from monai_adv.defenses import method
-from monai_adv.engines import IMATrainer, RobustMetric, SATTrainer
+from monai_adv.engines import DATTrainer, IMATrainer, RobustMetric, SATTrainer
 from monai_adv.engines.run import epochs_within
 from monai_adv.engines.starting_weights import find_plain
 from tests import monai_engine_toys as toys
@@ -312,10 +312,13 @@ def test_a_budget_is_no_setting_that_changes_on_the_way(tmp_path: Path) -> None:
 
 
 def test_every_method_has_the_preset(tmp_path: Path) -> None:
-    """IMA has none of its own: the run's part alone. 2 steps and 1 search: 12 forwards, a quarter of the 90 epochs."""
+    """DAT has none of its own: the run's part alone, and 4 steps are 11 forwards, of 270: 24 epochs. IMA has one."""
     saved(tmp_path / "models" / "model.pt", Shifted())
+    assert "finetune" not in method("DAT").presets
+    assert bundle(tmp_path, cls=DATTrainer, preset="finetune", steps=4, epochs=90).state.max_epochs == 24
     engine = bundle(tmp_path, cls=IMATrainer, preset="finetune", steps=2, searches=1, epochs=90)
-    assert engine.state.max_epochs == 22
+    assert engine.state.max_epochs == 22  # 12 forwards
+    assert engine.defense.settings.margin_of == "case"
 
 
 def test_the_bundles_own_file_says_what_its_clean_training_was() -> None:

@@ -109,6 +109,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ima_heart": {"norm": "l2", "eps": 20.0, "delta": 5.0, "unit": "norm"},
     "ima_hippocampus": {"norm": "l2", "eps": 15.0, "delta": 2.0, "unit": "norm"},
     "ima_prostate": {"norm": "l2", "eps": 40.0, "delta": 10.0, "unit": "norm"},
+    # Our own, for a trained segmentation model, as measured: docs/results/price.md.
+    "finetune": {"norm": "l2", "eps": 0.15, "delta": 0.03, "unit": "rms", "steps": 3, "searches": 3,
+                 "margin_of": "case", "first_margin": "measured", "growth_rate": 0.2},
     # The authors' segmentation code: what it does, not what the paper says. Its learning rate and precision go with it.
     "official": {
         "algorithm": 2,
