@@ -17,7 +17,7 @@ import math
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ SMALL_2D = "nnU-Net 2D (features 8-16-32-64)"
 SMALL_3D = "nnU-Net 3D (features 8-16-32-64, batch 2)"
 EVALUATE = "monai-adv evaluate -d 4 -c 2d -f 0 -p nnUNetPlansCPU -tr"
 BUNDLE = "bundles/robust_organ_segmentation/docs/README.md"
+IMA_PAGE = "docs/results/bundles.md"
 PLAIN = {"nnUNet": ("the start", 1.0), "Standard": ("fine-tuned as the others", 0.2)}
 """Trainers without a defence: settings and cost (300 steps after 1500)."""
 
@@ -155,34 +156,36 @@ def price() -> Iterator[Row]:
                 settings=_listed(run["job"].get("settings", {})) + (", averaged weights" if "averaged" in file else ""),
                 clean=found["clean"], robust=found["worst"], passes=run["passes_per_sample"],
                 share=run["budget"] or 1.0, source="results/price.json", date=run["date"],
-                note="`standard` left 52.3 on the first 2 cases" if name == "satmix_h" else "",
+                note="`standard` left 52.3 on the first 2 cases" if name == "earlier_satmix_h" else "",
                 command=f"python benchmarks/price.py queue price.yaml --folder runs, job {json.dumps(run['job'])}",
             )  # fmt: skip
     found = results("price_3d.json")
-    board = Board(f"{FOLD}, first 12 cases, network space", "MONAI UNet 3D", "", "PGD-20", "mean Dice")
-    sat = "eps: 0.1, unit: rms, norm: l2, steps: 2, relative_step: 1.0, clean_weight: 0.5"
-    trainings = [
-        ("plain", "Standard", "", 1.0),
-        ("sat_epoch_4", "SAT", f"{sat}, epoch 4", found["sat_epoch_4"]["budget"]),
-    ]
-    for key, method, settings, share in trainings:
+    for run in found["runs"]:
+        board = Board(f"{FOLD}, {run['cases']}, network space", "MONAI UNet 3D", "", "PGD-20", "mean Dice")
         for radius, short in (("0.05", "05"), ("0.1", "1")):
-            noise = found[key].get(f"noise_rms_0_{short}")
             yield Row(
-                board=replace(board, radius=f"L2 {radius} RMS per volume, no box"), method=method, settings=settings,
-                clean=100 * found[key]["clean"], robust=100 * found[key][f"pgd20_rms_0_{short}"],
-                noise=None if noise is None else 100 * noise,
-                passes=found[key].get("passes_per_sample", 3.0), share=share,
-                note="the cases chose the epoch" if method == "SAT" else "", **_of_3d(found),
+                board=replace(board, radius=f"L2 {radius} RMS per volume, no box"), **_method_of_3d(run, run["epoch"]),
+                clean=100 * run["clean"], robust=100 * run[f"pgd20_rms_0_{short}"],
+                noise=100 * run[f"noise_rms_0_{short}"] if f"noise_rms_0_{short}" in run else None,
+                passes=run["passes_per_sample"], share=run["budget"] or 1.0,
+                note="the cases chose the epoch" if run.get("chosen_on_these") else "", **_of_3d(found),
             )  # fmt: skip
-    for epoch, figures in found["by_epoch"].items():
-        yield Row(
-            board=replace(board, radius="L2 0.1 RMS per volume, no box", attack="PGD-5"), method="SAT",
-            settings=f"{sat}, epoch {epoch}",
-            clean=100 * figures["clean"], robust=100 * figures["pgd5_rms_0_1"],
-            passes=found["sat_epoch_4"]["passes_per_sample"], share=found["sat_epoch_4"]["budget"] * int(epoch) / 4,
-            **_of_3d(found),
-        )  # fmt: skip
+    board = Board(f"{FOLD}, first 12 cases, network space", "MONAI UNet 3D", "L2 0.1 RMS per volume, no box", "PGD-5",
+                  "mean Dice")  # fmt: skip
+    for name, epochs in found["by_epoch"].items():
+        (run,) = (run for run in found["runs"] if run["name"] == name and "settings" in run)
+        for epoch, figures in epochs.items():
+            yield Row(
+                board=board, **_method_of_3d(run, epoch), clean=100 * figures["clean"],
+                robust=100 * figures["pgd5_rms_0_1"], passes=run["passes_per_sample"],
+                share=run["budget"] * int(epoch) / run["epoch"], **_of_3d(found),
+            )  # fmt: skip
+
+
+def _method_of_3d(run: dict[str, Any], epoch: int | str) -> dict[str, str]:
+    if "settings" not in run:
+        return {"method": "Standard", "settings": ""}
+    return {"method": "SAT", "settings": f"{_listed(run['settings'])}, epoch {epoch}"}
 
 
 def _of_3d(found: dict[str, Any]) -> dict[str, str]:
@@ -262,37 +265,48 @@ def fine_tuned() -> Iterator[Row]:
 
 
 def segmentation_bundle() -> Iterator[Row]:
-    """Both hosts of robust_organ_segmentation, attacked volume by volume."""
-    for name, clean, noise, *left in cells(
-        BUNDLE, "| | clean | white noise, RMS 0.1 | PGD-20, RMS 0.05 | PGD-20, RMS 0.1 |"
-    ):
-        host, training = name.split(", ")
-        monai, ima = host.startswith("MONAI"), training == "IMA"
-        settings = "eps: 0.2, delta: 0.02, steps: 5, searches: 4" if monai else "eps: 15, delta: 2, unit: norm"
-        share = share_of(measured.LONG_3D, "IMA", settings)
-        for radius, value in zip(("0.05", "0.1"), left, strict=True):
-            yield Row(
-                board=Board(f"{FOLD}, all 44 cases, network space", host if monai else SMALL_2D,
-                            f"L2 {radius} RMS per volume, no box", "PGD-20 on the Dice of the volume", "mean Dice"),
-                method="IMA" if ima else "Standard", settings=settings if ima else "", clean=float(clean),
-                robust=float(value), noise=float(noise) if radius == "0.1" else None, share=share if ima else 1.0,
-                note="the first 12 cases chose the epoch" if ima and monai else "",
-                command="python -m monai.bundle run, as the README of the bundle says", source=f"../{BUNDLE}",
-                date="2026-11-22",
-            )  # fmt: skip
+    """Both hosts of robust_organ_segmentation, attacked volume by volume: IMA, and nnU-Net's weights of now (SAT)."""
+    monai, flat = "eps: 0.2, delta: 0.02, steps: 5, searches: 4", "eps: 15, delta: 2, unit: norm"
+    share = share_of(measured.LONG_3D, "IMA", monai)
+    yield from _volumes(IMA_PAGE, "all 44 cases", "2026-11-22", "IMA", {"MONAI UNet 3D": (monai, share),
+                        "nnU-Net 2D": (flat, share_of(measured.LONG_3D, "IMA", flat))})  # fmt: skip
+    yield from _volumes(BUNDLE, "13th to 24th case", "2026-11-29", "SAT", {"nnU-Net 2D": ("preset: finetune", 1.0)})
     found = re.search(
-        r"([\d.]+) clean, ([\d.]+) and ([\d.]+) at the two radii", (ROOT / BUNDLE).read_text(encoding="utf-8")
+        r"([\d.]+) clean, ([\d.]+) and ([\d.]+) at the two radii", (ROOT / IMA_PAGE).read_text(encoding="utf-8")
     )
-    assert found, f"{BUNDLE} does not say what quick leaves"
+    assert found, f"{IMA_PAGE} does not say what quick leaves"
     for radius, left in (("0.05", found[2]), ("0.1", found[3])):
         yield Row(
-            board=Board(f"{FOLD}, first 6 cases, network space", host, f"L2 {radius} RMS per volume, no box",
+            board=Board(f"{FOLD}, first 6 cases, network space", "MONAI UNet 3D", f"L2 {radius} RMS per volume, no box",
                         "worst case of quick", "mean Dice"),
-            method="IMA", settings="eps: 0.2, delta: 0.02, steps: 5, searches: 4", clean=float(found[1]),
-            robust=float(left), share=share, note="these cases chose the epoch", source=f"../{BUNDLE}",
-            date="2026-11-22",
+            method="IMA", settings=monai, clean=float(found[1]), robust=float(left), share=share,
+            note="these cases chose the epoch", source="results/bundles.md", date="2026-11-22",
             command="python -m monai.bundle run with configs/robustness.json, --attacks quick --cases 6",
         )  # fmt: skip
+
+
+def _volumes(
+    page: str, cases: str, date: str, method: str, hosts: Mapping[str, tuple[str, float | None]]
+) -> Iterator[Row]:
+    """A table of a page; of each host the settings of the method and its share of the plain training."""
+    for name, clean, noise, *left in cells(
+        page, "| | clean | white noise, RMS 0.1 | PGD-20, RMS 0.05 | PGD-20, RMS 0.1 |"
+    ):
+        host, training = name.split(", ")
+        if host not in hosts:  # stands in a result file
+            continue
+        defended = training == method
+        settings, share = hosts[host] if defended else ("", 1.0)
+        for radius, value in zip(("0.05", "0.1"), left, strict=True):
+            yield Row(
+                board=Board(f"{FOLD}, {cases}, network space", host if host.startswith("MONAI") else SMALL_2D,
+                            f"L2 {radius} RMS per volume, no box", "PGD-20 on the Dice of the volume", "mean Dice"),
+                method=method if defended else "Standard", settings=settings, clean=float(clean), robust=float(value),
+                noise=float(noise) if radius == "0.1" else None, share=share,
+                note="the first 12 cases chose the epoch" if method == "IMA" and defended and "MONAI" in host else "",
+                command="python -m monai.bundle run, as the README of the bundle says",
+                source=page.removeprefix("docs/") if page.startswith("docs/") else f"../{page}", date=date,
+            )  # fmt: skip
 
 
 NAMES = {

@@ -51,7 +51,7 @@ Run = Callable[[Problem, Callable[[Tensor], None]], Tensor]
 
 RADII: dict[str, list[Threat]] = {
     "nnunet_clean": [Threat("l2", 0.05, unit="rms"), Threat("linf", 0.04)],
-    "nnunet_ima": [Threat("l2", 0.1, unit="rms"), Threat("linf", 0.1)],
+    "nnunet_robust": [Threat("l2", 0.1, unit="rms"), Threat("linf", 0.1)],
     "model_clean": [Threat("l2", 0.05, unit="rms"), Threat("linf", 0.04)],
     "model": [Threat("l2", 0.1, unit="rms"), Threat("linf", 0.1)],
     "busi_plain": [Threat("l2", 0.005, unit="rms"), Threat("linf", 1 / 255)],

@@ -1,6 +1,6 @@
 """Which schedule of sharp Dice is the strongest? Sequences of attacks, the score after each.
 
-    python benchmarks/segmentation_strength.py --data .../data --weights .../busi --targets nnunet_ima model --cases 1
+    python benchmarks/segmentation_strength.py --data .../data --weights .../busi --targets model --cases 1
 
 Every line is a way to spend the 300 gradient steps of ``standard``, told by its name. Printed are the scores
 in percent after each attack; the last one counts. Targets, radii and data as in benchmarks/segmentation_attacks.py.

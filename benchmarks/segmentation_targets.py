@@ -24,7 +24,7 @@ from monai_adv.threats import Threat, per_sample
 from nnunet_trainers.evaluation.source import NNUNetSource
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "robust_organ_segmentation"
-HIPPOCAMPUS = ("nnunet_clean", "nnunet_ima", "model_clean", "model")
+HIPPOCAMPUS = ("nnunet_clean", "nnunet_robust", "model_clean", "model")
 BATCH = 64
 BLOCK = (24, 32, 32)
 SLICES = 12
@@ -105,7 +105,7 @@ def problems(target: str, data: Path, weights: Path, cases: int, part: bool = Fa
     """The first so many cases of a target; of BUSI images with a clean Dice above 0.5, so that something can be lost.
 
     Args:
-        target: ``nnunet_clean``, ``nnunet_ima``, ``model_clean``, ``model``, ``busi_plain`` or ``busi_robust``.
+        target: ``nnunet_clean``, ``nnunet_robust``, ``model_clean``, ``model``, ``busi_plain`` or ``busi_robust``.
         data: folder of ``Dataset004_Hippocampus`` and ``busi_224``.
         weights: folder of ``busi_plain.pt`` and ``busi_robust.pt``.
         cases: how many.

@@ -26,8 +26,8 @@ from nnunet_trainers.evaluation.source import NNUNetSource
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "robust_organ_segmentation"
 NAMES = {
-    "monai_clean": "MONAI 3D, plain", "monai_ima": "MONAI 3D, IMA",
-    "nnunet_clean": "nnU-Net 2D, plain", "nnunet_ima": "nnU-Net 2D, IMA",
+    "monai_clean": "MONAI 3D, plain", "monai_robust": "MONAI 3D, robust",
+    "nnunet_clean": "nnU-Net 2D, plain", "nnunet_robust": "nnU-Net 2D, robust",
 }  # fmt: skip
 
 
@@ -36,9 +36,9 @@ def models(data: Path, count: int) -> Iterator[tuple[str, Any]]:
     override = (f"dataset_dir={data}",)
     opened: Any = BundleSource(str(BUNDLE), overrides=override).open()
     cases = tuple(case.removesuffix("_0000.nii.gz") for case in opened.cases[:count])
-    yield "monai_ima", opened
+    yield "monai_robust", opened
     yield "monai_clean", BundleSource(str(BUNDLE), overrides=override, weights="models/model_clean.pt").open()
-    for name in ("nnunet_clean", "nnunet_ima"):
+    for name in ("nnunet_clean", "nnunet_robust"):
         folder = BUNDLE / "models" / name
         yield name, NNUNetSource(str(folder), str(data / "imagesTr"), str(data / "labelsTr"), cases=cases).open()
 

@@ -222,8 +222,10 @@ def nnunets_own(run: BundleRun, model: str, image: str, folder: Path) -> Any:
     ("model", "data"),
     [
         ("nnunet_clean", "phantom"),
-        ("nnunet_ima", "phantom"),
-        pytest.param("nnunet_ima", "hippocampus", marks=pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="no data")),
+        ("nnunet_robust", "phantom"),
+        pytest.param(
+            "nnunet_robust", "hippocampus", marks=pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="no data")
+        ),
     ],
 )
 def test_bundle_segments_as_nnunet(model: str, data: str, run: BundleRun, phantom: Path, tmp_path: Path) -> None:
@@ -256,17 +258,17 @@ def report(folder: Path) -> dict[str, dict[str, float]]:
 def test_reports_of_both_hosts(run: BundleRun, trained: Trained, tmp_path: Path) -> None:
     """Where the truth is what nnU-Net finds, its Dice is 1; a radius is that of the volume."""
     data = Path(write_volume_phantom(tmp_path / "own_labels"))
-    network = NNUNetModel(run.root / "models" / "nnunet_ima")
+    network = NNUNetModel(run.root / "models" / "nnunet_robust")
     for item in read_volumes(data, 3).part("val"):
         network.predict([item["image"]], item["label"])
     given = {"dataset_dir": str(data), "attacks": "quick", "eps": [0.1]}
     run.run("nnunet_robustness", attacked_cases=1, **given)
-    scores = report(run.root / "eval" / "robustness_nnunet_ima")
+    scores = report(run.root / "eval" / "robustness_nnunet_robust")
     assert list(scores[""].values()) == pytest.approx([1.0], abs=1e-3)
     worst = min(scores["l2-0.1-rms"].values())
     assert worst < 0.8
     run.run("nnunet_robustness", "nnunet_evaluate", dataset_dir=str(data), attacked_cases=1)
-    figures = read_metrics(run.root / "eval" / "nnunet_ima" / "metrics.csv")
+    figures = read_metrics(run.root / "eval" / "nnunet_robust" / "metrics.csv")
     assert figures["mean_dice"] == pytest.approx(1.0, abs=1e-3)
     assert figures["mean_dice"] >= figures["pgd20_rms_0_05"] >= figures["pgd20_rms_0_1"]
     assert worst - 0.05 < figures["pgd20_rms_0_1"] < 0.8  # a relay of attacks, and one attack, in the same ball
@@ -276,7 +278,7 @@ def test_reports_of_both_hosts(run: BundleRun, trained: Trained, tmp_path: Path)
 
 
 def test_network_space_keeps_spacing_and_file(run: BundleRun, tmp_path: Path) -> None:
-    network = NNUNetModel(run.root / "models" / "nnunet_ima")
+    network = NNUNetModel(run.root / "models" / "nnunet_robust")
     image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(20, 18, 6)), np.diag([0.5, 1.0, 3.0, 1.0]))
     nib.save(image, tmp_path / "scan.nii.gz")
     found = NNUNetCases(network).preprocess({"image": tmp_path / "scan.nii.gz"})["image"]
@@ -358,7 +360,7 @@ def test_weights_of_another_network(run: BundleRun, trained: Trained, phantom: P
         run.refusal("train", "evaluate", dataset_dir=str(phantom), weights=weights),
         run.refusal("inference", dataset_dir=images, weights=weights),
         run.refusal(
-            "train", "phantom", initial_weights=str(run.root / "models/nnunet_ima/fold_0/checkpoint_final.pth")
+            "train", "phantom", initial_weights=str(run.root / "models/nnunet_robust/fold_0/checkpoint_final.pth")
         ),
     ):
         assert "allowed is weights that fit the network" in said
@@ -387,7 +389,7 @@ def test_inference_input_and_keys(run: BundleRun, tmp_path: Path) -> None:
 
 
 def test_export_needs_its_own_preprocessing(run: BundleRun, phantom: Path, tmp_path: Path) -> None:
-    network = NNUNetModel(run.root / "models" / "nnunet_ima")
+    network = NNUNetModel(run.root / "models" / "nnunet_robust")
     item = NNUNetCases(network).preprocess(read_volumes(phantom, 3).part("val")[0])
     item["pred"] = torch.zeros(3, *item["image"].shape[1:])
     with pytest.raises(InputError, match="item: received 'no output_dir'"):

@@ -112,8 +112,9 @@ def test_no_run_is_left_out() -> None:
     certified = results("certificates.json")
     assert count("certificates.json") == sum(len((run.get("cases") or [run])[0]["attacked"]) for run in certified)
     assert count("price.json") == sum(len(run.get("measured", ())) for run in results("price.json").values())
-    attacks = {key for key in results("price_3d.json")["plain"] if key.startswith("pgd")}
-    assert count("price_3d.json") == 2 * len(attacks) + len(results("price_3d.json")["by_epoch"])
+    solid = results("price_3d.json")
+    attacked = sum(key.startswith("pgd") for run in solid["runs"] for key in run)
+    assert count("price_3d.json") == attacked + sum(map(len, solid["by_epoch"].values()))
     for name in ("hippocampus_2d.json", "hippocampus_3d_fullres.json"):
         runs = {(run["model"], run["radius"]) for run in results(name) if run["condition"] == "PGD-20"}
         assert count(name) == len(runs)

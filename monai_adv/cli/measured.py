@@ -72,12 +72,16 @@ PRICE_2D = Experiment(
     "trained",
     176,
     "L2 RMS 0.1 per slice, PGD-20",
-    86.9,
-    24.6,
+    84.4,
+    18.2,
     "price.md",
 )
 PRICE_3D = Experiment(
-    "Hippocampus MRI, MONAI UNet 3D", "segmentation", "trained", 176, "L2 RMS 0.1 per volume, PGD-20", 87.1, 0.1,
+    "Hippocampus MRI, MONAI UNet 3D", "segmentation", "trained", 176, "L2 RMS 0.1 per volume, PGD-20", 88.9, 0.7,
+    "price.md",
+)  # fmt: skip
+PRICE_NNUNET_3D = Experiment(
+    "Hippocampus MRI, nnU-Net 3D", "segmentation", "trained", 176, "L2 RMS 0.1 per volume, PGD-20", 85.5, 6.9,
     "price.md",
 )  # fmt: skip
 LONG_3D = Experiment(
@@ -100,9 +104,11 @@ PNEUMONIA = Experiment(
 )
 
 _SEGMENTATION = (
-    Measured(PRICE_2D, "SAT", "preset: finetune", 0.50, 86.2, 56.4),
-    Measured(PRICE_2D, "SAT", "steps: 2", 0.23, 83.5, 57.4),
-    Measured(PRICE_3D, "SAT", "preset: finetune", 0.67, 84.5, 73.0),
+    Measured(PRICE_2D, "SAT", "preset: finetune", 1.00, 84.1, 57.4),
+    Measured(PRICE_2D, "FAT", "steps: 3, clean_weight: 0.5", 1.03, 84.1, 52.9),
+    Measured(PRICE_2D, "IMA", "preset: finetune", 1.00, 84.3, 51.0),
+    Measured(PRICE_3D, "SAT", "preset: finetune, clean_weight: 0.65", 1.00, 86.2, 70.1),
+    Measured(PRICE_NNUNET_3D, "SAT", "preset: finetune, clean_weight: 0.65", 1.00, 83.8, 66.1),
     Measured(LONG_3D, "IMA", "eps: 0.2, delta: 0.02, steps: 5, searches: 4", 3.3, 83.2, 75.0),
     Measured(DEFAULTS_2D, "SAT", "", 1.27, 78.3, 52.6),
     Measured(DEFAULTS_2D, "FAT", "", 0.67, 81.6, 46.7),
