@@ -173,7 +173,7 @@ def price() -> Iterator[Row]:
     board = Board(f"{FOLD}, first 12 cases, network space", "MONAI UNet 3D", "L2 0.1 RMS per volume, no box", "PGD-5",
                   "mean Dice")  # fmt: skip
     for name, epochs in found["by_epoch"].items():
-        (run,) = (run for run in found["runs"] if run["name"] == name and "settings" in run)
+        run = next(run for run in found["runs"] if run["name"] == name)
         for epoch, figures in epochs.items():
             yield Row(
                 board=board, **_method_of_3d(run, epoch), clean=100 * figures["clean"],

@@ -313,7 +313,11 @@ def draw(found: dict[str, Any], file: Path) -> None:
         worst, clean = [m["worst"] for *_, m in rows], [m["clean"] for *_, m in rows]
         points = panel.scatter([b for _, b, _ in rows], worst, c=clean, cmap="viridis", s=60)
         for name, budget, measured in rows:
-            panel.annotate(name, (budget, measured["worst"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            left = budget > 0.5  # of its point, or the name leaves the panel
+            panel.annotate(
+                name, (budget, measured["worst"]), xytext=(-6 if left else 6, 4), textcoords="offset points",
+                fontsize=7, horizontalalignment="right" if left else "left",
+            )  # fmt: skip
         panel.set_xlabel("passes, in those of the plain training")
         panel.set_ylabel(f"Dice under PGD-20, L2 RMS {RMS:g}, in %")
         panel.set_title(configuration)
