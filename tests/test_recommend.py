@@ -95,7 +95,7 @@ def test_figures_of_prices_are_those_of_the_runs() -> None:
     assert rows.keys() == by_hand.keys()
     pairs = [(runs[by_hand[key]], row, runs["plain_2d"]) for key, row in rows.items()]
     (solid,) = (row for row in MEASURED if row.experiment == measured.PRICE_NNUNET_3D)
-    for run, row, plain in [*pairs, (runs["satmix_3d_1"], solid, runs["plain_3d"])]:
+    for run, row, plain in [*pairs, (runs["satmix_3d_lr02"], solid, runs["plain_3d"])]:
         for figures, of_these in ((run, row), (plain, row.experiment)):
             found = figures["measured"]["checkpoint_final.pth"]
             assert (of_these.clean, of_these.robust) == pytest.approx((found["clean"], found["worst"]), abs=0.051)

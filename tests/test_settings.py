@@ -115,7 +115,7 @@ def test_delta_is_a_fifth_of_eps_unless_given() -> None:
         (
             {"preset": "offical"},
             "preset: received 'offical', allowed is one of paper, ima_covid, ima_pathmnist, ima_heart, "
-            "ima_hippocampus, ima_prostate, official; did you mean 'official'",
+            "ima_hippocampus, ima_prostate, finetune, official; did you mean 'official'",
         ),
         ({"eps": "fifteen"}, "eps: received 'fifteen', allowed is a finite number > 0"),
         ({"eps": 0}, "eps: received 0.0, allowed is a finite number > 0; set eps and delta both to 0"),

@@ -130,8 +130,8 @@ def bound(
 
         >>> from monai_adv.attacks import PGD
         >>> most = {"l2-1": [PGD(Threat("l2", 1.0), steps=10).most_passes()]}
-        >>> bound(most, [Size(inputs=1, voxels=100)], Timing(0.001, 0.001))
-        Cost(forward=21, backward=10, seconds=3.1)
+        >>> bound(most, [Size(inputs=1, voxels=100)], Timing(0.125, 0.125))
+        Cost(forward=21, backward=10, seconds=387.5)
     """
     stages = [passes for level in most.values() for passes in level]
     sizes = list(sizes)
