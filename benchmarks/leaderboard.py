@@ -144,18 +144,24 @@ def _certified_volumes(run: dict[str, Any], rest: dict[str, str]) -> Iterator[Ro
 
 def price() -> Iterator[Row]:
     """What robustness costs, in nnU-Net and in the MONAI bundle."""
-    for name, run in results("price.json").items():
-        for file, found in run.get("measured", {}).items():
-            flat = run["job"]["configuration"] == "2d"
+    runs = results("price.json")
+    for name, run in runs.items():
+        trained = runs[run["job"]["of"]] if "of" in run.get("job", ()) else run
+        for file, found in run.get("measured", {"": run} if trained is not run else {}).items():
+            flat = trained["job"]["configuration"] == "2d"
+            whole = trained is not run  # by the product itself
+            cases = found["cases"] if whole else len(found["cases"])
             board = Board(
-                f"{FOLD}, first {len(found['cases'])} cases, network space", SMALL_2D if flat else SMALL_3D,
-                f"L2 0.1 RMS per {'slice' if flat else 'volume'}, no box", "PGD-20", "mean Dice",
+                f"{FOLD}, first {cases} cases{'' if whole else ', network space'}", SMALL_2D if flat else SMALL_3D,
+                f"L2 0.1 RMS per {'slice' if flat else 'volume'}, no box",
+                "worst case of standard" if whole else "PGD-20", "mean Dice",
             )  # fmt: skip
             yield Row(
-                board=board, method=run["job"]["trainer"].removesuffix("Trainer").replace("nnUNet", "Standard"),
-                settings=_listed(run["job"].get("settings", {})) + (", averaged weights" if "averaged" in file else ""),
-                clean=found["clean"], robust=found["worst"], passes=run["passes_per_sample"],
-                share=run["budget"] or 1.0, source="results/price.json", date=run["date"],
+                board=board, method=trained["job"]["trainer"].removesuffix("Trainer").replace("nnUNet", "Standard"),
+                settings=_listed(trained["job"].get("settings", {}))
+                + (", averaged weights" if "averaged" in file else ""),
+                clean=found["clean"], robust=found["worst"], passes=trained["passes_per_sample"],
+                share=trained["budget"] or 1.0, source="results/price.json", date=run["date"],
                 note="`standard` left 52.3 on the first 2 cases" if name == "earlier_satmix_h" else "",
                 command=f"python benchmarks/price.py queue price.yaml --folder runs, job {json.dumps(run['job'])}",
             )  # fmt: skip
