@@ -80,7 +80,6 @@ class RunSettings(Settings):
 FINE_TUNING: dict[str, Any] = {
     "initial_weights": "plain",
     "budget": 1.0,
-    "initial_lr": 0.005,
     "final_weights": "best_robust",
 }
 """The run's part of ``preset: finetune``; a method's own part stands in its file."""
