@@ -256,8 +256,10 @@ def report(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def test_reports_of_both_hosts(run: BundleRun, trained: Trained, tmp_path: Path) -> None:
-    """Where the truth is what nnU-Net finds, its Dice is 1, but for one voxel of a phantom whose best two logits are 0.003
-    apart: nnU-Net adds its windows up in half precision. A radius is that of the volume."""
+    """Where the truth is what nnU-Net finds, its Dice is 1; a radius is that of the volume.
+
+    But for one voxel of a phantom whose best two logits are 0.003 apart: nnU-Net adds its windows up in half precision.
+    """
     data = Path(write_volume_phantom(tmp_path / "own_labels"))
     network = NNUNetModel(run.root / "models" / "nnunet_robust")
     for item in read_volumes(data, 3).part("val"):
