@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from monai_adv.defenses.method import CLEAN_PASSES
 from monai_adv.errors import InputError
 from nnunet_trainers.checkpoint import SECTION, read_any
+from nnunet_trainers.run_settings import in_hours
 
 PLAIN = "plain"
 """In place of a file: the plain model that lies in nnUNet_results."""
@@ -171,16 +172,6 @@ def epochs_within(budget: float | str, plain: PlainModel, iterations: int, forwa
             "give a larger budget, fewer attack `steps`, or fewer `iterations`",
         )  # fmt: skip
     return epochs
-
-
-def in_hours(budget: float | str) -> float | None:
-    """The number in "2h" or "0.5h"; None of a share.
-
-    Example:
-        >>> in_hours("0.5h"), in_hours(0.5)
-        (0.5, None)
-    """
-    return float(budget.removesuffix("h")) if isinstance(budget, str) else None
 
 
 def check_worth_attacking(plain: PlainModel, threshold: float) -> None:

@@ -11,12 +11,21 @@ from monai_adv.errors import InputError
 from monai_adv.settings import Settings, as_dict, combine, differences, flat, not_negative, positive, setting
 
 
-def _is_share(budget: float | str) -> bool:
-    return not isinstance(budget, str) and positive(budget)
+def in_hours(budget: float | str) -> float | None:
+    """The number in "2h" or "0.5h"; None of a share.
+
+    Example:
+        >>> in_hours("0.5h"), in_hours(0.5)
+        (0.5, None)
+    """
+    return float(budget.removesuffix("h")) if isinstance(budget, str) else None
 
 
-def _is_hours(budget: float | str) -> bool:
-    return isinstance(budget, str) and re.fullmatch(r"\d*\.?\d+h", budget) is not None and positive(float(budget[:-1]))
+def _is_budget(value: float | str) -> bool:
+    if isinstance(value, str) and not re.fullmatch(r"\d*\.?\d+h", value):
+        return False
+    hours = in_hours(value)
+    return positive(float(value) if hours is None else hours)
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class RunSettings(Settings):
     budget: float | str | None = setting(
         None, "epochs follow from this: network passes as a multiple of those that the plain training took, at most; "
         "or hours (2h), reckoned with the time that the plain training's epochs took",
-        "a number > 0, hours such as 2h or none", lambda v: _is_share(v) or _is_hours(v),
+        "a number > 0, hours such as 2h or none", _is_budget,
     )  # fmt: skip
     final_weights: Literal["last", "best_robust"] = setting(
         "last", "what checkpoint_final.pth holds: the last weights, or those of checkpoint_best_robust.pth"

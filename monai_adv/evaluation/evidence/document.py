@@ -42,6 +42,7 @@ from monai_adv.evaluation.evidence.content import (
 from monai_adv.evaluation.evidence.decisions import Decision, decide
 from monai_adv.evaluation.evidence.history import purpose_of, sessions
 from monai_adv.evaluation.evidence.left_open import deviations, not_tested
+from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.evidence.subgroups import Subgroups, kept_subgroups
 from monai_adv.evaluation.records import CLEAN
 from monai_adv.evaluation.report.results import Figures, ModelResults
@@ -111,7 +112,8 @@ def document(folder: Path, figures: Figures, written: str, report: Mapping[str, 
             sessions=tuple(SessionEntry(at=s.at, machine=s.machine, records=s.records, code=s.code) for s in history),
         ),
         models=tuple(
-            _model(folder, figures, model, evaluation.models[i], rows) for i, model in enumerate(figures.models)
+            _model(folder, figures, model, evaluation.models[i], purpose, rows)
+            for i, model in enumerate(figures.models)
         ),
         subgroups=_subgroups(groups) if groups else None,
         comparisons=tuple(figures.comparisons),
@@ -122,10 +124,14 @@ def document(folder: Path, figures: Figures, written: str, report: Mapping[str, 
 
 
 def _model(
-    folder: Path, figures: Figures, model: ModelResults, entry: ModelEntry, rows: list[dict[str, Cell]]
+    folder: Path,
+    figures: Figures,
+    model: ModelResults,
+    entry: ModelEntry,
+    purpose: Purpose,
+    rows: list[dict[str, Cell]],
 ) -> ModelEvidence:
     marks = store.Store(folder).marks(model.name)
-    purpose = purpose_of(sessions(folder))
     mine = [_of_table(row) for row in rows if row["model"] == model.name]
     mine += [
         _mean(severity, f"corruption: {name}", summary)
