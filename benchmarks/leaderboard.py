@@ -276,7 +276,9 @@ def segmentation_bundle() -> Iterator[Row]:
     share = share_of(measured.LONG_3D, "IMA", monai)
     yield from _volumes(IMA_PAGE, "all 44 cases", "2026-11-22", "IMA", {"MONAI UNet 3D": (monai, share),
                         "nnU-Net 2D": (flat, share_of(measured.LONG_3D, "IMA", flat))})  # fmt: skip
-    yield from _volumes(BUNDLE, "13th to 24th case", "2026-11-29", "SAT", {"nnU-Net 2D": ("preset: finetune", 1.0)})
+    yield from _volumes(
+        BUNDLE, "13th to 24th case", "2026-11-29", "SAT", {"nnU-Net 2D": ("preset: finetune, initial_lr: 0.015", 1.0)}
+    )
     found = re.search(
         r"([\d.]+) clean, ([\d.]+) and ([\d.]+) at the two radii", (ROOT / IMA_PAGE).read_text(encoding="utf-8")
     )

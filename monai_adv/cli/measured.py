@@ -105,7 +105,7 @@ PNEUMONIA = Experiment(
 
 _SEGMENTATION = (
     Measured(PRICE_2D, "SAT", "preset: finetune, initial_lr: 0.015", 1.00, 83.9, 62.8),
-    Measured(PRICE_2D, "FAT", "steps: 3, clean_weight: 0.5", 1.03, 84.1, 52.9),
+    Measured(PRICE_2D, "FAT", "steps: 3, clean_weight: 0.5, initial_lr: 0.005", 1.03, 84.1, 52.9),
     Measured(PRICE_2D, "IMA", "preset: finetune, initial_lr: 0.005", 1.00, 84.3, 51.0),
     Measured(PRICE_3D, "SAT", "preset: finetune, clean_weight: 0.65", 1.00, 86.2, 70.1),
     Measured(PRICE_NNUNET_3D, "SAT", "preset: finetune, clean_weight: 0.6, initial_lr: 0.02", 1.00, 83.6, 69.0),
