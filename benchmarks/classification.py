@@ -186,23 +186,23 @@ def load(file: Path, part: str) -> tuple[Tensor, Tensor]:
     return images[order], labels[order]
 
 
+FIGURES = {"balanced": "clean", "pgd_balanced": "under PGD-20", "autoattack": "AutoAttack"}
+
+
 def print_table(arguments: argparse.Namespace) -> None:
-    """Mean and standard deviation over the seeds, a row per method."""
+    """A row per method, for both sets: mean and standard deviation over the seeds, and passes per sample."""
     rows = read(arguments.results)
-    for name in EPOCHS:
-        print(f"\n### {name}\n")
-        heads = ("clean", "balanced", "FGSM", "PGD-20", "balanced", "AutoAttack", "white noise", "passes", "s / epoch")
-        print("| method | " + " | ".join(heads) + " | seeds |")
-        print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
-        for key, method in METHODS.items():
+    heads = [f"{name}: {head}" for name in ("Breast", "Pneumonia") for head in (*FIGURES.values(), "passes")]
+    print("| method | " + " | ".join(heads) + " |")
+    print("|---|" + "---:|" * len(heads))
+    for key in sorted(METHODS, key=lambda key: key != "standard"):  # what the others are compared with comes first
+        cells = [METHODS[key].name]
+        for name in EPOCHS:
             of = [r for r in rows if r["set"] == name and r["method"] == key]
-            if of:
-                figures = ("clean", "balanced", "fgsm", "pgd", "pgd_balanced", "autoattack", "white_noise")
-                cells = [spread([r[figure] for r in of if figure in r]) for figure in figures]
-                cells += [
-                    f"{statistics.mean(r[k] for r in of):.1f}" for k in ("passes_per_sample", "seconds_per_epoch")
-                ]
-                print(f"| {method.name} | " + " | ".join([*cells, str(len(of))]) + " |")
+            cells += [spread([r[figure] for r in of if figure in r]) for figure in FIGURES]
+            cells.append(f"{statistics.mean(r['passes_per_sample'] for r in of):.1f}" if of else "-")
+        if set(cells[1:]) != {"-"}:
+            print("| " + " | ".join(cells) + " |")
 
 
 def spread(values: list[float]) -> str:
@@ -210,7 +210,7 @@ def spread(values: list[float]) -> str:
     if not values:
         return "-"
     deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+    return f"{statistics.mean(values):.1f}±{deviation:.1f}"
 
 
 def read(file: Path) -> list[dict[str, Any]]:
