@@ -227,7 +227,7 @@ def spread(values: list[float]) -> str:
     if not values:
         return ""
     mean = f"{100 * statistics.mean(values):.1f}"
-    return f"{mean} ({100 * statistics.stdev(values):.1f})" if len(values) > 1 else mean
+    return f"{mean}±{100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":

@@ -236,27 +236,22 @@ def print_table(arguments: argparse.Namespace) -> None:
     """Mean and standard deviation over the seeds, the paper's numbers beside them."""
     results = read(arguments.results)
     print("Choices: " + ", ".join(f"{k} {v}" for k, v in results["choices"].items()) + "\n")
-    print("| | method | clean | FGSM | mean | PGD-20 | mean size of a feature | paper: clean | FGSM | mean | seeds |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print("| | method | clean | FGSM | PGD-20 | size of a feature | paper: clean | FGSM |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
     for row in ROWS:
         runs = [r for r in results["runs"] if r["row"] == row.letter]
         if not runs:
             continue
-        cells = [spread([r["clean"] for r in runs]), spread([r["fgsm"] for r in runs])]
-        cells.append(f"{statistics.mean((r['clean'] + r['fgsm']) / 2 for r in runs):.1f}")
-        cells += [spread([r["pgd"] for r in runs]), f"{statistics.mean(r['feature_size'] for r in runs):.1f}"]
-        if row.paper is None:
-            cells += ["", "", ""]
-        else:
-            cells += [f"{value} ± {deviation}" for value, deviation in row.paper]
-            cells.append(f"{(row.paper[0][0] + row.paper[1][0]) / 2:.1f}")
-        print(f"| {row.letter} | {row.name} | " + " | ".join([*cells, str(len(runs))]) + " |")
+        cells = [spread([r[key] for r in runs]) for key in ("clean", "fgsm", "pgd")]
+        cells.append(f"{statistics.mean(r['feature_size'] for r in runs):.1f}")
+        cells += ["", ""] if row.paper is None else [f"{value}±{deviation}" for value, deviation in row.paper]
+        print(f"| {row.letter} | {row.name} | " + " | ".join(cells) + " |")
 
 
 def spread(values: list[float]) -> str:
     """Mean and standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+    return f"{statistics.mean(values):.1f}±{deviation:.1f}"
 
 
 def draw(arguments: argparse.Namespace) -> None:
