@@ -10,7 +10,7 @@ same method the memory of the samples is taken as well; otherwise IMA's margins 
 Settings come from MONAI_ADV_SETTINGS or MONAI_ADV_<NAME>, as in training.
 
 The least that a batch needs: a gradient, for the weights or for the images, needs one forward at its point; a search
-needs its forwards. For IMA it is counted per sample (docs/methods/margins.md): every sample 1 F and 1 B_full; every
+needs its forwards. For IMA it is counted per sample (monai_adv/defenses/ima.py): every sample 1 F and 1 B_full; every
 sample trained on again 1 F and 1 B_full; Algorithm 2, crossed at step k: k F, k B_in and the halvings; not crossed:
 K - 1 F and K B_in (x_0 is the clean forward, the last check is the noisy forward); Algorithm 3: K - 1 F and K B_in, and
 1 F and the halvings if it crossed. For the other methods it is the passes that were made, which tests/test_<method>.py

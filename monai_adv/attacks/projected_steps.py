@@ -34,6 +34,8 @@ class ProjectedSteps:
             should exceed 1, otherwise the attack cannot reach the surface from the centre.
         start: ``"clean"``, or a random point ``"ball"`` inside the ball / ``"surface"`` on its surface, or
             ``"gaussian"``: 0.001 standard normal (TRADES: the gradient of a divergence is 0 at the clean image).
+            Beyond the box it is cut before the first gradient (the official code of TRADES, MART, LBGAT, TE and DAT
+            cuts after the first step).
         mode: network mode during the attack, restored afterwards. In ``"train"`` mode BatchNorm takes its statistics
             from the samples that are in the batch, so the attack on a sample depends on which others are attacked with
             it, and on when they leave.

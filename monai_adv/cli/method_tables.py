@@ -107,8 +107,8 @@ def settings_table(section: type[Settings]) -> str:
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table."""
     heads = list(heads)
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    head, *body = ["| " + " | ".join(line) + " |" for line in (heads, *rows)]
+    return "\n".join([head, "|" + "---|" * len(heads), *body])
 
 
 def refreshed(page: str) -> str:

@@ -9,6 +9,13 @@ Each training sample has a margin E, at first Delta. A sample that the network g
 If it stays right, E grows by Delta; if the attack crosses the decision boundary, the sample near the boundary is found
 by bisection, trained on, and E shrinks towards its distance. E never exceeds eps.
 
+Passes for a sample (K ``steps``, N ``searches``; F forward, B_in and B_full the gradient for the images, the weights):
+
+* wrong without an attack, or without foreground: 2 F + 2 B_full;
+* attacked, stays right: (K + 3) F + K B_in + 2 B_full;
+* attacked, crosses at step k: Algorithm 3 makes (K + N + 3) F + K B_in + 2 B_full, Algorithm 2 makes
+  (k + N + 3) F + (k + 1) B_in + 2 B_full.
+
 Not in the paper, and off by default: what :mod:`monai_adv.defenses.margins` says, and growth in proportion.
 """
 
