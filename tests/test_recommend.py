@@ -18,7 +18,7 @@ from monai_adv import InputError
 from monai_adv.cli import main, measured
 from monai_adv.cli.measured import MEASURED, Measured
 from monai_adv.cli.methods import declared
-from monai_adv.cli.recommend import Question, answers, remarks, warnings_in
+from monai_adv.cli.recommend import QUESTIONS, Question, answers, remarks, warnings_in
 from monai_adv.defenses import METHODS, method
 from monai_adv.engines import TRADESTrainer
 from monai_adv.tasks import SegmentationSettings
@@ -157,6 +157,11 @@ def test_the_nearest_set_by_its_size_counts() -> None:
         "All figures for classification are of trainings from random weights."
     ]
     assert remarks(Question("segmentation", "trained", samples=200)) == []
+
+
+def test_every_question_of_the_page_has_an_answer() -> None:
+    for have, want, question in QUESTIONS:
+        assert any(not a.against for a in answers(question, WARNED)), (have, want)
 
 
 @pytest.mark.parametrize(

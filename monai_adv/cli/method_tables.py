@@ -38,7 +38,8 @@ def overview() -> str:
 def which() -> str:
     """Which method to take, for some questions."""
     warned = {m.name: {str(task): why for task, why in m.not_recommended.items()} for m in METHODS.values()}
-    return table(["you have", "and want", "take", "measured"], which_one(warned))
+    heads = ["you have", "and want", "take", "measured on", "under attack", "clean", "times the plain training"]
+    return table(heads, which_one(warned))
 
 
 def details(of: Method) -> str:

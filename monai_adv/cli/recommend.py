@@ -102,14 +102,15 @@ def remarks(question: Question) -> list[str]:
 
 
 def which_one(not_recommended: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
-    """Rows of the docs' table: what you have, what you want, what to take, where it was measured."""
+    """Rows of the docs' table: what you have, want and take, where it was measured, its scores and price."""
     rows = []
     for have, want, question in QUESTIONS:
-        fits = [a for a in answers(question, not_recommended) if not a.against][:3]
-        pages = dict.fromkeys(a.row.experiment.page for a in fits)
-        take = "; ".join(f"`{name_of(a.row)}` on {a.row.experiment.data}: {a.figures}" for a in fits)
-        links = ", ".join(f"[{page}](../results/{page})" for page in pages)
-        rows.append([have, want, take or "nothing that was measured", links])
+        fits = [a.row for a in answers(question, not_recommended) if not a.against][:3]
+        for row in fits:
+            plain = row.experiment
+            scores = (f"{plain.robust} to {row.robust}", f"{plain.clean} to {row.clean}", f"{row.cost:.2g}")
+            rows.append([have, want, f"`{name_of(row)}`", f"[{plain.data}](../results/{plain.page})", *scores])
+            have = want = ""
     return rows
 
 
