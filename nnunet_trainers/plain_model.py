@@ -12,14 +12,13 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_results
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from monai_adv.defenses.method import CLEAN_PASSES
 from monai_adv.errors import InputError
 from nnunet_trainers.checkpoint import SECTION, read_any
-from nnunet_trainers.run_settings import in_hours
+from nnunet_trainers.run_settings import PLAIN, in_hours
 
-PLAIN = "plain"
-"""In place of a file: the plain model that lies in nnUNet_results."""
 FINAL = "checkpoint_final.pth"
 NNUNET_ITERATIONS = 250
 
@@ -34,6 +33,7 @@ class PlainModel:
         iterations: steps of an epoch.
         dice: nnU-Net's pseudo Dice of its last epoch, mean over the classes; NaN if the checkpoint does not say.
         epoch_seconds: of an epoch with its validation, the median; NaN if the checkpoint does not say.
+        optimizer: settings of its optimiser's first group, as PyTorch keeps them; empty if the checkpoint has none.
         weights: of its network, on the CPU; None once they have been used, which frees their memory.
     """
 
@@ -42,6 +42,7 @@ class PlainModel:
     iterations: int
     dice: float
     epoch_seconds: float = math.nan
+    optimizer: Mapping[str, Any] = field(default_factory=dict, repr=False)
     weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -53,6 +54,23 @@ class PlainModel:
     def hours(self) -> float:
         """What the whole training took, on the machine that it ran on."""
         return self.epochs * self.epoch_seconds / 3600
+
+    def initial_lr(self, optimizer: Optimizer) -> float | None:
+        """Its first learning rate, for an optimiser of the same kind; None where that is not known.
+
+        Example:
+            SGD's rate says nothing to Adam:
+
+            >>> plain = PlainModel(Path("final.pth"), 1000, 250, 0.9, optimizer={"initial_lr": 0.02, "momentum": 0.99})
+            >>> weights = [nn.Parameter(torch.zeros(1))]
+            >>> plain.initial_lr(torch.optim.SGD(weights)), plain.initial_lr(torch.optim.Adam(weights))
+            (0.02, None)
+        """
+        kind = ("momentum", "betas")  # of SGD; of Adam and its relatives
+        ours = optimizer.param_groups[0]
+        if "initial_lr" not in self.optimizer or any((k in ours) != (k in self.optimizer) for k in kind):
+            return None
+        return float(self.optimizer["initial_lr"])
 
     def load_into(self, network: nn.Module) -> None:
         """Give a network of the same architecture the weights, output layers included.
@@ -116,7 +134,9 @@ def read_plain(file: Path) -> PlainModel:
 
 def _plain_model(file: Path, checkpoint: Mapping[str, Any]) -> PlainModel:
     epochs, weights = int(checkpoint.get("current_epoch", 0)), checkpoint["network_weights"]
-    return PlainModel(file, epochs, _iterations(file), _last_dice(checkpoint), _epoch_seconds(checkpoint), weights)
+    return PlainModel(
+        file, epochs, _iterations(file), _last_dice(checkpoint), _epoch_seconds(checkpoint), _optimizer(checkpoint), weights
+    )
 
 
 def starting_model(
@@ -200,6 +220,12 @@ def _last_dice(checkpoint: Mapping[str, Any]) -> float:
     logged = checkpoint.get("logging")
     values = logged.get("mean_fg_dice") if isinstance(logged, Mapping) else None
     return float(values[-1]) if isinstance(values, list) and values else math.nan
+
+
+def _optimizer(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    state = checkpoint.get("optimizer_state")
+    groups = state.get("param_groups") if isinstance(state, Mapping) else None
+    return {k: v for k, v in groups[0].items() if k != "params"} if groups else {}
 
 
 def _epoch_seconds(checkpoint: Mapping[str, Any]) -> float:

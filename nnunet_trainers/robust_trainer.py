@@ -45,7 +45,7 @@ from nnunet_trainers.price import RunPrice
 from nnunet_trainers.ranks import frozen_ranks_named, wait_at_most
 from nnunet_trainers.robust_validation import attacked, pseudo_dice
 from nnunet_trainers.robustness_log import RobustnessLog
-from nnunet_trainers.run_settings import FINE_TUNING, RunSettings, resumed
+from nnunet_trainers.run_settings import FINE_TUNING, PLAIN, RunSettings, resumed
 from nnunet_trainers.slice_loader import slices_in_batches
 from nnunet_trainers.start_checks import check_device, check_mixture, check_writable
 
@@ -94,6 +94,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         self._given = given
         self._saved_defense: dict[str, Any] | None = None
         self._bound = False
+        self._resumed_lr: float | None = None
         self._attacked_validation: list[dict[str, Any]] = []
         self._nothing_attacked = NothingAttacked()
 
@@ -123,7 +124,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
             "num_epochs": self.run.epochs or self._price.epochs(self.num_iterations_per_epoch),
             "num_iterations_per_epoch": self.run.iterations,
             "num_val_iterations_per_epoch": self.run.validation_iterations,
-            "initial_lr": self.run.initial_lr,
+            "initial_lr": None if self.run.initial_lr == PLAIN else self.run.initial_lr,
             "save_every": self.run.save_every,
         }
         for name, value in values.items():
@@ -182,6 +183,17 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
 
     def configure_optimizers(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         optimizer, scheduler = super().configure_optimizers(*args, **kwargs)  # variants have arguments of their own
+        if self.run.initial_lr == PLAIN:
+            rate = self._resumed_lr or (self.start and self.start.initial_lr(optimizer))
+            if rate is None:
+                self.print_to_log_file(
+                    f"The plain checkpoint knows no learning rate of {type(optimizer).__name__}: {self.initial_lr:g} is "
+                    "the first one (`initial_lr`)."
+                )
+            else:
+                self.initial_lr = rate
+                self.print_to_log_file(f"First learning rate {rate:g}, as in the plain training (`initial_lr`).")
+                optimizer, scheduler = super().configure_optimizers(*args, **kwargs)
         if self.run.lr_schedule == "constant":
             scheduler = PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent=0.0)
         return optimizer, scheduler
@@ -418,6 +430,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         checkpoint[SECTION] = {
             "settings": as_dict(self.sections),
             "epochs": self.num_epochs,
+            "initial_lr": self.initial_lr,
             "threat": self.defense.trained_against(),
             "defense": self.defense.state_dict(),
             "robustness": self.robustness.rows,
@@ -441,6 +454,8 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
             self.settings_count()
             if self.run.budget is not None:
                 self.num_epochs = saved["epochs"]
+            if self.run.initial_lr == PLAIN:
+                self._resumed_lr = float(saved["initial_lr"])
         super().load_checkpoint(filename_or_checkpoint)
         self.robustness = RobustnessLog(list(saved["robustness"]))
         self._saved_defense = saved["defense"]

@@ -11,6 +11,10 @@ from monai_adv.errors import InputError
 from monai_adv.settings import Settings, as_dict, combine, differences, flat, not_negative, positive, setting
 
 
+PLAIN = "plain"
+"""In place of a file or a figure: what the plain model in nnUNet_results is, or was trained with."""
+
+
 def in_hours(budget: float | str) -> float | None:
     """The number in "2h" or "0.5h"; None of a share.
 
@@ -28,6 +32,10 @@ def _is_budget(value: float | str) -> bool:
     return positive(float(value) if hours is None else hours)
 
 
+def _is_rate(value: float | str) -> bool:
+    return value == PLAIN if isinstance(value, str) else positive(value)
+
+
 @dataclass(frozen=True)
 class RunSettings(Settings):
     """Schedule, precision, robust validation. ``None`` leaves nnU-Net's own value, or that of a subclass."""
@@ -42,9 +50,11 @@ class RunSettings(Settings):
     save_every: int | None = setting(
         None, "epochs between two checkpoint_latest; none: 10", "a whole number >= 1 or none", positive
     )
-    initial_lr: float | None = setting(
-        None, "first learning rate; none: nnU-Net's 0.01", "a number > 0 or none", positive
-    )
+    initial_lr: float | str | None = setting(
+        None, "first learning rate; none: nnU-Net's 0.01; plain: that of the training that initial_weights comes from, "
+        "where its checkpoint knows it and the optimiser is of the same kind",
+        "a number > 0, plain or none", _is_rate,
+    )  # fmt: skip
     lr_schedule: Literal["poly", "constant"] = setting("poly", "nnU-Net's decay, or none (official IMA code)")
     amp: bool = setting(True, "mixed precision on CUDA, as nnU-Net (official IMA code: false)")
     training_loss: Literal["host", "per_sample"] = setting(
@@ -84,10 +94,16 @@ class RunSettings(Settings):
                 "budget", self.budget, "given beside initial_weights",
                 "it is a share of what that model's training cost; give initial_weights: plain, or epochs",
             )  # fmt: skip
+        if self.initial_lr == PLAIN and self.initial_weights is None:
+            raise InputError.of(
+                "initial_lr", self.initial_lr, "a number without initial_weights",
+                "it is that model's; give initial_weights: plain, or a number",
+            )  # fmt: skip
 
 
 FINE_TUNING: dict[str, Any] = {
-    "initial_weights": "plain",
+    "initial_weights": PLAIN,
+    "initial_lr": PLAIN,
     "budget": 1.0,
     "final_weights": "best_robust",
 }

@@ -92,12 +92,46 @@ def test_without_a_plain_model(host: Any) -> None:
         ({"budget": 1.0, "epochs": None}, "budget: received 1.0, allowed is given beside initial_weights"),
         ({"budget": 0.0, "epochs": None}, "budget: received 0"),
         ({"budget": "0h", "epochs": None}, "budget: received '0h', allowed is a number > 0, hours such as 2h or none"),
+        ({"initial_lr": "plain"}, "initial_lr: received 'plain', allowed is a number without initial_weights"),
+        ({"initial_lr": "fast"}, "initial_lr: received 'fast', allowed is a number > 0, plain or none"),
+        ({"initial_lr": 0.0}, "initial_lr: received 0"),
         ({"budget": "2 days", "epochs": None}, "budget: received '2 days', allowed is a number > 0, hours such as 2h"),
     ],
 )
 def test_settings_that_contradict_each_other(host: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         host(SATTrainer, **settings)
+
+
+def test_the_first_learning_rate_is_that_of_the_plain_training(host: Any, plain: Any) -> None:
+    """Of nnU-Net's optimiser state: 0.03 here. The decay then begins with it, and a run that goes on keeps it."""
+    file = Path(plain.output_folder) / "checkpoint_final.pth"
+    checkpoint = load_data(file)
+    assert checkpoint["optimizer_state"]["param_groups"][0]["initial_lr"] == plain.initial_lr == 0.01
+    checkpoint["optimizer_state"]["param_groups"][0]["initial_lr"] = 0.03
+    torch.save(checkpoint, file)
+    trainer = host(SATTrainer, **FINETUNE, budget=0.19)
+    rates: list[float] = []
+    step = trainer.on_train_epoch_start
+    trainer.on_train_epoch_start = lambda: (step(), rates.append(trainer.optimizer.param_groups[0]["lr"]))
+    trainer.run_training()
+    assert rates == [0.03, pytest.approx(0.03 * 0.5**0.9)]
+    assert "First learning rate 0.03, as in the plain training" in _log(trainer)
+    file.unlink()
+    again = host(SATTrainer, epochs=None)
+    again.load_checkpoint(os.path.join(trainer.output_folder, "checkpoint_final.pth"))
+    assert again.lr_scheduler.initial_lr == 0.03
+    assert host(SATTrainer, epochs=None, initial_lr=0.02).initial_lr == 0.02
+
+
+def test_a_learning_rate_of_another_optimiser_is_not_taken(host: Any, plain: Any) -> None:
+    class WithAdam(SATTrainer):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.network.parameters(), self.initial_lr), None
+
+    trainer = host(WithAdam, **FINETUNE, budget=0.19)
+    trainer.initialize()
+    assert trainer.optimizer.param_groups[0]["lr"] == trainer.initial_lr == 0.01
 
 
 def test_the_length_of_plain_epochs_is_read(plain: Any) -> None:
