@@ -137,8 +137,12 @@ def _read(field: dataclasses.Field[Any], value: Any, hint: Any, allowed: str) ->
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if Box in kinds and value is not None:
         return given.box(field.name, value)
-    if isinstance(value, str) and float in kinds and str not in kinds:  # others hold lists of numbers
-        return given.number(field.name, value, allowed, f"it is: {field.metadata['help']}")
+    if isinstance(value, str) and float in kinds:
+        try:
+            return given.number(field.name, value, allowed, f"it is: {field.metadata['help']}")
+        except InputError:
+            if str not in kinds:  # a word may be allowed, such as `plain`
+                raise
     return value
 
 

@@ -135,8 +135,9 @@ def read_plain(file: Path) -> PlainModel:
 def _plain_model(file: Path, checkpoint: Mapping[str, Any]) -> PlainModel:
     epochs, weights = int(checkpoint.get("current_epoch", 0)), checkpoint["network_weights"]
     return PlainModel(
-        file, epochs, _iterations(file), _last_dice(checkpoint), _epoch_seconds(checkpoint), _optimizer(checkpoint), weights
-    )
+        file, epochs, _iterations(file), _last_dice(checkpoint), _epoch_seconds(checkpoint), _optimizer(checkpoint),
+        weights,
+    )  # fmt: skip
 
 
 def starting_model(

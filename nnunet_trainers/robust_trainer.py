@@ -184,11 +184,11 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
     def configure_optimizers(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         optimizer, scheduler = super().configure_optimizers(*args, **kwargs)  # variants have arguments of their own
         if self.run.initial_lr == PLAIN:
-            rate = self._resumed_lr or (self.start and self.start.initial_lr(optimizer))
+            rate = self.start.initial_lr(optimizer) if self.start and not self._resumed_lr else self._resumed_lr
             if rate is None:
                 self.print_to_log_file(
-                    f"The plain checkpoint knows no learning rate of {type(optimizer).__name__}: {self.initial_lr:g} is "
-                    "the first one (`initial_lr`)."
+                    f"First learning rate {self.initial_lr:g}: the plain checkpoint knows none of "
+                    f"{type(optimizer).__name__} (`initial_lr`)."
                 )
             else:
                 self.initial_lr = rate

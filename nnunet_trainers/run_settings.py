@@ -10,7 +10,6 @@ from typing import Any, Literal, cast
 from monai_adv.errors import InputError
 from monai_adv.settings import Settings, as_dict, combine, differences, flat, not_negative, positive, setting
 
-
 PLAIN = "plain"
 """In place of a file or a figure: what the plain model in nnUNet_results is, or was trained with."""
 

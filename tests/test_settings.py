@@ -45,6 +45,13 @@ def test_file_then_environment(tmp_path: Path) -> None:
     assert settings["steps"] == 20  # the default
 
 
+def test_a_number_is_read_where_a_word_is_allowed_too() -> None:
+    rates = ("1e-3", "1/1000", "plain")
+    values = [RunSettings(initial_weights="plain", initial_lr=rate).initial_lr for rate in rates]
+    assert values == [0.001, 0.001, "plain"]
+    assert RunSettings(initial_weights="plain", budget="5e-1").budget == 0.5
+
+
 def test_json_is_accepted_and_none_means_none(tmp_path: Path) -> None:
     file = tmp_path / "ima.json"
     file.write_text('{"eps": 0.2, "epochs": null}')
