@@ -279,9 +279,8 @@ def segmentation_bundle() -> Iterator[Row]:
     yield from _volumes(
         BUNDLE, "13th to 24th case", "2026-11-29", "SAT", {"nnU-Net 2D": ("preset: finetune, initial_lr: 0.015", 1.0)}
     )
-    found = re.search(
-        r"([\d.]+) clean, ([\d.]+) and ([\d.]+) at the two radii", (ROOT / IMA_PAGE).read_text(encoding="utf-8")
-    )
+    text = " ".join((ROOT / IMA_PAGE).read_text(encoding="utf-8").split())
+    found = re.search(r"([\d.]+) clean, ([\d.]+) and ([\d.]+) at the two radii", text)
     assert found, f"{IMA_PAGE} does not say what quick leaves"
     for radius, left in (("0.05", found[2]), ("0.1", found[3])):
         yield Row(
