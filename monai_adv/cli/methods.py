@@ -91,9 +91,8 @@ def _entries(file: Path) -> Iterator[dict[str, Any]]:
         if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == ["METHOD"]:
             call = node.value
             assert isinstance(call, ast.Call)
-            literal = {
-                k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg not in (None, "presets", "most")
-            }
+            code = (None, "presets", "most", "harmless")
+            literal = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg not in code}
             yield {"name": ast.literal_eval(call.args[0]), "not_for": {}, **literal}
 
 

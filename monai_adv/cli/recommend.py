@@ -125,7 +125,7 @@ def warnings_in(entries: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, 
 
 
 def _against(row: Measured, question: Question, not_recommended: Mapping[str, Mapping[str, str]]) -> Iterable[str]:
-    if question.task in not_recommended.get(row.method, {}):
+    if not row.settings and question.task in not_recommended.get(row.method, {}):  # which is said of the defaults
         yield "not recommended"
     if question.task == "classification" and row.clean < CONSTANT:
         yield "nearly always says the same class"

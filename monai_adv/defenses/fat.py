@@ -35,6 +35,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The IMA paper's comparison.
     "ima_covid": {"norm": "l2", "eps": 12.0, "unit": "norm", "tau": 0, "box": (0.0, 1.0)},
     "ima_pathmnist": {"norm": "l2", "eps": 3.0, "unit": "norm", "tau": 0, "box": (0.0, 1.0)},
+    # Our own, for a trained segmentation model, as measured: docs/results/price.md.
+    "finetune": {"norm": "l2", "eps": 0.1, "unit": "rms", "steps": 3, "relative_step": 0.7, "clean_weight": 0.5},
 }  # fmt: skip
 
 

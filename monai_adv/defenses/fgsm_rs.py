@@ -27,6 +27,8 @@ from monai_adv.tasks.base import TrainingTask, take
 
 PRESETS: dict[str, dict[str, Any]] = {
     "wong_cifar": {"norm": "linf", "eps": 8 / 255, "relative_step": 1.25, "attack_mode": "train", "box": (0.0, 1.0)},
+    # Our own, for a trained segmentation model, as measured: docs/results/price.md.
+    "finetune": {"norm": "l2", "eps": 0.1, "unit": "rms"},
 }  # fmt: skip
 
 

@@ -34,6 +34,7 @@ class Method:
         presets: named settings.
         not_for: tasks that it has no meaning for, and why.
         not_recommended: tasks for which it was measured to do harm with its defaults, and the figures.
+        harmless: settings with which it was measured to do none, even there.
 
     Raises:
         InputError: a name that is no Python name, or an unknown family.
@@ -50,6 +51,7 @@ class Method:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     not_for: Mapping[TaskName, str] = field(default_factory=dict)
     not_recommended: Mapping[TaskName, str] = field(default_factory=dict)
+    harmless: Callable[[Any], bool] = lambda settings: False
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -89,7 +91,7 @@ class Method:
         return type(self.trainer, (base,), {"method": self, "__module__": module, "__doc__": doc})
 
     def warning(self, task: TaskName, settings: DefenseSettings) -> str | None:
-        """What to say before a training that is likely to do harm; None without a reason, or where nothing is attacked.
+        """What to say before a training that is likely to do harm; None without a reason, or with harmless settings.
 
         Example:
             >>> from monai_adv.defenses import method
@@ -98,8 +100,10 @@ class Method:
             'TRADES is not recommended for segmentation'
             >>> trades.warning("classification", trades.settings()) is None
             True
+            >>> trades.warning("segmentation", trades.settings(**trades.presets["finetune"])) is None
+            True
         """
-        if task not in self.not_recommended or settings.eps == 0:
+        if task not in self.not_recommended or settings.eps == 0 or self.harmless(settings):
             return None
         return f"{self.name} is not recommended for {task}: {self.not_recommended[task]}."
 
