@@ -13,6 +13,8 @@ from scipy import stats
 from monai_adv.cli import main
 from monai_adv.errors import InputError
 from monai_adv.evaluation.evidence.changes import changes
+from monai_adv.evaluation.evidence.history import Session
+from monai_adv.evaluation.store import Store
 
 CLEAN = [dice_score(f"p{n}", 0.8 + 0.01 * n) for n in range(8)]
 
@@ -69,7 +71,8 @@ def test_holm_corrects_over_all_rows(tmp_path: Path) -> None:
         ({"settings": {"box": [0, 1]}}, "allowed is the same box"),
         ({"classes": ["anterior", "other"]}, "another classes"),
         ({"unit": "HU"}, "another unit"),
-        ({"cases": [f"p{n}" for n in range(8)][::-1]}, "other cases of net"),
+        ({"cases": [f"p{n}" for n in range(8)][::-1]}, "other cases of net (in another order)"),
+        ({"cases": [f"p{n}" for n in range(1, 9)], "data": "d2"}, "net (only in OLD: p0; only in NEW: p8)"),
     ],
 )
 def test_what_was_not_measured_in_the_same_way_is_refused(tmp_path: Path, more: dict[str, Any], said: str) -> None:
@@ -105,16 +108,36 @@ def test_what_else_differs_is_told(tmp_path: Path) -> None:
     assert "are the same in both" in "\n".join(changes(old, old).told)
 
 
+def test_what_is_in_no_row_is_told(tmp_path: Path) -> None:
+    def both(folder: Path, *names: str, code: str) -> Path:
+        records = [r for name in names for r in plant(name, CLEAN, {("l2-5", "APGD-CE"): CLEAN})]
+        folder_of(folder, records, data="d1", corruptions=[{"name": "corruption:blur", "severity": "1"}])
+        Session(at="2026-11-21T14:00:00", machine="m", records=0, command="", code=code * 64).keep(Store(folder))
+        return folder
+
+    found = changes(both(tmp_path / "a", "x", "y", code="a"), both(tmp_path / "b", "y", "z", code="b"))
+    assert {row.model for row in found.rows} == {"y"}
+    told = found.told
+    assert told[:2] == (
+        "Not compared, as it is only in OLD: x.", "Not compared, as it is only in NEW: z.",
+    )  # fmt: skip
+    assert "What natural corruptions and variations leave is not compared; see both reports." in told
+    assert "Measured by other code of monai-adv." in told
+
+
 def test_figures_that_are_not_reliable_decide_nothing(tmp_path: Path) -> None:
     """Planted as the runner would leave it: an attack that finds less than random noise."""
 
-    def broken(folder: Path) -> Path:
-        attacked = [dice_score(s.case, s.score - 0.01) for s in CLEAN]
+    def planted(folder: Path, lost: float = 0.01) -> Path:
+        attacked = [dice_score(s.case, s.score - lost) for s in CLEAN]
         noise = [dice_score(s.case, s.score - 0.3) for s in CLEAN]
         return folder_of(folder, plant("net", CLEAN, {("l2-5", "white noise"): noise, ("l2-5", "APGD-CE"): attacked}))
 
-    row = changes(broken(tmp_path / "a"), broken(tmp_path / "b")).rows[1]
-    assert (row.outcome, row.why) == ("not decided", "the figures of one of both are not reliable")
+    row = changes(planted(tmp_path / "a"), planted(tmp_path / "b")).rows[1]
+    assert row.outcome == "not decided"
+    assert row.why.startswith("the figures of OLD and NEW are not reliable (")
+    row = changes(planted(tmp_path / "c"), planted(tmp_path / "d", 0.4)).rows[1]
+    assert row.why.startswith("the figures of OLD are not reliable (")
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

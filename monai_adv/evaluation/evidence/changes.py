@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from monai_adv.errors import InputError
 from monai_adv.evaluation.codec import plain, plain_values
 from monai_adv.evaluation.evidence.document import digest_in
+from monai_adv.evaluation.evidence.history import sessions
 from monai_adv.evaluation.records import level_name, parse_level
 from monai_adv.evaluation.report.results import Figures, ModelResults, gather
 from monai_adv.foreign_text import printable
@@ -117,7 +118,7 @@ class Changes:
                 (row.model, level_name(parse_level(row.level)) if row.level else "unchanged",
                  f"{100 * row.before:.1f}", f"{100 * row.now:.1f}",
                  _points(found.difference) + between * found.interval.exists,
-                 f"{found.count} {found.better}/{found.worse}", "-" if math.isnan(row.p) else f"{row.p:.3f}",
+                 f"{found.count} {found.better}/{found.worse}", _chance(row.p),
                  row.outcome + f": {row.why}" * bool(row.why))
             )  # fmt: skip
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -137,7 +138,7 @@ def changes(old: str | Path, new: str | Path) -> Changes:
     """
     before, now = gather(old), gather(new)
     _check_settings(before, now)
-    told: list[str] = []
+    told = _unpaired(before, now) + _besides(old, new, before, now)
     found: list[tuple[ModelResults, ModelResults, Comparison]] = []
     for one, other in _pairs(before, now):
         told += _check_pair(before, now, one, other)
@@ -164,10 +165,11 @@ def _check_settings(before: Figures, now: Figures) -> None:
     if [v.key for v in before.levels] != [v.key for v in now.levels] or not now.levels:
         received = f"radii {'; '.join(levels[0]) or 'none'} and {'; '.join(levels[1]) or 'none'}"
         raise InputError.of("OLD and NEW", received, "the same radii", SAME)
-    for word in ("attacks", "attacks_code", "box", "cases", "smooth"):
+    for word in ("attacks", "attacks_code", "box", "smooth"):
         was, is_now = (plain(getattr(f.evaluation.settings, word)) for f in (before, now))
         if was != is_now:
-            raise InputError.of("OLD and NEW", f"{word} {was} and {is_now}", f"the same {word}", SAME)
+            shown = " and ".join("none" if value is None else str(value) for value in (was, is_now))
+            raise InputError.of("OLD and NEW", f"{word} {shown}", f"the same {word}", SAME)
 
 
 def _pairs(before: Figures, now: Figures) -> list[tuple[ModelResults, ModelResults]]:
@@ -180,6 +182,27 @@ def _pairs(before: Figures, now: Figures) -> list[tuple[ModelResults, ModelResul
     raise InputError.of("OLD and NEW", f"the models {names}", "models of the same names, or one in each folder")
 
 
+def _unpaired(before: Figures, now: Figures) -> list[str]:
+    """Models that have no other version, where some have one."""
+    pairs = _pairs(before, now)
+    alone = [("OLD", m.name) for m in before.models if all(m is not one for one, _ in pairs)]
+    alone += [("NEW", m.name) for m in now.models if all(m is not other for _, other in pairs)]
+    return [f"Not compared, as it is only in {where}: {name}." for where, name in alone]
+
+
+def _besides(old: str | Path, new: str | Path, before: Figures, now: Figures) -> list[str]:
+    """What was measured and is in no row; and whether the same code measured it."""
+    told = []
+    if any(entry.corruptions for entry in now.evaluation.models):
+        told.append("What natural corruptions and variations leave is not compared; see both reports.")
+    if now.evaluation.settings.smooth:
+        told.append("Certificates are not compared; see both reports.")
+    codes = [{session.code for session in sessions(folder)} - {""} for folder in (old, new)]
+    if all(codes) and codes[0] != codes[1]:
+        told.append("Measured by other code of monai-adv.")
+    return told
+
+
 def _check_pair(before: Figures, now: Figures, one: ModelResults, other: ModelResults) -> list[str]:
     """Refuse what would be compared like apples with pears; returns what is only to be told."""
     entries = [next(e for e in f.evaluation.models if e.name == m.name) for f, m in ((before, one), (now, other))]
@@ -189,14 +212,19 @@ def _check_pair(before: Figures, now: Figures, one: ModelResults, other: ModelRe
         if was != is_now:
             shown = f"of {other.name}" if word in ("stages", "corruptions") else f"{was}, {is_now}"
             raise InputError.of("OLD and NEW", f"another {what} ({shown})", f"the same {what}", SAME)
+    cases = [entry.cases for entry in entries]
+    if cases[0] != cases[1]:
+        only = [sorted(set(a) - set(b)) for a, b in (cases, cases[::-1])]
+        named = {where: o for where, o in zip(("OLD", "NEW"), only, strict=True) if o}
+        words = [f"only in {where}: {', '.join(o[:3])}{', ...' * (len(o) > 3)}" for where, o in named.items()]
+        received = f"other cases of {other.name} ({'; '.join(words) or 'in another order'})"
+        raise InputError.of("OLD and NEW", received, "the same cases", SAME)
     data = [entry.data for entry in entries]
     if all(data) and data[0] != data[1]:
         raise InputError.of("OLD and NEW", f"{other.name} on other data", "the same images and labels", SAME)
     told = [] if one.name == other.name else [f"{other.name} is compared with {one.name}."]
     if not all(data):
         told.append(f"{other.name}: whether images and labels are the same could not be checked.")
-    if entries[0].cases != entries[1].cases:
-        raise InputError.of("OLD and NEW", f"other cases of {other.name}", "the same cases", SAME)
     if lost := {(m, c) for f in (before, now) for m, c, _ in f.problems if c} | {
         (m.name, c) for m in (one, other) for c in m.unfinished
     }:
@@ -214,8 +242,11 @@ def _row(before: Figures, now: Figures, one: ModelResults, other: ModelResults, 
     was, is_now = (mean_known(scores[k].score for k in both) for scores in (first, second))
     outcome: Outcome
     outcome, why = "within noise", ""
-    if found.level and "not reliable" in (one.verdict.word, other.verdict.word):
-        outcome, why = "not decided", "the figures of one of both are not reliable"
+    doubtful = {w: m.verdict for w, m in (("OLD", one), ("NEW", other)) if m.verdict.word == "not reliable"}
+    if found.level and doubtful:
+        reasons = dict.fromkeys(reason for verdict in doubtful.values() for reason in verdict.reasons)
+        outcome = "not decided"
+        why = f"the figures of {' and '.join(doubtful)} are not reliable ({'; '.join(reasons)})"
     elif math.isnan(p):
         # Nothing differs on any case, or too few cases differ for a test to tell.
         if found.better or found.worse or not found.count:
@@ -227,6 +258,10 @@ def _row(before: Figures, now: Figures, one: ModelResults, other: ModelResults, 
 
 def _about(folder: str | Path, figures: Figures) -> Version:
     return Version(Path(folder).name, figures.evaluation.started, figures.evaluation.versions, digest_in(folder))
+
+
+def _chance(p: float) -> str:
+    return "-" if math.isnan(p) else "<0.001" if p < 5e-4 else f"{p:.3f}"
 
 
 def _points(value: float) -> str:
