@@ -17,7 +17,7 @@ from monai_adv import InputError
 from monai_adv.certificates import SmoothedModel, Smoothing
 from monai_adv.certificates.bounds import chance_of_losing
 from monai_adv.cli import main
-from monai_adv.evaluation.certify import both_bounds
+from monai_adv.evaluation.certify.kept import FOLDER, Judged, keep
 from monai_adv.evaluation.evidence.leaderboard import Entry
 from monai_adv.evaluation.frame_columns import COLUMNS
 from monai_adv.evaluation.models.classifier import Classifier
@@ -25,7 +25,7 @@ from monai_adv.evaluation.models.segmenter import Segmenter
 from monai_adv.evaluation.models.smoothed import SmoothedVersion
 from monai_adv.evaluation.outcome import Results
 from monai_adv.evaluation.report.bounds import bounds_of, told
-from monai_adv.evaluation.store import read_records
+from monai_adv.evaluation.store import Store, read_records
 from nnunet_trainers.evaluation.arguments import source_at
 from tests import tiny_models
 from tests.linear_classifier import problem
@@ -101,11 +101,11 @@ def test_a_certificate_that_an_attack_beats_is_an_alarm(linear: Results) -> None
     """As if the attacked images had all been judged wrong: well inside the radius chance cannot do that."""
     (case,) = (linear.numbers.records[0].case,)
     name, level = "linear, smoothed", "l2-0.1"
-    place = both_bounds._path(linear.folder, name, case, level)
+    store = Store(linear.folder)
+    place = store.path(FOLDER, name, case, level)
     kept = place.read_bytes()
     try:
-        judged = both_bounds.Judged(0.1, {str(i): 0.0 for i in range(10)}, 1)
-        both_bounds._keep(linear.folder, judged, name, case, level)
+        keep(store, Judged(0.1, {str(i): 0.0 for i in range(10)}, 1), name, case, level)
         found = bounds_of(linear.folder, linear.numbers)
         certain = [c for c in found[0].cases if c.certified.score and c.certified.radius > 0.3]
         assert certain
@@ -146,8 +146,8 @@ def test_the_command_ends_with_3_where_a_certificate_is_beaten(
     assert main(words) == 0
     assert "something is wrong" not in capsys.readouterr().out
     case = read_records(tmp_path / "out")[0].case
-    judged = both_bounds.Judged(0.1, {str(i): 0.0 for i in range(10)}, 1)
-    both_bounds._keep(tmp_path / "out", judged, "linear, smoothed", case, "l2-0.1")
+    judged = Judged(0.1, {str(i): 0.0 for i in range(10)}, 1)
+    keep(Store(tmp_path / "out"), judged, "linear, smoothed", case, "l2-0.1")
     assert main(words) == 3
     assert "so something is wrong" in capsys.readouterr().out
     assert "▲ A certificate is beaten." in (tmp_path / "out" / "report.html").read_text()

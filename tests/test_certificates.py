@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.inferers.utils import sliding_window_inference
 from scipy import stats
 from torch import Tensor, nn
 
@@ -169,6 +170,35 @@ def test_no_completion_of_the_abstained_voxels_has_a_lower_dice(seed: int) -> No
         assert float(certified_score(bound[None], there[None])) <= lowest_mean + 1e-12
 
 
+def test_the_slices_of_a_volume_are_wrong_together_with_alpha() -> None:
+    """Voxels at exactly tau: whatever is certified is wrong. Each of 20 slices alone errs in up to 5 % of the cases."""
+    wrong = {True: 0, False: 0}
+    images = torch.full((20, 1, 1), float(stats.norm.ppf(0.75)), dtype=torch.float64)
+    for together in wrong:
+        for seed in range(100):
+            settings = Certification(sigma=1.0, n0=20, n=100, alpha=0.05, seed=seed, inputs_per_pass=4000)
+            found = certify_labels(Sign(), images, settings, together=together)
+            wrong[together] += bool((found.labels != NO_CLASS).any())
+    assert wrong[True] <= stats.binom.ppf(0.999, 100, 0.05)
+    assert wrong[False] > 25
+    with pytest.raises(InputError, match="n: received 45, allowed is at least 49; .* 1024 voxels together"):
+        certify_labels(Sign(), torch.zeros(4, 1, 16, 16), Certification(sigma=1.0, n=45), together=True)
+    assert certify_labels(Sign(), torch.zeros(4, 1, 16, 16), Certification(sigma=1.0, n=45)).labels.shape == (4, 16, 16)
+
+
+def test_windows_that_overlap_see_the_same_noise() -> None:
+    """A voxel is drawn once for the whole volume, so a window over it gives what the network gives at once."""
+
+    class Windowed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return sliding_window_inference(x, (4, 4, 4), 2, Sign(), overlap=0.5)
+
+    images = torch.randn(1, 1, 6, 5, 7, generator=torch.Generator().manual_seed(0))
+    one, other = (certify_labels(network, images, Certification(sigma=0.5)) for network in (Sign(), Windowed()))
+    assert torch.equal(one.labels, other.labels)
+    assert 0 < float(one.abstained) < 1
+
+
 def test_ignored_voxels_are_nowhere() -> None:
     labels, target = torch.tensor([[1, NO_CLASS, NO_CLASS]]), torch.tensor([[1, 1, 0]])
     valid = torch.tensor([[True, False, False]])
@@ -241,6 +271,18 @@ def test_neither_pieces_nor_neighbours_matter(regions: bool) -> None:
         torch.testing.assert_close(other, whole)
 
 
+def test_what_is_nan_is_no_vote_for_outside() -> None:
+    """A region whose output is NaN wherever it would be inside."""
+
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x > 0, torch.nan, x)
+
+    model = SmoothedModel(Broken(), 1.0, draws=100, regions=True)
+    assert model.predict(torch.tensor([[[9.0, -9.0]]])).tolist() == [[[NO_CLASS, 0]]]
+    assert model(torch.tensor([[[9.0, -9.0]]])).isnan().tolist() == [[[True, False]]]
+
+
 def test_channels_that_are_no_intensities_get_no_noise() -> None:
     model = SmoothedModel(nn.Identity(), 1.0, channels=(0,))
     noise = model.noise.draws(torch.zeros(2, 3, 4), 5, torch.Generator().manual_seed(0))
@@ -268,7 +310,8 @@ def test_a_network_that_gives_nan_has_no_votes() -> None:
         ({"alpha": 0.0}, "alpha: received 0.0, allowed is a probability between 0 and 1"),
         ({"alpha": 1.0}, "alpha: received 1.0"),
         ({"n": 0}, "n: received 0, allowed is a whole number >= 1"),
-        ({"tau": 0.4}, "tau: received 0.4, allowed is at least 0.5 and below 1"),
+        ({"tau": 0.4}, "tau: received 0.4, allowed is above 0.5 and below 1"),
+        ({"tau": 0.5}, "tau: received 0.5"),
         ({"tau": 1.0}, "tau: received 1.0"),
     ],
 )
@@ -289,6 +332,19 @@ def test_noise_that_rounding_swallows() -> None:
     with pytest.raises(InputError, match="sigma: received 0.1, allowed is at least 366 beside images of size 3e"):
         certify_classes(nn.Linear(2, 2), images, Certification(sigma=0.1))
     assert len(certify_classes(nn.Linear(2, 2).double(), images.double(), Certification(sigma=0.1)).label) == 1
+
+
+def test_a_network_whose_images_decide_together() -> None:
+    """Batch norm over the batch at hand: its noisy copies would be no independent draws."""
+    torch.manual_seed(0)
+
+    def network(**norm: bool) -> nn.Module:
+        return nn.Sequential(nn.BatchNorm2d(1, **norm), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+
+    images = torch.randn(4, 1, 3, 3)
+    with pytest.raises(InputError, match="another answer to the same image beside other images"):
+        certify_classes(network(track_running_stats=False), images, Certification(sigma=1.0, n=20))
+    assert len(certify_classes(network(), images, Certification(sigma=1.0, n=20)).label) == 4
 
 
 def test_a_network_that_is_random_by_itself() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,16 @@ import monai_adv
 from monai_adv import InputError
 from monai_adv.certificates import Certification, certify_classes, certify_labels
 from monai_adv.cli import main
+from monai_adv.evaluation.certify.kept import Proven, read_certified
 from monai_adv.evaluation.certify.run import certify_models
+from monai_adv.evaluation.evidence.document import document
+from monai_adv.evaluation.evidence.verify import against, verify
 from monai_adv.evaluation.frame_columns import COLUMNS
 from monai_adv.evaluation.models.classifier import Classifier
 from monai_adv.evaluation.models.segmenter import Segmenter
+from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.run.measure import LiveSource
+from monai_adv.evaluation.store import Store
 from nnunet_trainers.evaluation.arguments import source_at
 from tests.linear_classifier import problem
 from tests.test_certificates import Sign
@@ -107,16 +115,34 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
     made = len(calls)
     assert made > 0
     again = certify_models([source(2)], SETTINGS, folder)
-    assert len(calls) == made
+    assert sum(calls[made:]) == 2  # by which the model is told from others
     assert again.cases == first.cases
-    with pytest.raises(InputError, match="folder: received .*this one differs in n"):
+    with pytest.raises(
+        InputError, match="holds another evaluation; it differs in settings.certify.n: 200 there, 300 now"
+    ):
         certify_models([source(2)], Certification(sigma=0.5, n0=20, n=300, alpha=0.01), folder)
-    file = next((folder / "sign").glob("*.json"))
+    file = next((folder / "certificates" / "sign").glob("*.json"))
     content = json.loads(file.read_text())
     content["cases"][0]["score"] = 0.123
     file.write_text(json.dumps(content))
     with pytest.raises(InputError, match="its checksum does not fit.* delete it"):
         certify_models([source(2)], SETTINGS, folder)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"sigma": 0.6}, "settings.certify.sigma: 0.5 there, 0.6 now"),
+        ({"n0": 21}, "settings.certify.n0: 20 there, 21 now"),
+        ({"alpha": 0.02}, "settings.certify.alpha: 0.01 there, 0.02 now"),
+        ({"tau": 0.8}, "settings.certify.tau: 0.75 there, 0.8 now"),
+        ({"seed": 1}, "settings.certify.seed: 0 there, 1 now"),
+    ],
+)
+def test_other_draws_need_another_folder(tmp_path: Path, more: dict[str, Any], said: str) -> None:
+    certify_models([_segmenter(1)], SETTINGS, tmp_path / "out")
+    with pytest.raises(InputError, match=said):
+        certify_models([_segmenter(1)], replace(SETTINGS, **more), tmp_path / "out")
 
 
 def test_cases_have_noise_of_their_own_and_the_same_each_time() -> None:
@@ -132,6 +158,17 @@ def test_it_says_first_what_is_certified() -> None:
     assert "under every change up to L2 0.337 (RMS 0.0562 per voxel)" in text
     text = repr(certify_models([_classifier()], SETTINGS))
     assert "half of the right images are certified up to L2" in text
+
+
+def test_a_constant_answer_shows() -> None:
+    """All certified, with the largest radius there is, and of one class never right."""
+    network = nn.Linear(2, 2)
+    network.load_state_dict({"weight": torch.zeros(2, 2), "bias": torch.tensor([0.0, 1.0])})
+    model = Classifier("constant", network, torch.zeros(4, 2), torch.tensor([0, 1, 1, 1]), ["healthy", "ill"])
+    found = certify_models([LiveSource(model)], SETTINGS)
+    assert found.at(0.5) == 0.75
+    assert "75.0 without an attack; no image of healthy is right; half of the right images" in repr(found)
+    assert "no image" not in repr(certify_models([_classifier()], SETTINGS))
 
 
 def test_sigmoids_over_label_maps_are_regions_without_the_background() -> None:
@@ -197,9 +234,11 @@ def test_what_the_command_refuses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     factory = ["--factory", f"{tiny_models.__file__}:classifier", "--device", "cpu"]
-    assert main(["certify", *factory, *words, "-o", str(tmp_path / "out")]) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1].replace("'", "")
-    assert not (tmp_path / "out").exists()  # which the corrected command would not fit
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "out", tmp_path / "empty"):
+        assert main(["certify", *factory, *words, "-o", str(folder)]) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1].replace("'", "")
+        assert not folder.exists() or not any(folder.iterdir())  # which the corrected command would not fit
 
 
 def test_a_volume_that_is_too_large_for_the_draws_is_a_problem_of_its_own(tmp_path: Path) -> None:
@@ -216,3 +255,177 @@ def test_a_volume_that_is_too_large_for_the_draws_is_a_problem_of_its_own(tmp_pa
     with pytest.raises(InputError, match="n: received 5, allowed is at least"):
         certify_models([LiveSource(model)], Certification(sigma=0.5, n=5), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+# ------------------------------------------------------------------ for a file
+
+
+@pytest.fixture(scope="module")
+def filed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight images, certified by the command and nothing else."""
+    folder = tmp_path_factory.mktemp("filed")
+    shutil.copy(tiny_models.__file__, folder / "mine.py")
+    assert main(_command(folder)) == 0
+    return folder
+
+
+def _command(folder: Path) -> list[str]:
+    return ["certify", "--factory", f"{folder / 'mine.py'}:classifier", "--sigma", "0.1", "--n0", "5", "--n", "30",
+            "--cases", "8", "--device", "cpu", "-o", str(folder / "out")]  # fmt: skip
+
+
+def _evidence(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "out" / "evidence.json").read_text())
+    return content
+
+
+def test_a_certified_run_can_be_filed(filed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Untouched everything matches but what came from memory; the digest on the screen is the file's."""
+    digest = _evidence(filed)["digest"]
+    assert main(_command(filed)) == 0  # nothing is left to do, and the same is said
+    assert _evidence(filed)["digest"] != digest  # the second session is in it
+    assert _evidence(filed)["digest"] in capsys.readouterr().out
+    assert main(["verify", str(filed / "out")]) == 2
+    told = capsys.readouterr().out
+    assert "DIFFERS" not in told
+    assert [line for line in told.splitlines() if line.startswith("not checked")] == [
+        "not checked tiny, weights and data: some came from memory; their hash is in the evidence"
+    ]
+    for line in ("report, certificates.csv", "records", "tiny, figures, from the records", "code of monai-adv"):
+        assert f"matches     {line}\n" in told
+    content = _evidence(filed)
+    assert content["measurement"]["settings"]["certify"]["sigma"] == 0.1
+    assert content["measurement"]["command"].startswith("monai-adv certify --factory ")
+    assert [session["records"] for session in content["measurement"]["sessions"]][:2] == [0, 1]
+
+
+def test_its_figures_are_those_of_the_certificates_with_intervals(filed: Path) -> None:
+    """Of 30 draws at alpha 0.001 the radius is at most 0.1 * Phi^-1(0.001 ** (1 / 30)) = 0.0822: 0 and half a sigma."""
+    table = pandas.read_csv(filed / "out" / "certificates.csv")
+    radii, scores = (table[table.measure == word] for word in ("radius rms", "score"))
+    (model,) = _evidence(filed)["models"]
+    rows = {(row["attack"], row["level"], row["measure"]): row for row in model["figures"] if row["class"] == "all"}
+    assert set(rows) == {
+        ("clean", "", "accuracy"), ("certificate", "", "certified lower bound"),
+        ("certificate", "l2-0.05", "certified lower bound"), ("certificate", "", "share abstained"),
+    }  # fmt: skip
+    assert len(radii) == len(scores) == 8
+    right = int(((scores.value == 1) & (scores.eps >= 0.05)).sum())
+    row = rows["certificate", "l2-0.05", "certified lower bound"]
+    assert (row["norm"], row["eps"], row["unit"], row["count"]) == ("l2", 0.05, "norm", 8)
+    assert row["value"] == right / 8
+    expected = stats.binomtest(right, 8).proportion_ci(method="wilson")
+    assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
+    by_class = {row["class"]: row for row in model["figures"] if row["level"] == "" and row["class"] != "all"}
+    for name, each in by_class.items():
+        mine = table[table.measure == f"sensitivity {name}"]
+        assert each["count"] == len(mine)
+        assert each["value"] is None if mine.empty else each["value"] == pytest.approx(mine.value.mean())
+    assert sum(row["count"] for row in by_class.values()) == 8
+    assert model["robustness"] == "certified, not attacked"
+    assert model["trust"] == {"word": "not enough measured", "reasons": ["8 images of at least 50"]}
+    assert [check["outcome"] for check in model["checks"]] == ["passed"]
+
+
+def test_it_says_that_no_attack_was_run(filed: Path) -> None:
+    content = _evidence(filed)
+    told = {each["topic"]: each["sentence"] for each in content["not_tested"]}
+    assert told["attacks"].startswith("No attack was run.")
+    assert told["larger changes"] == "Nothing is proven beyond the radii among the figures."
+    assert told["the network itself"].startswith("The figures are of the smoothed models.")
+    assert "lower bound" not in told
+    assert not any("attacks are" in each for each in content["deviations"])
+    assert "Not all cases were measured, only the first 8." in content["deviations"]
+
+
+def _edit(path: Path, change: Callable[[Any], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def _proven(folder: Path) -> Path:
+    return next((folder / "out" / "certificates").rglob("*.json"))
+
+
+def _sealed(folder: Path) -> None:
+    """As somebody would who knows this program."""
+    store = Store(folder / "out")
+    content = store.read(_proven(folder), Proven)
+    store.write(_proven(folder), Proven((replace(content.cases[0], radius=9.0, score=1.0), *content.cases[1:])))
+
+
+TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "the table": (
+        lambda f: (f / "out" / "certificates.csv").write_text("x"), "report, certificates.csv: it was changed"),
+    "a certificate": (
+        lambda f: _edit(_proven(f), lambda c: c["cases"][0].update(radius=9.0)), "figures, from the records: "),
+    "a certificate with its seal": (_sealed, "records: files were changed"),
+    "a certificate gone": (lambda f: _proven(f).unlink(), "records: files were changed"),
+    "the weights": (lambda f: (f / "mine.py").write_text("x"), "mine.py: its content was changed"),
+    "a figure": (
+        lambda f: _edit(f / "out" / "evidence.json", lambda c: c["models"][0]["figures"][0].update(value=0.999)),
+        "evidence.json, by its digest: it was changed"),
+    "the draws": (
+        lambda f: _edit(f / "out" / "evaluation.json", lambda c: c["settings"]["certify"].update(n=9000)),
+        "figures, from the records: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("tamper", "said"), TAMPERED.values(), ids=TAMPERED.keys())
+def test_tampering_is_found(filed: Path, tmp_path: Path, tamper: Callable[[Path], object], said: str) -> None:
+    shutil.copytree(filed, folder := tmp_path / "copy")
+    marks = json.loads((folder / "out" / "files.json").read_text())  # of the files where they were measured
+    assert any("mine.py" in path for path in marks["tiny"])
+    kept = (filed / "mine.py").read_bytes()
+    tamper(folder if said.partition(":")[0] != "mine.py" else filed)
+    try:
+        lines = [line for line in verify(folder / "out") if line.outcome == "DIFFERS"]
+    finally:
+        (filed / "mine.py").write_bytes(kept)
+    assert any(said in str(line) for line in lines), lines
+
+
+def test_a_changed_figure_is_named_even_with_a_new_digest(filed: Path) -> None:
+    content = _evidence(filed)
+    again = document(filed / "out", gather(filed / "out", attacked=False), content["written"], {})
+    assert all(line.outcome == "matches" for line in against(content, again))
+    content["models"][0]["figures"][1]["value"] += 0.125
+    (line,) = [line for line in against(content, again) if line.outcome == "DIFFERS"]
+    assert line.what == "tiny, figures, from the records"
+    assert line.why.startswith("[1].value is ")
+
+
+def test_a_certificate_of_another_folder_is_refused(filed: Path, tmp_path: Path) -> None:
+    """Of the same model and case, but of another sigma."""
+    shutil.copytree(filed, folder := tmp_path / "copy")
+    words = [*_command(folder)[:-1], str(folder / "other"), "--sigma", "0.2"]
+    assert main(words) == 0
+    shutil.copy(next((folder / "other" / "certificates").rglob("*.json")), _proven(folder))
+    with pytest.raises(InputError, match="copied from elsewhere"):
+        read_certified(Store(folder / "out"), "tiny", ["images 0 to 7"])
+
+
+def test_what_needs_attacks_says_that_there_are_none(
+    filed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = ["card", "-o", str(tmp_path / "README.md"), "--dataset", "eight images"]
+    for words in (["report"], ["compare", str(filed / "out")], card):
+        assert main([*words, str(filed / "out")]) == 2
+        assert "holds certificates and no attack" in capsys.readouterr().err
+
+
+def test_certificates_of_volumes_are_filed_from_python(tmp_path: Path) -> None:
+    """Per class and joint, each with an interval over the patients; the radius is sigma * Phi^-1(tau)."""
+    source, settings = _segmenter(7), replace(SETTINGS, sigma=1.5)
+    certify_models([source], settings, tmp_path / "out")
+    (model,) = json.loads((tmp_path / "out" / "evidence.json").read_text())["models"]
+    radius = 1.5 * stats.norm.ppf(0.75)
+    rows = [row for row in model["figures"] if row["measure"] == "certified lower bound"]
+    assert [row["class"] for row in rows] == ["all", "lesion"]
+    assert [row["eps"] for row in rows] == pytest.approx([radius, radius])
+    found = certify_models([source], settings, tmp_path / "out")
+    assert rows[0]["value"] == pytest.approx(np.mean([case.score for case in found.cases]))
+    assert rows[0]["low"] <= rows[0]["value"] <= rows[0]["high"]
+    assert model["trust"]["word"] == "reliable"
+    assert {line.outcome for line in verify(tmp_path / "out")} == {"matches", "not checked"}

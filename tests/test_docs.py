@@ -10,9 +10,11 @@ from importlib import import_module
 from pathlib import Path
 from runpy import run_path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import monai_adv
 from monai_adv import attacks
 from monai_adv.cli import build_parser
 from monai_adv.cli.method_tables import refreshed, settings_table
@@ -23,6 +25,7 @@ from monai_adv.evaluation.evidence.glossary import GLOSSARY
 from monai_adv.tasks import SegmentationSettings
 from monai_adv.variations import NOT_OFFERED, VARIATIONS
 from nnunet_trainers.run_settings import RunSettings
+from tests.linear_classifier import problem
 
 ROOT = Path(__file__).parents[1]
 METHOD_PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
@@ -162,9 +165,14 @@ def test_the_readme_fits_two_screens() -> None:
     assert len(README.read_text().splitlines()) <= 90
 
 
-@pytest.mark.parametrize("page", [README, ROOT / "docs" / "index.md"], ids=lambda p: p.name)
-def test_commands_of_the_first_pages_are_ones_that_there_are(page: Path) -> None:
-    ours = [shlex.split(line)[1:] for line in bash_lines(page) if line.startswith("monai-adv ")]
+COMMANDS = [README, *(ROOT / "docs" / f"{name}.md" for name in ("index", "certificates", "evidence"))]
+"""Pages all of whose commands are tried."""
+
+
+@pytest.mark.parametrize("page", COMMANDS, ids=lambda p: p.name)
+def test_commands_are_ones_that_there_are(page: Path) -> None:
+    lines = [line for line in bash_lines(page) if line.startswith("monai-adv ") and " ... " not in line]
+    ours = [shlex.split(line)[1:] for line in lines]
     assert ours
     for words in ours:
         assert build_parser().parse_args(words).run
@@ -172,6 +180,18 @@ def test_commands_of_the_first_pages_are_ones_that_there_are(page: Path) -> None
     assert set(re.findall(r"\b\w+Trainer\b", page.read_text())) <= trainers
     targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert {line.split()[1] for line in bash_lines(page) if line.startswith("make ")} <= set(targets)
+
+
+def test_the_python_of_certificates_runs() -> None:
+    text = (ROOT / "docs" / "certificates.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    network, images, labels = problem(2, (1, 4), count=6)
+    names: dict[str, Any] = {"monai_adv": monai_adv, "network": network, "images": images, "labels": labels}
+    for block in (blocks[0], blocks[2]):
+        exec(block, names)
+    assert 0.5 <= names["certificates"].at(0.0) <= 1.0
+    found = names["model"].predict(images)
+    assert ((found == labels) | (found == -1)).all()
 
 
 def test_the_readmes_price_is_the_one_measured() -> None:

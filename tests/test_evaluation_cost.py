@@ -12,7 +12,10 @@ from tiny_nnunet import write_case, write_model
 from torch import nn
 
 from monai_adv.attacks.pgd import PGD
+from monai_adv.certificates import Smoothing
+from monai_adv.evaluation.models.smoothed import SmoothedVersion
 from monai_adv.evaluation.records import Level
+from monai_adv.evaluation.run.workers import Job
 from monai_adv.evaluation.search import cost
 from monai_adv.evaluation.search.cost import Cost, Size, Timing
 from monai_adv.evaluation.search.runner import run_case
@@ -73,6 +76,49 @@ def test_natural_variations_make_the_passes_that_are_counted(tmp_path: Path) -> 
     assert counter.forward == cost.OPENED * size.inputs
     case.scores(case.images)
     assert counter.forward == cost.VARIED * size.inputs
+
+
+@pytest.mark.parametrize("size", [(16, 12), (8, 12, 8)])
+def test_noise_leaves_no_background_to_be_cut_off_and_is_priced_so(tmp_path: Path, size: tuple[int, ...]) -> None:
+    """Of 9 slices 2 on either side are dark: 5 are left of the file, and all 9 of it with Rician noise."""
+    write_case(tmp_path, rim=3)
+    folder = write_model(tmp_path / "model", size)
+    source = NNUNetSource(str(folder), str(tmp_path / "imagesTr"), str(tmp_path / "labelsTr"))
+    words = ("mri:rician_noise",)
+    settings = EvaluationSettings((Level("l2", 0.1),), "quick", variations=words)
+    job = Job("run", source, settings, str(tmp_path))
+    model = job._model()
+    own, varied = job.survey("case")
+    assert isinstance(own, Size)
+    assert isinstance(varied, Size)
+    steps = checked_steps(words, model)
+    counter = _Counter(model.network)  # type: ignore[attr-defined]
+    found = [measured(model, "case", step, seed=0)[0] for step in steps]
+    bound = cost.bound({}, [own], Timing(0.0, 0.0), variations=4, varied=[varied]).forward
+    bound -= cost.bound({}, [own], Timing(0.0, 0.0)).forward
+    assert {record.forward for record in found} == {varied.inputs}
+    assert varied.voxels > own.voxels
+    if len(size) == 2:  # whose inputs are slices
+        assert (own.inputs, varied.inputs) == (5, 9)
+        assert counter.forward == bound == cost.VARIED * 4 * varied.inputs
+    assert sum(record.forward for record in found) <= bound
+
+
+def test_what_certifies_a_smoothed_model_is_priced_with_its_attacks(tmp_path: Path) -> None:
+    """Many draws that count, few that vote: the certificates cost more than all attacks."""
+    smooth = Smoothing(0.1, n0=30, n=600, draws=3)
+    base = classifier()
+    settings = EvaluationSettings((Level("l2", 0.002, unit="norm"), Level("l2", 0.004, unit="norm")), "quick",
+                                  smooth=smooth)  # fmt: skip
+    model = SmoothedVersion(base, smooth)
+    plan = plan_of(model, settings)
+    sizes = [Size.of(model.load(base.cases[0]))]
+    counter = _Counter(base.network)
+    run_case(model, base.cases[0], plan, open_store(tmp_path, (model, plan)))
+    bound, attacks = (cost.bound(plan.most_passes(), sizes, Timing(0.0, 0.0), smooth=s) for s in (smooth, None))
+    most, least = (smooth.draws * (c.forward + c.backward) for c in (bound, attacks))  # a gradient draws once more
+    assert most > counter.forward > 2 * least
+    assert counter.forward > 0.8 * most
 
 
 def test_what_the_records_count_is_what_the_network_sees(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def open_store(folder: Path, *plans: tuple[Model, AttackPlan]) -> Store:
 def run_all(folder: Path, model: Model, settings: EvaluationSettings, make: Make = stages) -> list[Record]:
     plan = plan_of(model, settings, make)
     store = open_store(folder, (model, plan))
-    with reproducible(settings):
+    with reproducible(settings.threads):
         for case in model.cases:
             assert run_case(model, case, plan, store)
     return timeless(read_records(folder))
@@ -152,7 +152,7 @@ def interruptions(folder: Path, model: Model, settings: EvaluationSettings) -> i
                 write_whole(path, content)
 
             try:
-                with reproducible(settings):
+                with reproducible(settings.threads):
                     run_case(model, case, plan_of(model, settings), Store(folder, writes))
                 break
             except KeyboardInterrupt:

@@ -41,7 +41,12 @@ class MapCertificate:
 
 
 def certify_labels(
-    network: nn.Module, images: Tensor, settings: Certification, *, regions: bool = False
+    network: nn.Module,
+    images: Tensor,
+    settings: Certification,
+    *,
+    regions: bool = False,
+    together: bool = False,
 ) -> MapCertificate:
     """Certify the smoothed version of a segmentation model, image by image.
 
@@ -51,6 +56,7 @@ def certify_labels(
         images: as the network gets them.
         settings: noise and draws. What is said of all voxels of an image together is wrong with probability ``alpha``.
         regions: the channels are overlapping regions (a sigmoid each).
+        together: the images are the slices of one volume: what is said of all of them is wrong with that probability.
 
     Raises:
         InputError: too few draws for so many voxels, noise that is lost in the rounding of the images, or a network
@@ -68,11 +74,14 @@ def certify_labels(
     """
     device = next((p.device for p in network.parameters()), images.device)
     generator = torch.Generator(device).manual_seed(settings.seed)
-    settings.check_draws(images[0, 0].numel(), settings.tau)
+    slices = len(images) if together else 1
+    settings.check_draws(slices * images[0, 0].numel(), settings.tau)
     votes = count_votes(network, images, settings, generator, regions=regions)
-    settings.check_draws(votes.count[0].numel(), settings.tau)
-    certain = np.stack([agree(count, settings.n, settings.tau, settings.alpha) for count in votes.count.numpy()])
-    labels = torch.where(torch.from_numpy(certain), votes.chosen, NO_CLASS)
+    settings.check_draws(slices * votes.count[0].numel(), settings.tau)
+    counts = votes.count.numpy()
+    families = counts[None] if together else counts
+    certain = np.stack([agree(count, settings.n, settings.tau, settings.alpha) for count in families])
+    labels = torch.where(torch.from_numpy(certain).reshape(counts.shape), votes.chosen, NO_CLASS)
     return MapCertificate(labels, settings.sigma * float(stats.norm.ppf(settings.tau)))
 
 

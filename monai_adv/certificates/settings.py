@@ -43,8 +43,8 @@ class Certification:
         for name in ("n0", "n", "inputs_per_pass"):
             if getattr(self, name) < 1:
                 raise InputError.of(name, getattr(self, name), "a whole number >= 1")
-        if not 0.5 <= self.tau < 1:
-            raise InputError.of("tau", self.tau, "at least 0.5 and below 1", "0.75 is usual")
+        if not 0.5 < self.tau < 1:  # the radius at one half is 0
+            raise InputError.of("tau", self.tau, "above 0.5 and below 1", "0.75 is usual")
         if not 0 <= self.seed < 2**63:
             raise InputError.of("seed", self.seed, "a whole number >= 0")
 

@@ -141,8 +141,8 @@ def summed(network: nn.Module, images: Tensor, noise: Tensor, regions: bool) -> 
         regions: each channel is judged for itself.
 
     Returns:
-        the logarithms of summed probabilities, ``(1, B, K, *spatial)``, with ``regions`` ``(2, B, K, *spatial)`` of
-        being inside and outside; and the votes for each class or region ``(B, K, *spatial)``.
+        the logarithms of summed probabilities, ``(1, B, K, *spatial)`` of each class, with ``regions`` ``(2, B, K,
+        *spatial)`` of being inside and outside; and the votes, laid out alike. What is not finite is no vote.
     """
     output = first(network((images[None] + noise).flatten(0, 1)))
     if not regions and output.shape[1] == 1:
@@ -151,10 +151,10 @@ def summed(network: nn.Module, images: Tensor, noise: Tensor, regions: bool) -> 
     both = [functional.logsigmoid(output), functional.logsigmoid(-output)] if regions else [output.log_softmax(1)]
     answer = decided(output, regions)
     kinds = torch.arange(output.shape[1], device=output.device).view(1, -1, *[1] * (output.ndim - 2))
-    voted = answer == 1 if regions else answer[:, None] == kinds
+    voted = torch.stack([answer == 1, answer == 0] if regions else [answer[:, None] == kinds])
     shape = (len(noise), len(images), *output.shape[1:])
     log = torch.stack(both).reshape(len(both), *shape).logsumexp(1)
-    return log, voted.reshape(shape).sum(0).to(output.dtype)
+    return log, voted.reshape(len(both), *shape).sum(1).to(output.dtype)
 
 
 def as_logits(log: Tensor, draws: int) -> Tensor:
@@ -228,7 +228,7 @@ class SmoothedModel(nn.Module):
         if self.soft:
             return soft
         # One vote more for each, so that no logarithm is infinite; it changes no majority.
-        hard = (votes + 1).log() - ((self.draws - votes + 1).log() if self.regions else math.log(self.draws))
+        hard = (votes[0] + 1).log() - ((votes[1] + 1).log() if self.regions else math.log(self.draws))
         return hard + (soft - soft.detach())  # the value of the first, the gradient of the second
 
     @torch.no_grad()
@@ -250,15 +250,14 @@ class SmoothedModel(nn.Module):
         self.noise.check(images)
         votes = self._draw(images)[1].round().long()
         if self.regions:
-            answer, most = (2 * votes > self.draws).long(), torch.maximum(votes, self.draws - votes)
-            following = self.draws - most
+            answer, most, following = (votes[0] > votes[1]).long(), votes.amax(0), votes.amin(0)
         else:
-            (most, following), answer = votes.topk(2, dim=1)[0].unbind(1), votes.argmax(1)
+            (most, following), answer = votes[0].topk(2, dim=1)[0].unbind(1), votes[0].argmax(1)
         sure = [differ(a.cpu().numpy(), b.cpu().numpy(), alpha) for a, b in zip(most, following, strict=True)]
         return torch.where(torch.from_numpy(np.stack(sure)).to(answer.device), answer, NO_CLASS)
 
     def _draw(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logarithms of summed probabilities ``(1 or 2, B, K, *spatial)``, with ``regions`` of both; votes."""
+        """Logarithms of summed probabilities, and votes, of all draws; see :func:`summed`."""
         images = images.as_subclass(Tensor)
         generator = torch.Generator(images.device).manual_seed(self.seed)
         log: Tensor | None = None

@@ -48,13 +48,13 @@ def count_votes(
         regions: the channels are overlapping regions; the answers are 0 or 1 for each, ``(B, K, *spatial)``.
 
     Raises:
-        InputError: images that swallow the noise, or a network that answers by chance: its draws would not be those
-            that the proof is about.
+        InputError: images that swallow the noise, or a network that answers by chance, or otherwise beside other
+            images: its draws would not be those that the proof is about.
     """
     settings.noise.check(images)
     images = images.to(device_of(network)).as_subclass(Tensor)
     with frozen(network) as model:
-        output = answered_twice(model, images[:1])
+        output = answers_alike(model, images, settings)
         classes = 2 if regions or output.shape[1] == 1 else output.shape[1]
         chosen = _tally(model, images, settings, settings.n0, generator, regions, classes).argmax(1)
         count = torch.zeros_like(chosen, dtype=torch.int32)
@@ -93,17 +93,34 @@ def _answers(
 
 
 @torch.no_grad()
-def answered_twice(model: nn.Module, images: Tensor) -> Tensor:
-    """What a network says, twice the same.
+def answers_alike(model: nn.Module, images: Tensor, settings: Certification) -> Tensor:
+    """What a network says about the first image, which must be the same a second time, and beside another image.
+
+    Args:
+        model: in eval mode.
+        images: ``(B, C, *spatial)``, whose noisy copies will share passes.
+        settings: of the draws.
 
     Raises:
-        InputError: it says something else the second time: its draws would not be those that the proof is about.
+        InputError: it says something else: its draws would not be those that the proof is about.
     """
-    once, again = (first(model(any_batch_size(images, model))) for _ in range(2))
+    one = images[:1].to(device_of(model)).as_subclass(Tensor)
+    once, again = (first(model(any_batch_size(one, model))) for _ in range(2))
     # Kernels of a GPU may add up in another order.
     if not torch.allclose(once, again, rtol=1e-3, atol=1e-5, equal_nan=True):
         raise InputError.of(
             "network", "another answer to the same image", "a network that answers alike each time",
             "its own randomness is not the noise that a certificate is about; switch it off",
         )  # fmt: skip
+    if len(images) * copies_at_once(images, settings.inputs_per_pass) > 1:
+        generator = torch.Generator(one.device).manual_seed(settings.seed)
+        other = one + settings.noise.draws(one, 1, generator)[0]
+        beside = first(model(any_batch_size(torch.cat([one, other]), model)))[:1]
+        size = float(once[once.isfinite()].abs().max()) if bool(once.isfinite().any()) else 0.0
+        if not torch.allclose(once, beside, rtol=1e-3, atol=1e-5 + 1e-3 * size, equal_nan=True):
+            raise InputError.of(
+                "network", "another answer to the same image beside other images",
+                "a network that answers for each image alone",
+                "draws that share a pass would decide together, as with batch norm that has no running statistics",
+            )  # fmt: skip
     return two_classes(once) if once.shape[1] == 1 else once

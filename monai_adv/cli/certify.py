@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 What is certified is the smoothed model, the majority vote over noisy copies of the input, not the network
-itself; see docs/certificates.md. The same command goes on where it was stopped.
+itself; see docs/certificates.md. The same command goes on where it was stopped, and `monai-adv verify FOLDER`
+holds the folder's evidence.json against all that it rests on.
 
 exit codes: 0 finished, 1 some cases could not be used, 2 the input cannot be used, 4 an unexpected error
 
@@ -69,9 +71,10 @@ def run(args: argparse.Namespace) -> int:
         InputError: input that cannot be used.
     """
     wait_passively()
-    require("monai-adv certify", "pandas")  # it writes the table
+    require("monai-adv certify", "pandas", "jsonschema")  # it writes a table and the evidence
     from monai_adv.certificates import Certification
     from monai_adv.evaluation.certify.run import certify_models
+    from monai_adv.evaluation.evidence.document import CERTIFICATES, NAME, digest_in
     from monai_adv.foreign_text import say
 
     settings = Certification(
@@ -85,15 +88,17 @@ def run(args: argparse.Namespace) -> int:
         return 0
     pool = pool_of(args)
     try:
-        found = certify_models(sources, settings, output, cases=chosen, bars=True, pool=pool)
+        found = certify_models(
+            sources, settings, output, cases=chosen, device=args.device, bars=True, pool=pool,
+            asked=shlex.join(["monai-adv", *args.words]),
+        )  # fmt: skip
     finally:
         pool.close()
-    table = output / "certificates.csv"
-    found.frame().to_csv(table, index=False)
     say(repr(found))
     for model, case, reason in found.problems:
         say(f"not used: {model}{', ' + case if case else ''}: {reason}")
-    print(f"Table: {table}")
+    print(f"Table: {output / CERTIFICATES}")
+    print(f"Evidence: {output / NAME}; keep its digest elsewhere: {digest_in(output)}")
     return 1 if found.problems else 0
 
 

@@ -19,7 +19,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Hold evidence.json against the records, the report and the files that were measured.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("folder", help="what was given to `monai-adv evaluate` as -o, or a folder with a report")
+    parser.add_argument(
+        "folder", help="what was given to `monai-adv evaluate` or `certify` as -o, or a folder with a report"
+    )
     parser.add_argument("--digest", metavar="SHA256", help="digest of the evidence, as it was kept elsewhere")
     parser.set_defaults(run=run)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from monai_adv.evaluation.codec import optional
+from monai_adv.evaluation.models.protocol import Case
 
 
 class Size(NamedTuple):
@@ -16,6 +17,11 @@ class Size(NamedTuple):
 
     inputs: int
     voxels: int
+
+    @classmethod
+    def of(cls, case: Case) -> Size:
+        """Of a case that is open."""
+        return cls(len(case.images), case.images.numel())
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,11 @@ class Costs:
         predicted: after the pilot.
         measured: at the end.
         sizes: model -> case -> its size.
+        varied: the same of what natural variations can make of it at most; None where there are none.
     """
 
     bound: Cost | None = optional()
     predicted: Predicted | None = optional()
     measured: Measured | None = optional()
     sizes: dict[str, dict[str, Size]] | None = optional()
+    varied: dict[str, dict[str, Size]] | None = optional()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from monai_adv.certificates.settings import Smoothing
+from monai_adv.certificates.settings import Certification, Smoothing
 from monai_adv.evaluation.codec import Plain, optional
 from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.sealed_folder import FORMAT
@@ -89,11 +89,12 @@ class SettingsEntry:
     """What the user decided, but for the levels; see :class:`monai_adv.evaluation.settings.EvaluationSettings`.
 
     Attributes:
-        attacks: quick, standard, full, or the name of a plan.
+        attacks: quick, standard, full, or the name of a plan; "none" where the smoothed versions are certified alone.
         attacks_code: of a plan, hash of its code.
         cases: None, a number, or names.
         device: its type.
         smooth: noise and draws, where the smoothed versions of the models are attacked and certified.
+        certify: noise and draws, where they are certified and not attacked.
         variations: natural variations that are measured beside the attacks.
     """
 
@@ -106,6 +107,7 @@ class SettingsEntry:
     threads: int
     attacks_code: str = optional("")
     smooth: Smoothing | None = optional()
+    certify: Certification | None = optional()
     variations: tuple[str, ...] = ()
 
 
@@ -138,7 +140,8 @@ class Evaluation:
         levels: ascending within a norm.
         words: key of a level -> how the user wrote the radius, where that is not the number itself.
         models: in the order of the command line.
-        run_file: what was asked for on the command line, as YAML for ``--run``; "" from Python.
+        run_file: what was asked for on the command line, as YAML for ``--run``, or the words of ``certify``; "" from
+            Python.
     """
 
     format: int = FORMAT

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from monai_adv.errors import InputError, PlaceError, first_cause
 from monai_adv.evaluation import seal
 from monai_adv.evaluation.codec import Json, plain, typed
 from monai_adv.evaluation.differences import NOT_COMPARED
-from monai_adv.files import LOCK, PARTIAL, write_whole
+from monai_adv.files import LOCK, PARTIAL, locked, write_whole
 
 FORMAT = 3
 NAME = "evaluation.json"
@@ -116,6 +116,22 @@ class SealedFolder:
                 "-o", str(self.folder), "a new or empty folder, or that of an evaluation",
                 f"this one holds {', '.join(sorted(names)[:3])} and no evaluation.json",
             )  # fmt: skip
+
+    def lock(self) -> TextIO | None:
+        """Make the folder, and take it for this process alone; see :func:`~monai_adv.files.locked`.
+
+        Raises:
+            InputError: it cannot be used, or another process uses it.
+        """
+        self.check_place()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return locked(self.folder)
+        except BlockingIOError as error:
+            raise InputError.of(
+                "-o", str(self.folder), f"a folder in which no other evaluation runs, here {error}",
+                "wait for its end, or give another folder",
+            ) from error  # fmt: skip
 
     def path(self, kind: str, *names: str, suffix: str = ".json") -> Path:
         """Where a file of these names lies.

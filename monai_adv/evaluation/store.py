@@ -11,6 +11,7 @@ Layout; how the files are kept whole and told from others, sealed_folder.py says
     images/MODEL/CASE/LEVEL.STAGE.npz      worst images so far, only as long as they are needed to go on
     pictures/MODEL/CASE/LEVEL.npz          worst images as pictures, written after the last stage of a level
     problems/MODEL/CASE.json               a case that could not be used, with the reason; MODEL.json: its probes
+    certificates/MODEL/...                 what is proven of smoothed models; see certify/kept.py
     probes/MODEL/CASE.json                 what the probes for the red flags found on a case, MODEL.json: on all of them
     files.json                             content hashes of the files that an evaluation depends on
     lock                                   held by the process that writes; see :func:`monai_adv.files.locked`

@@ -210,7 +210,8 @@ def per_class_detection(scores: Scores, classes: Sequence[str]) -> list[ClassRow
         classes: names, in the order of the probabilities.
     """
     labels = np.array([s.label for s in scores.values()], dtype=int)
-    table = np.array([s.probabilities for s in scores.values()], dtype=float).reshape(len(labels), -1)
+    table = np.array([s.probabilities for s in scores.values()], dtype=float)
+    table = table.reshape(len(labels), -1 if len(labels) else 0)
     broken = ~np.isfinite(table).all(1)
     found = np.where(broken, -1, np.where(np.isfinite(table), table, -1).argmax(1)) if table.size else labels * 0 - 1
     rows = []

@@ -13,6 +13,7 @@ from monai_adv.evaluation.certify.results import Certificates
 from monai_adv.evaluation.certify.run import certify_models
 from monai_adv.evaluation.models.handed_in import HandedIn
 from monai_adv.evaluation.models.hosts import Options
+from monai_adv.optional import require
 
 
 def certify(
@@ -45,7 +46,8 @@ def certify(
         n0: draws before them, that choose the answer.
         alpha: probability that what is said of an image is wrong.
         tau: of a segmentation: how often a voxel's class must come.
-        folder: where finished cases are kept, new, or one to go on with; default: nothing is written.
+        folder: where finished cases are kept, new, or one to go on with; it gets a table and ``evidence.json`` as well,
+            see ``monai-adv verify``. Default: nothing is written.
         seed: of the draws.
         inputs_per_pass: noisy copies in one pass of the network.
         verbose: show how far it is, as a notebook always does.
@@ -69,10 +71,13 @@ def certify(
     """
     settings = Certification(sigma, n0, n, alpha, tau, seed, None, inputs_per_pass)
     place = None if folder is None else Path(folder).resolve()
-    with HandedIn.of(model, name, device).sources(
-        images, labels, classes=classes, regions=regions, options=options
-    ) as sources:
-        found = certify_models(sources, settings, place, cases=chosen_cases(cases), bars=verbose or in_notebook())
+    if folder is not None:
+        require("monai_adv.certify(folder=...)", "pandas", "jsonschema")
+    handed = HandedIn.of(model, name, device)
+    with handed.sources(images, labels, classes=classes, regions=regions, options=options) as sources:
+        found = certify_models(
+            sources, settings, place, cases=chosen_cases(cases), device=handed.device, bars=verbose or in_notebook()
+        )
     if found.problems:
         which = "; ".join(f"{m}{', ' + c if c else ''}: {reason}" for m, c, reason in found.problems[:3])
         warnings.warn(f"{len(found.problems)} could not be used, see problems: {which}", stacklevel=2)

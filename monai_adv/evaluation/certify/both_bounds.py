@@ -1,9 +1,5 @@
 """Both bounds of a smoothed model in the folder of an evaluation: what is proven, and what the attacks found.
 
-    certificates/MODEL/CASE.json           what is proven about a case
-    certificates/MODEL/CASE.LEVEL.json     what draws that no attack knew say about its worst images, "clean" of the
-                                           unchanged ones
-
 An attack lowers the vote of the draws that the deployed model has, and may learn those by heart. A certificate is about
 infinitely many draws, so the worst images are judged by others before the two are compared.
 """
@@ -14,28 +10,19 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from monai_adv.certificates import SmoothedModel, Smoothing
 from monai_adv.certificates.bounds import chance_of_losing
 from monai_adv.evaluation.certify.cases import Certified, certify_case, voted_scores
-from monai_adv.evaluation.certify.kept import Proven, keep, read_kept
+from monai_adv.evaluation.certify.kept import Judged, Proven, keep, read, read_certified
 from monai_adv.evaluation.models.protocol import Case
 from monai_adv.evaluation.models.smoothed import SmoothedVersion
 from monai_adv.evaluation.random_streams import seed_of
 from monai_adv.evaluation.records import CLEAN, Level
-from monai_adv.evaluation.sealed_folder import safe_name
 from monai_adv.evaluation.store import Store
-
-FOLDER = "certificates"
-T = TypeVar("T")
-
-
-def is_certified(model: SmoothedVersion, case: str, store: Store) -> bool:
-    """Whether it is kept already."""
-    return _path(store.folder, model.name, case).exists()
 
 
 def certify(model: SmoothedVersion, case: Case, store: Store) -> None:
@@ -47,7 +34,7 @@ def certify(model: SmoothedVersion, case: Case, store: Store) -> None:
     settings = replace(model.settings, seed=seed_of(model.settings.seed, case.name))
     found = certify_case(model, case, settings, _base(case))
     _judge(model, case, CLEAN, 0.0, case.images, store)
-    _keep(store.folder, Proven(tuple(found)), model.name, case.name)
+    keep(store, Proven(tuple(found)), model.name, case.name)
 
 
 def judge(model: SmoothedVersion, case: Case, level: Level, images: Tensor, store: Store) -> None:
@@ -59,22 +46,7 @@ def judge(model: SmoothedVersion, case: Case, level: Level, images: Tensor, stor
 def _judge(model: SmoothedVersion, case: Case, level: str, radius: float, images: Tensor, store: Store) -> None:
     settings = replace(model.settings, seed=seed_of(model.settings.seed, case.name, level))
     scores, labels = voted_scores(model, case, images, settings, _base(case))
-    _keep(store.folder, Judged(radius, scores, labels), model.name, case.name, level)
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What other draws say about the worst images of a case at a level.
-
-    Attributes:
-        radius: L2 norm in network inputs.
-        scores: by patient or image.
-        labels: of each that were voted on.
-    """
-
-    radius: float
-    scores: dict[str, float]
-    labels: int
+    keep(store, Judged(radius, scores, labels), model.name, case.name, level)
 
 
 @dataclass(frozen=True)
@@ -121,14 +93,14 @@ def read_bounds(
     Raises:
         InputError: a file that was changed or is damaged.
     """
-    return [bounds for case in cases for bounds in _bounds(folder, settings, model, case, levels)]
+    store = Store(folder)
+    return [bounds for case in cases for bounds in _bounds(store, settings, model, case, levels)]
 
 
-def _bounds(folder: Path, settings: Smoothing, model: str, case: str, levels: Sequence[Level]) -> Iterator[Bounds]:
-    proven = _read(folder, Proven, model, case)
+def _bounds(store: Store, settings: Smoothing, model: str, case: str, levels: Sequence[Level]) -> Iterator[Bounds]:
     keys = [CLEAN, *(level.key for level in levels if level.norm == "l2")]
-    judged = {key: found for key in keys if (found := _read(folder, Judged, model, case, key))}
-    for one in proven.cases if proven else ():
+    judged = {key: found for key in keys if (found := read(store, Judged, model, case, key))}
+    for one in read_certified(store, model, [case]):
         attacked: dict[str, Attacked] = {}
         lowest = math.inf
         for key, found in sorted(judged.items(), key=lambda item: item[1].radius):
@@ -144,16 +116,3 @@ def _bounds(folder: Path, settings: Smoothing, model: str, case: str, levels: Se
 def _base(case: Case) -> Any:
     assert isinstance(case.network, SmoothedModel)
     return case.network.network
-
-
-def _path(folder: Path, model: str, case: str, *level: str) -> Path:
-    return folder / FOLDER / safe_name(model) / (".".join(map(safe_name, (case, *level))) + ".json")
-
-
-def _keep(folder: Path, content: Proven | Judged, *place: str) -> None:
-    keep(_path(folder, *place), content, FOLDER, *place)
-
-
-def _read(folder: Path, kind: type[T], *place: str) -> T | None:
-    path = _path(folder, *place)
-    return read_kept(path, kind, FOLDER, *place) if path.exists() else None

@@ -18,7 +18,7 @@ from monai_adv.certificates import (
     certify_classes,
     certify_labels,
 )
-from monai_adv.certificates.votes import answered_twice, count_votes
+from monai_adv.certificates.votes import answers_alike, count_votes
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.records import Level
 from monai_adv.network_state import device_of, frozen
@@ -35,8 +35,10 @@ class Certified:
         model, case: names; of a classifier an image.
         radius: L2 norm, in network inputs, within which it holds; 0 where the smoothed model abstains from a class.
         score: certified within the radius: 1 or 0 for a class, a lower bound of the mean Dice.
-        clean: of the smoothed model without an attack; where it abstains it counts as wrong.
-        per_class: lower bound of the Dice of each class; NaN for classes that are not there and proven to stay away.
+        clean: of the smoothed model without an attack; a class from which it abstains counts as wrong, a voxel as
+            background.
+        per_class: of a segmentation the lower bound of the Dice of each class; NaN for classes that are not there and
+            proven to stay away. Of a classifier the score by the true class, in which a constant answer shows.
         abstained: share of voxels, or 1 or 0 for a class.
         voxels: numbers of one input that may change: ``radius / sqrt(voxels)`` is the RMS change per voxel.
         draws: noisy copies of each input.
@@ -61,7 +63,8 @@ def certify_case(
     """Certify a case: of a classifier each image, of a segmentation the volume.
 
     The Dice is that of the network's inputs and outputs, before a host resamples them to the file's geometry. The
-    slices of a 2D model have noise, and a radius, each for itself; together they are one volume with one Dice.
+    slices of a 2D model have noise, and a radius, each for itself; together they are one volume with one Dice, and what
+    is said of all its voxels is wrong with probability ``alpha``.
 
     Args:
         model, case: what is certified.
@@ -79,14 +82,18 @@ def certify_case(
     if model.kind == "classification":
         found = certify_classes(network, case.images, settings)
         right = _right(case, found.label)
+        assert isinstance(case.target, Tensor)
+        truth = [model.classes[number] for number in case.target.tolist()]
         seconds = (time.perf_counter() - start) / len(right)
         return [
-            Certified(model.name, name, radius, score, score, {}, float(label == NO_CLASS), voxels, draws, seconds)
-            for (name, score), radius, label in zip(
-                right.items(), found.radius.tolist(), found.label.tolist(), strict=True
+            Certified(
+                model.name, name, radius, score, score, {true: score}, float(label == NO_CLASS), voxels, draws, seconds
             )
-        ]
-    certificate = certify_labels(network, case.images, settings, regions=alone(case.task))
+            for (name, score), true, radius, label in zip(
+                right.items(), truth, found.radius.tolist(), found.label.tolist(), strict=True
+            )
+        ]  # fmt: skip
+    certificate = certify_labels(network, case.images, settings, regions=alone(case.task), together=True)
     per_class, score = _dice(model, case, certificate.labels)
     _, clean = _dice(model, case, certificate.labels.clamp(min=0))
     return [
@@ -109,11 +116,11 @@ def check_case(model: Model, case: Case, settings: Certification) -> None:
     settings.noise.check(case.images)
     if model.kind == "segmentation":
         regions = len(model.classes) if alone(case.task) else 1
-        settings.check_draws(case.images[0, 0].numel() * regions, settings.tau)
+        settings.check_draws(case.images[:, 0].numel() * regions, settings.tau)
     else:
         settings.check_draws()
     with frozen(case.network) as network:
-        answered_twice(network, case.images[:1].to(device_of(case.network)).as_subclass(Tensor))
+        answers_alike(network, case.images, settings)
 
 
 def voted_scores(

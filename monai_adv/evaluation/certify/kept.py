@@ -1,18 +1,20 @@
-"""Files of certificates in a folder: each is whole, and says by a checksum where it belongs."""
+"""What is kept of certificates, in the store of an evaluation.
+
+certificates/MODEL/CASE.json           what is proven about a case
+certificates/MODEL/CASE/LEVEL.json     what draws that no attack knew say about its worst images, "clean" of the
+                                       unchanged ones; only where the smoothed model was attacked
+"""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
-from monai_adv.errors import InputError, in_a_sentence
-from monai_adv.evaluation import seal
 from monai_adv.evaluation.certify.cases import Certified
-from monai_adv.evaluation.codec import plain, typed
-from monai_adv.files import write_whole
+from monai_adv.evaluation.sealed_folder import SealedFolder
 
+FOLDER = "certificates"
 T = TypeVar("T")
 
 
@@ -23,24 +25,50 @@ class Proven:
     cases: tuple[Certified, ...]
 
 
-def keep(path: Path, content: object, *place: str) -> None:
-    """Write a dataclass.
+@dataclass(frozen=True)
+class Judged:
+    """What other draws say about the worst images of a case at a level.
 
-    Args:
-        path: of the file; its folder is made.
-        content: a dataclass.
-        place: words that say where it belongs.
+    Attributes:
+        radius: L2 norm in network inputs.
+        scores: by patient or image.
+        labels: of each that were voted on.
     """
-    write_whole(path, json.dumps(seal.sealed(plain(content), *place), indent=1))
+
+    radius: float
+    scores: dict[str, float]
+    labels: int
 
 
-def read_kept(path: Path, kind: type[T], *place: str, todo: str = "delete it") -> T:
-    """What :func:`keep` wrote there.
+def is_certified(store: SealedFolder, model: str, case: str) -> bool:
+    """Whether a case is kept already."""
+    return store.path(FOLDER, model, case).exists()
+
+
+def keep(store: SealedFolder, content: Proven | Judged, *place: str) -> None:
+    """Write what belongs to a model, a case and, if something was judged, a level.
 
     Raises:
-        InputError: a file that was changed or is damaged; names it and the field.
+        PlaceError: it cannot be written.
     """
-    try:
-        return typed(kind, seal.opened(json.loads(path.read_text(encoding="utf-8")), *place))
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError.of(str(path), in_a_sentence(error), "the file as it was written", todo) from error
+    store.write(store.path(FOLDER, *place), content)
+
+
+def read(store: SealedFolder, kind: type[T], *place: str) -> T | None:
+    """What :func:`keep` wrote there, or None.
+
+    Raises:
+        InputError: a file that was changed, is damaged or is of another evaluation; names it.
+    """
+    path = store.path(FOLDER, *place)
+    return store.read(path, kind) if path.exists() else None
+
+
+def read_certified(store: SealedFolder, model: str, cases: Iterable[str]) -> list[Certified]:
+    """What is proven about each patient or image of these cases, as far as it is kept.
+
+    Raises:
+        InputError: see :func:`read`.
+    """
+    found = (read(store, Proven, model, case) for case in cases)
+    return [one for proven in found if proven for one in proven.cases]

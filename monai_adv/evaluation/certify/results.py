@@ -46,7 +46,8 @@ class Certificates:
         Returns:
             ``attack`` is "certificate", ``norm`` "l2", ``unit`` "norm" and ``eps`` the certified radius of the case
             (different for each image of a classifier, the same for all volumes); ``measure``: "score" within that
-            radius, "dice C" (lower bounds), "clean" of the smoothed model, "abstained", "radius rms" (per voxel).
+            radius, "dice C" or, of an image of class C, "sensitivity C" (lower bounds), "clean" of the smoothed model,
+            "abstained", "radius rms" (per voxel).
         """
         require("results.frame()", "pandas")
         import pandas as pd
@@ -55,7 +56,8 @@ class Certificates:
         for case in self.cases:
             place = (case.model, case.case, f"l2-{case.radius:g}", "l2", case.radius, "norm", "certificate")
             measures = {"score": case.score, "clean": case.clean, "abstained": case.abstained}
-            measures |= {f"dice {name}": value for name, value in case.per_class.items()}
+            each = "dice" if self.kind == "segmentation" else "sensitivity"
+            measures |= {f"{each} {name}": value for name, value in case.per_class.items()}
             measures["radius rms"] = case.radius / math.sqrt(case.voxels)
             rows += [(*place, measure, value) for measure, value in measures.items()]
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
@@ -113,7 +115,14 @@ class Certificates:
             )
         radii = sorted(case.radius for case in mine if case.score)
         middle = radii[len(radii) // 2] if radii else 0.0
-        return f"{head}; half of the right images are certified up to L2 {middle:.3g} or more; {_count(mine, 'image')}."
+        classes = sorted({name for case in mine for name in case.per_class})
+        shares = {name: mean_known(case.per_class[name] for case in mine if name in case.per_class) for name in classes}
+        wrong = [name for name, share in shares.items() if share == 0]
+        never = f"; no image of {', '.join(wrong)} is right" if wrong else ""
+        return (
+            f"{head}{never}; half of the right images are certified up to L2 {middle:.3g} or more; "
+            f"{_count(mine, 'image')}."
+        )
 
 
 def _range(values: Sequence[float]) -> str:

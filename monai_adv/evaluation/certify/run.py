@@ -1,56 +1,41 @@
-"""Certify the cases of models, one after another; with a folder what is finished stays and is not done again."""
+"""Certify the cases of models, one after another; with a folder what is finished stays and is not done again.
+
+The folder is the store of an evaluation in which nothing is attacked, so that its evidence and ``monai-adv verify`` are
+those of every other.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-import torch
 from tqdm.auto import tqdm
 
 from monai_adv.certificates import Certification
 from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation.certify.cases import Certified, certify_case, check_case
-from monai_adv.evaluation.certify.kept import Proven, keep, read_kept
+from monai_adv.evaluation.certify.kept import Proven, is_certified, keep, read_certified
 from monai_adv.evaluation.certify.results import Certificates
+from monai_adv.evaluation.described import Evaluation, SettingsEntry
+from monai_adv.evaluation.evidence.code import code_hash
+from monai_adv.evaluation.evidence.document import CERTIFICATES, write_evidence
+from monai_adv.evaluation.evidence.history import Session
 from monai_adv.evaluation.models.classifier import first_of
-from monai_adv.evaluation.models.fingerprint import contents, marks_of
-from monai_adv.evaluation.models.protocol import Model, Source
+from monai_adv.evaluation.models.protocol import Model, Source, check_distinct
 from monai_adv.evaluation.random_streams import seed_of
-from monai_adv.evaluation.run.workers import Killed, Pool, ThisProcess
-from monai_adv.evaluation.sealed_folder import safe_name
+from monai_adv.evaluation.report.results import gather
+from monai_adv.evaluation.run.measure import threads_for
+from monai_adv.evaluation.run.workers import Killed, Pool, ThisProcess, entry_of, identified, machine, versions
+from monai_adv.evaluation.sealed_folder import NAME
+from monai_adv.evaluation.search.runner import reproducible
 from monai_adv.evaluation.settings import selected
-from monai_adv.files import locked, unlocked
-
-WHAT = "certification.json"
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """A model whose smoothed version is certified.
-
-    Attributes:
-        name: of the model.
-        fingerprint: of what is in memory.
-        files: hash of the contents of all its files.
-        cases: names of those selected.
-    """
-
-    name: str
-    fingerprint: str
-    files: str
-    cases: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class What:
-    """What a folder is about: the content of ``certification.json``."""
-
-    settings: Certification
-    models: tuple[ModelEntry, ...]
+from monai_adv.evaluation.store import Store
+from monai_adv.files import unlocked, write_whole
 
 
 def certify_models(
@@ -59,62 +44,73 @@ def certify_models(
     folder: Path | None = None,
     *,
     cases: int | tuple[str, ...] | None = None,
+    device: str = "cpu",
     bars: bool = False,
     pool: Pool | None = None,
+    asked: str = "",
 ) -> Certificates:
     """Certify all cases of models.
 
     Args:
         sources: of the models, all of one kind.
         settings: noise and draws; every case has a random stream of its own.
-        folder: new, or of the same certification that did not finish; None: nothing is written.
+        folder: new, or of the same certification that did not finish; it gets a table and the evidence as well. None:
+            nothing is written.
         cases: the first so many patients or images, or names; None: all.
+        device: on which the models are.
         bars: show how far it is.
         pool: who does the work; default: this process. The numbers are the same.
+        asked: what was asked for on the command line, for the evidence.
 
     Raises:
-        InputError: a model or folder that cannot be used, or settings with which nothing can be shown.
+        InputError: a model or folder that cannot be used, settings with which nothing can be shown, or no case that
+            can be used.
     """
     models: list[Model] = [first_of(source.open(), cases) for source in sources]
+    check_distinct("models", [model.name for model in models], "the host says how to name a model")
     if len({model.kind for model in models}) > 1:
         raise InputError.of("models", "classifiers and segmentation models", "one kind in one call")
     chosen = {model.name: selected(cases, model.cases) for model in models}
-    if folder is None or not folder.exists():  # what is refused leaves none that the corrected command would not fit
+    if folder is None or not (folder / NAME).exists():
+        # What is refused leaves no folder that the corrected command would not fit.
         for model in models:
             _check_first(model, chosen[model.name], settings)
-    problems = [(model.name, "", reason) for model in models for reason in model.problems]
-    run, threads = uuid.uuid4().hex, torch.get_num_threads()
+    run, threads = uuid.uuid4().hex, threads_for(folder, None)
     works = [_Work(f"{run} {i}", source, settings, cases, threads) for i, source in enumerate(sources)]
     for work, model in zip(works, models, strict=True):
         _open[work.key] = model
-    lock = None if folder is None else _opened(folder, models, settings, chosen)
     tasks = [(work, model.name, name) for work, model in zip(works, models, strict=True) for name in chosen[model.name]]
-    found: dict[int, list[Certified]] = {}
+    problems = [(model.name, "", reason) for model in models for reason in model.problems]
+    store = lock = None
     try:
-        places = [None if folder is None else _path(folder, *names) for _, *names in tasks]
-        kept = {
-            i: list(read_kept(path, Proven, *tasks[i][1:]).cases)
-            for i, path in enumerate(places)
-            if path is not None and path.exists()
-        }
-        todo = [i for i in range(len(tasks)) if i not in kept]
-        found |= kept
-        with tqdm(total=len(tasks), initial=len(kept), desc="certifying", unit="case", disable=not bars) as bar:
+        if folder is not None:
+            evaluation = SettingsEntry(
+                attacks="none", seed=settings.seed, batch_size=settings.inputs_per_pass, cases=cases, box=None,
+                device=device.split(":")[0], threads=threads, certify=settings,
+            )  # fmt: skip
+            store, lock = _begun(folder, models, evaluation, chosen, asked)
+        found = {} if store is None else _kept(store, [place for _, *place in tasks])
+        todo = [i for i in range(len(tasks)) if i not in found]
+        with tqdm(total=len(tasks), initial=len(found), desc="certifying", unit="case", disable=not bars) as bar:
             for number, result in (pool or ThisProcess()).run(_certified, [(tasks[i][0], tasks[i][2]) for i in todo]):
-                place, path = tasks[todo[number]][1:], places[todo[number]]
+                place = tasks[todo[number]][1:]
                 if isinstance(result, list):
                     found[todo[number]] = result
-                    if path is not None:
-                        keep(path, Proven(tuple(result)), *place)
                 else:
                     problems.append((*place, result.reason if isinstance(result, Killed) else result))
+                _keep(store, place, result)
                 bar.update()
+        every = tuple(one for i in sorted(found) for one in found[i])
+        if not every:
+            raise InputError(f"cases: none could be used. {': '.join(problems[-1])}")
+        certificates = Certificates(models[0].kind, settings, every, tuple(problems))
+        if folder is not None:
+            _file(folder, certificates)
+        return certificates
     finally:
         unlocked(lock)
         for work in works:
             del _open[work.key]
-    every = tuple(one for i in sorted(found) for one in found[i])
-    return Certificates(models[0].kind, settings, every, tuple(problems))
 
 
 @dataclass(frozen=True)
@@ -139,14 +135,11 @@ def _certified(work: _Work, name: str) -> list[Certified] | str:
             del _open[old]  # of earlier runs of a long-lived worker
         _open[work.key] = first_of(work.source.open(), work.cases)
     model = _open[work.key]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(work.threads)  # the last digits of the logits depend on it
     try:
-        return certify_case(model, model.load(name), replace(work.settings, seed=seed_of(work.settings.seed, name)))
-    except InputError as error:
+        with reproducible(work.threads):
+            return certify_case(model, model.load(name), replace(work.settings, seed=seed_of(work.settings.seed, name)))
+    except Exception as error:  # of the model's own code, for this one case
         return in_a_sentence(error)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _check_first(model: Model, cases: Sequence[str], settings: Certification) -> None:
@@ -167,32 +160,69 @@ def _check_first(model: Model, cases: Sequence[str], settings: Certification) ->
     raise refused
 
 
-def _path(folder: Path, model: str, name: str) -> Path:
-    return folder / safe_name(model) / f"{safe_name(name)}.json"
+def _begun(
+    folder: Path,
+    models: Sequence[Model],
+    settings: SettingsEntry,
+    chosen: Mapping[str, tuple[str, ...]],
+    asked: str,
+) -> tuple[Store, TextIO | None]:
+    """Start a folder or go on with it; returns it with its lock.
 
-
-def _opened(
-    folder: Path, models: Sequence[Model], settings: Certification, chosen: dict[str, tuple[str, ...]]
-) -> TextIO | None:
-    """Start a folder or go on with it; returns its lock."""
-    entries = [ModelEntry(m.name, m.fingerprint, contents(marks_of(m.files)), chosen[m.name]) for m in models]
-    what = What(settings, tuple(entries))
-    path = folder / WHAT
-    if path.exists():
-        here = read_kept(path, What, WHAT, todo="")
-        if here != what:
-            differs = [f.name for f in fields(what.settings)
-                       if getattr(here.settings, f.name) != getattr(what.settings, f.name)]  # fmt: skip
-            differs += ["models or cases"] * (here.models != what.models)
-            raise InputError.of(
-                "folder", str(folder), "one with the same certification, or a new one",
-                f"this one differs in {', '.join(differs)}",
-            )  # fmt: skip
-    elif folder.exists() and any(folder.iterdir()):
-        raise InputError.of("folder", str(folder), "a new or empty folder, or that of a certification")
-    else:
-        keep(path, what, WHAT)
+    Raises:
+        InputError: it holds something else, or somebody else writes to it.
+    """
+    store = Store(folder)
+    lock = store.lock()
     try:
-        return locked(folder)
-    except BlockingIOError as error:
-        raise InputError.of("folder", str(folder), "one that nobody else writes to", f"{error} does") from error
+        with reproducible(settings.threads):
+            entries = [identified(entry_of(m, chosen[m.name], {}, ()), m, folder) for m in models]
+        evaluation = Evaluation(
+            started=datetime.now().astimezone().isoformat(timespec="seconds"),
+            machine=machine(),
+            versions=versions(),
+            settings=settings,
+            levels=(),
+            words={},
+            models=tuple(entry for entry, _ in entries),
+            run_file=asked,
+        )
+        store = Store.open(folder, evaluation, {entry.name: marks for entry, marks in entries})
+        Session(
+            at=evaluation.started,
+            machine=evaluation.machine,
+            records=sum(is_certified(store, m.name, case) for m in models for case in chosen[m.name]),
+            command=asked,
+            code=code_hash(),
+        ).keep(store)
+    except BaseException:
+        unlocked(lock)
+        raise
+    return store, lock
+
+
+def _kept(store: Store, places: Sequence[Sequence[str]]) -> dict[int, list[Certified]]:
+    """What is proven of cases that are finished, by their number."""
+    found = enumerate(places)
+    return {i: read_certified(store, model, [case]) for i, (model, case) in found if is_certified(store, model, case)}
+
+
+def _keep(store: Store | None, place: tuple[str, str], result: list[Certified] | Killed | str) -> None:
+    if store is None:
+        return
+    if isinstance(result, list):
+        store.clear_problem(*place)
+        keep(store, Proven(tuple(result)), *place)
+    else:
+        store.add_problem(*place, result.reason if isinstance(result, Killed) else result)
+
+
+def _file(folder: Path, certificates: Certificates) -> None:
+    """The table, and the evidence."""
+    table = certificates.frame().to_csv(index=False).encode(errors="backslashreplace")
+    try:
+        write_whole(folder / CERTIFICATES, table)
+        hashes = {CERTIFICATES: hashlib.sha256(table).hexdigest()}
+        write_evidence(folder, gather(folder, attacked=False), folder, hashes)
+    except OSError as error:
+        raise InputError.of("-o", str(folder), f"a folder that can be written ({error.strerror})") from error

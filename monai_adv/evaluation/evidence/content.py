@@ -44,7 +44,7 @@ class Measurement:
     Attributes:
         started, machine, versions, settings: as in ``evaluation.json``.
         levels: the radii.
-        command: what was asked for on the command line, as YAML for ``--run``.
+        command: what was asked for on the command line, as YAML for ``--run``, or the words of ``certify``.
         sessions: the first one first.
     """
 

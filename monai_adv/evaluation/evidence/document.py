@@ -8,7 +8,6 @@ case was left out, or chosen by its name.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -18,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from monai_adv.evaluation import seal, store
-from monai_adv.evaluation.certify.both_bounds import read_bounds
 from monai_adv.evaluation.codec import Json, plain, plain_values, typed
 from monai_adv.evaluation.described import LevelEntry, ModelEntry
+from monai_adv.evaluation.evidence import certified
 from monai_adv.evaluation.evidence.code import files_hash
 from monai_adv.evaluation.evidence.content import (
     Cases,
@@ -44,13 +43,11 @@ from monai_adv.evaluation.evidence.history import purpose_of, sessions
 from monai_adv.evaluation.evidence.left_open import deviations, not_tested
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.evidence.subgroups import Subgroups, kept_subgroups
-from monai_adv.evaluation.records import CLEAN
 from monai_adv.evaluation.report.results import Figures, ModelResults
 from monai_adv.evaluation.report.sentences import robustness
 from monai_adv.evaluation.report.tables import Cell, table_rows
 from monai_adv.files import write_whole
-from monai_adv.metrics.score import mean_known
-from monai_adv.metrics.statistics import Summary, bootstrap, wilson
+from monai_adv.metrics.statistics import Summary
 
 NAME = "evidence.json"
 SCHEMA = "urn:monai-adv:evidence:1"
@@ -65,8 +62,8 @@ KEPT = (
     "certificates",
 )
 """What of an evaluation's folder its figures rest on."""
-CERTIFIED = "certified lower bound"
-"""Measure of what is proven."""
+CERTIFICATES = "certificates.csv"
+"""The table of `monai-adv certify`."""
 
 
 def write_evidence(folder: Path, figures: Figures, output: Path, report: Mapping[str, str]) -> Path:
@@ -131,7 +128,7 @@ def _model(
     purpose: Purpose,
     rows: list[dict[str, Cell]],
 ) -> ModelEvidence:
-    marks = store.Store(folder).marks(model.name)
+    marks, settings = store.Store(folder).marks(model.name), figures.evaluation.settings
     mine = [_of_table(row) for row in rows if row["model"] == model.name]
     mine += [
         _mean(severity, f"corruption: {name}", summary)
@@ -141,7 +138,11 @@ def _model(
         _mean(strength.level, f"variation: {row.name}", strength.summary)
         for row in (model.variations.rows if model.variations else ()) for strength in row.strengths
     ]  # fmt: skip
-    mine += _certified(folder, figures, model)
+    mine += certified.beside_attacks(folder, figures, model)
+    trust, checks, word = model.verdict, tuple(model.flags), robustness(model, figures.levels).word
+    if settings.certify:  # the tables above are of attacks and empty
+        mine, trust, checks = certified.alone(folder, entry, settings.certify)
+        word = certified.NOT_ATTACKED
     return ModelEvidence(
         name=model.name,
         kind=model.kind,
@@ -155,12 +156,12 @@ def _model(
             files=entry.files,
             data=entry.data,
             plan=seal.checksum(plain({"stages": entry.stages, "corruptions": entry.corruptions})),
-            plan_code=figures.evaluation.settings.attacks_code,
+            plan_code=settings.attacks_code,
         ),
         files=tuple(ModelFile(name=Path(p).name, bytes=mark[0], sha256=mark[3]) for p, mark in marks.items()),
-        trust=model.verdict,
-        checks=tuple(Check(name=f.name, outcome=f.outcome, measured=f.measured) for f in model.flags),
-        robustness=robustness(model, figures.levels).word,
+        trust=trust,
+        checks=tuple(Check(name=f.name, outcome=f.outcome, measured=f.measured) for f in checks),
+        robustness=word,
         figures=tuple(mine),
         acceptance=tuple(_decided(decide(criterion, model, figures)) for criterion in purpose.criteria),
     )
@@ -185,30 +186,6 @@ def _decided(found: Decision) -> Decided:
         measure=criterion.measure, level=criterion.level, outcome=found.outcome, why=found.why,
         value=found.measured.value, low=interval.low, high=interval.high, count=found.measured.count,
     )  # fmt: skip
-
-
-def _certified(folder: Path, figures: Figures, model: ModelResults) -> list[Figure]:
-    """Lower bounds of a smoothed model, where its upper ones are; of a model itself none is proven."""
-    settings = figures.evaluation.settings
-    if not (smooth := settings.smooth):
-        return []
-    cases = list(dict.fromkeys(r.case for r in figures.records if r.model == model.name))
-    kept = read_bounds(folder, smooth, model.name, cases, figures.levels)
-    rows = []
-    for level in (None, *(v for v in figures.levels if v.norm == "l2")):
-        key = CLEAN if level is None else level.key
-        found = [c.attacked[key].certified for c in kept if key in c.attacked]
-        values = [value for value in found if not math.isnan(value)]
-        interval = (
-            wilson(round(sum(values)), len(values))
-            if model.kind == "classification"
-            else bootstrap(values, seed=settings.seed)
-        )
-        rows.append(
-            Figure(level=level.key if level else "", attack="certificate", of="all", measure=CERTIFIED,
-                   value=mean_known(values), low=interval.low, high=interval.high, count=len(values))
-        )  # fmt: skip
-    return rows
 
 
 def _subgroups(found: Subgroups) -> SubgroupEvidence:

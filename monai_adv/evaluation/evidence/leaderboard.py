@@ -14,8 +14,9 @@ from pathlib import Path
 
 from monai_adv.errors import InputError, first_cause
 from monai_adv.evaluation.codec import plain, typed
+from monai_adv.evaluation.evidence.certified import CERTIFIED
 from monai_adv.evaluation.evidence.content import Evidence, ModelEvidence
-from monai_adv.evaluation.evidence.document import CERTIFIED, NAME
+from monai_adv.evaluation.evidence.document import NAME
 from monai_adv.evaluation.evidence.left_open import LEFT_OUT, NOT_FINISHED
 from monai_adv.evaluation.evidence.verify import FIGURES, verify
 from monai_adv.files import write_whole

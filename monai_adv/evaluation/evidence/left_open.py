@@ -47,8 +47,18 @@ def not_tested(figures: Figures, subgroups: bool = False) -> list[Untested]:
         subgroups: whether groups of cases were compared.
     """
     found = dict(NEVER_TESTED)
-    if figures.evaluation.settings.smooth:
+    settings = figures.evaluation.settings
+    if settings.smooth or settings.certify:
         del found["lower bound"]  # it is among the figures
+        found["the network itself"] = (
+            "The figures are of the smoothed models. About the networks without the noise they say nothing."
+        )
+    if settings.certify:
+        found["attacks"] = (
+            "No attack was run. Certificates are lower bounds of the score that is left; how far above them it is was "
+            "not tested; see --smooth of monai-adv evaluate."
+        )
+        found["larger changes"] = "Nothing is proven beyond the radii among the figures."
     norms = {level.norm for level in figures.levels}
     for norm, name in (("l2", "L2"), ("linf", "L-inf")):
         if norm not in norms:
@@ -94,7 +104,7 @@ def deviations(figures: Figures, history: Sequence[Session]) -> list[str]:
     if settings.cases is not None:
         which = f"the first {settings.cases}" if isinstance(settings.cases, int) else "those that were named"
         found.append(f"Not all cases were measured, only {which}.")
-    if settings.attacks != "standard":
+    if settings.attacks != "standard" and not settings.certify:
         found.append(f"The attacks are {settings.attacks!r}, not the standard ones.")
     if settings.seed != 0:
         found.append(f"The seed of the random draws is {settings.seed}, not the default 0.")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,12 +23,12 @@ from monai_adv.evaluation import store
 from monai_adv.evaluation.codec import Json, plain_values, typed
 from monai_adv.evaluation.evidence.code import code_hash
 from monai_adv.evaluation.evidence.content import Evidence, Measurement, ModelEvidence
-from monai_adv.evaluation.evidence.document import NAME, check_schema, digest_of, document, records_hash
+from monai_adv.evaluation.evidence.document import CERTIFICATES, NAME, check_schema, digest_of, document, records_hash
 from monai_adv.evaluation.models.fingerprint import contents, marks_of
 from monai_adv.evaluation.report.results import gather
 
 REPORT = ("report.html", "results.json", "results.csv", "tables.csv")
-"""Files that every report has."""
+"""Files that every report of attacks has."""
 FIGURES = "records and figures"
 """What cannot be checked of a report alone."""
 Outcome = Literal["matches", "DIFFERS", "not checked"]
@@ -71,7 +71,8 @@ def verify(folder: str | Path, digest: str | None = None) -> list[Line]:
     if lines[0].outcome != "matches":  # nothing can be said of something with another shape
         return lines
     evidence = typed(Evidence, content, null_is_nan=True)
-    lines += _of_report(folder, evidence.hashes.report)
+    certified = evidence.measurement.settings.certify is not None
+    lines += _of_report(folder, evidence.hashes.report, [CERTIFICATES] if certified else REPORT)
     if (folder / "evaluation.json").exists():
         lines += _of_records(folder, content, evidence)
     else:
@@ -88,7 +89,7 @@ def exit_code(lines: list[Line]) -> int:
 
 
 def _read(path: Path) -> Json:
-    todo = "write it again with monai-adv report, if the evaluation is still there"
+    todo = "write it again with monai-adv report, or with the same monai-adv certify, if the evaluation is still there"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -118,7 +119,7 @@ def _of_evidence(content: Json, digest: str | None) -> Iterator[Line]:
         )  # fmt: skip
 
 
-def _of_report(folder: Path, listed: Mapping[str, str]) -> Iterator[Line]:
+def _of_report(folder: Path, listed: Mapping[str, str], needed: Sequence[str]) -> Iterator[Line]:
     for name, expected in sorted(listed.items()):
         path = folder / name
         if Path(name).name != name:
@@ -128,7 +129,7 @@ def _of_report(folder: Path, listed: Mapping[str, str]) -> Iterator[Line]:
         else:
             why = "" if hashlib.sha256(path.read_bytes()).hexdigest() == expected else "it was changed"
         yield Line(f"report, {name}", "DIFFERS" if why else "matches", why)
-    for name in REPORT:
+    for name in needed:
         if name not in listed:
             yield Line(f"report, {name}", "DIFFERS", "the evidence does not list it")
 
@@ -139,7 +140,7 @@ def _of_records(folder: Path, content: Json, evidence: Evidence) -> Iterator[Lin
     try:
         for path in sorted(folder.glob("pictures/*/*/*.npz")):
             store.check_picture(folder, path)
-        again = document(folder, gather(folder), evidence.written, {})
+        again = document(folder, gather(folder, attacked=False), evidence.written, {})
     except InputError as error:
         yield Line("figures, from the records", "DIFFERS", str(error).rstrip("."))
         return

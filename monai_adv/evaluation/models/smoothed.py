@@ -62,10 +62,16 @@ class SmoothedVersion:
             InputError: an unreadable file; what :func:`check_case` refuses; or a model of one's own whose cases cannot
                 be given another network.
         """
-        return self._smoothed(self.model.load(case))
+        loaded = self.model.load(case)
+        smoothed = self._smoothed(loaded)
+        check_case(self.model, loaded, self.settings)
+        return smoothed
 
     def load_varied(self, case: str, change: Change) -> Case:
-        """As :meth:`load`, of images that were changed; see :class:`~monai_adv.evaluation.models.protocol.Varied`."""
+        """As :meth:`load`, of images that were changed; see :class:`~monai_adv.evaluation.models.protocol.Varied`.
+
+        They get no certificate, so that it does not matter how many draws one would need.
+        """
         model: Any = self.model
         return self._smoothed(model.load_varied(case, change))
 
@@ -88,7 +94,6 @@ class SmoothedVersion:
                 "smooth", self.settings.sigma, f"a model whose cases have with_network(network), not {self.model.name}",
                 "return a Classifier or a Segmenter",
             )  # fmt: skip
-        check_case(self.model, loaded, self.settings)
         settings, regions = attacked_only(loaded, self.settings), alone(loaded.task)
         network = SmoothedModel(
             loaded.network, settings.sigma, settings.draws, seed=settings.seed, regions=regions,

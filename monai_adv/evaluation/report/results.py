@@ -10,6 +10,7 @@ from pathlib import Path
 from monai_adv.errors import InputError
 from monai_adv.evaluation import records as kept
 from monai_adv.evaluation import store
+from monai_adv.evaluation.certify.kept import is_certified
 from monai_adv.evaluation.checks.flags import find_flags
 from monai_adv.evaluation.checks.probed import ModelProbe
 from monai_adv.evaluation.checks.verdict import Flag, Verdict, verdict
@@ -121,19 +122,32 @@ class Figures:
         return mean_known(s.score for s in scores_at(self.joint, model, level).values())
 
 
-def gather(folder: str | Path) -> Figures:
+def gather(folder: str | Path, *, attacked: bool = True) -> Figures:
     """Read a folder, finished or not, and compute all numbers.
+
+    Args:
+        folder: of an evaluation.
+        attacked: refuse that of ``monai-adv certify``, which has no figures of attacks.
 
     Raises:
         InputError: not the folder of an evaluation, or nothing in it is finished.
     """
     evaluation, records = store.read_evaluation(folder), store.usable_records(folder)
-    if not records:
+    certified = evaluation.settings.certify is not None
+    if certified and attacked:
+        raise InputError(
+            f"{folder}: holds certificates and no attack, so there is no report; see {folder}/certificates.csv, or run "
+            "monai-adv evaluate with --smooth for both."
+        )
+    if not records and not certified:
         raise InputError(f"{folder}: no case is finished that could be used; run the evaluation first.")
     problems, probes = store.read_problems(folder), store.read_probes(folder)
     seed = evaluation.settings.seed
     lost = {(model, case) for model, case, _ in problems}
-    unfinished = {entry.name: _unfinished(entry, records) for entry in evaluation.models}
+    unfinished = {
+        entry.name: _uncertified(folder, entry) if certified else _unfinished(entry, records)
+        for entry in evaluation.models
+    }
     records = finished_records(evaluation, records)
     levels = [replace(level, words=evaluation.words.get(level.key, "")) for level in kept.levels(records)]
     models = [
@@ -181,6 +195,12 @@ def _unfinished(entry: ModelEntry, records: Iterable[Record]) -> tuple[str, ...]
     expected = 1 + entry.attacks_per_case
     done = Counter(r.case for r in records if r.model == entry.name and not r.attack.startswith(kept.CORRUPTION))
     return tuple(case for case in entry.cases if done[case] < expected)
+
+
+def _uncertified(folder: str | Path, entry: ModelEntry) -> tuple[str, ...]:
+    """Cases of a model of which nothing is proven yet."""
+    kept_here = store.Store(folder)
+    return tuple(case for case in entry.cases if not is_certified(kept_here, entry.name, case))
 
 
 def _model(

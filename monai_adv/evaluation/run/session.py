@@ -36,7 +36,7 @@ from monai_adv.evaluation.store import (
     read_records,
     usable_records,
 )
-from monai_adv.files import locked, unlocked
+from monai_adv.files import unlocked
 from monai_adv.foreign_text import say
 from monai_adv.progress_bar import tqdm
 from monai_adv.statistics import Passes
@@ -85,6 +85,7 @@ class Session:
         self.store = Store(folder)
         self.models: list[ModelEntry] = []
         self.sizes: list[dict[str, Size]] = []
+        self.varied: list[dict[str, Size]] = []
         self._passes: list[dict[str, tuple[Passes, ...]]] = []
         self.resumed = False
         self._evaluation: Evaluation | None = None
@@ -143,8 +144,10 @@ class Session:
         # Only now: input that was refused, or not agreed to, leaves no folder that the corrected command has to fit.
         self._open()
         self._keep_history()
-        sizes = {model.name: found for model, found in zip(self.models, self.sizes, strict=True)}
-        self.store.add_cost(Costs(bound=self._at_most, sizes=sizes))
+        names = [model.name for model in self.models]
+        sizes, varied = (dict(zip(names, found, strict=True)) for found in (self.sizes, self.varied))
+        told = varied if self.settings.variations else None
+        self.store.add_cost(Costs(bound=self._at_most, sizes=sizes, varied=told))
         self._run_cases()
         if not usable_records(self.folder):
             model, case, reason = next(problem for problem in read_problems(self.folder) if problem[1])
@@ -195,15 +198,7 @@ class Session:
             InputError: it cannot be used, or another process uses it.
         """
         if self._lock is None:
-            self.store.check_place()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock = locked(self.folder)
-            except BlockingIOError as error:
-                raise InputError.of(
-                    "-o", str(self.folder), f"a folder in which no other evaluation runs, here {error}",
-                    "wait for its end, or give another folder",
-                ) from error  # fmt: skip
+            self._lock = self.store.lock()
         assert self._evaluation is not None
         self.store = Store.open(self.folder, self._evaluation, self._marks)
 
@@ -251,8 +246,10 @@ class Session:
 
     def _survey(self, goes_on: bool, sample: bool) -> None:
         """Load every case once, or a sample: its size, and whether it can be used, before hours of attacks."""
-        known = (read_cost(self.folder).sizes or {}) if goes_on else {}
-        self.sizes = [dict(known.get(model.name, {})) for model in self.models]
+        costs = read_cost(self.folder) if goes_on else Costs()
+        self.sizes, self.varied = (
+            [dict((known or {}).get(model.name, {})) for model in self.models] for known in (costs.sizes, costs.varied)
+        )
         looked_at: list[list[str]] = [spread(m.cases, SAMPLE) if sample else list(m.cases) for m in self.models]
         self._sampled = sum(map(len, looked_at)) / sum(len(m.cases) for m in self.models)
         todo = [(i, case) for i, cases in enumerate(looked_at) for case in cases if case not in self.sizes[i]]
@@ -261,8 +258,8 @@ class Session:
         quiet = not calls or not self.bars
         for number, found in tqdm(self.pool.run(_call, calls), "reading", len(calls), unit="case", disable=quiet):
             i, case = todo[number]
-            if isinstance(found, Size):
-                self.sizes[i][case] = found
+            if isinstance(found, tuple):
+                self.sizes[i][case], self.varied[i][case] = found
             else:
                 reasons.setdefault(i, f"{case}: {found.reason if isinstance(found, Killed) else found}")
         for i, model in enumerate(self.models):
@@ -294,7 +291,9 @@ class Session:
         model, sizes = self.models[i], self.sizes[i]
         varied = sum(is_variation(entry.name) for entry in model.corruptions)
         corrupted = len(model.corruptions) - varied
-        attacks = cost.bound(self._passes[i], sizes.values(), timing, corrupted, varied)
+        largest = self.varied[i].values() if varied else None
+        smooth = self.settings.smooth
+        attacks = cost.bound(self._passes[i], sizes.values(), timing, corrupted, varied, largest, smooth)
         attacks = attacks.times(1 / self._sampled)
         probed = most_passes(model.kind, self.settings.levels, self.settings.version, self.settings.box is not None)
         return attacks, cost.priced(probed, [sizes[case] for case in self._probed(i)], timing)

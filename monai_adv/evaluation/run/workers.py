@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 from pathlib import Path
@@ -21,7 +22,7 @@ from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation.checks.probed import CaseProbe
 from monai_adv.evaluation.checks.probes import STEPS
 from monai_adv.evaluation.costs import Size
-from monai_adv.evaluation.described import ModelEntry
+from monai_adv.evaluation.described import CorruptionEntry, ModelEntry, StageEntry
 from monai_adv.evaluation.models.classifier import Classifier, first_of
 from monai_adv.evaluation.models.fingerprint import Marks, computed, contents, fingerprint, marks_of
 from monai_adv.evaluation.models.protocol import Model, Source
@@ -31,7 +32,7 @@ from monai_adv.evaluation.run.parts import Parts
 from monai_adv.evaluation.search import cost
 from monai_adv.evaluation.search.plan import AttackPlan, corruption_entry
 from monai_adv.evaluation.search.runner import check_threat, reproducible, run_case
-from monai_adv.evaluation.search.variations import checked_steps, variation_entry
+from monai_adv.evaluation.search.variations import checked_steps, largest, variation_entry
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store
 from monai_adv.optional import require
@@ -84,14 +85,9 @@ class Job:
             InputError: the model does not load, or has no such case.
         """
         model, plan = self._opened()
-        described = ModelEntry(
-            name=model.name,
-            kind=model.kind,
-            classes=tuple(model.classes),
-            space=model.space,
-            unit=model.unit,
-            cases=self.settings.select(model.cases),
-            problems=tuple(model.problems),
+        described = entry_of(
+            model,
+            self.settings.select(model.cases),
             stages={key: tuple(stage.entry() for stage in stages) for key, stages in plan.by_level.items()},
             corruptions=(
                 *map(corruption_entry, plan.corruptions),
@@ -101,36 +97,29 @@ class Job:
         return Described(described, plan.most_passes(), versions(), machine())
 
     def identify(self, entry: ModelEntry) -> tuple[ModelEntry, Marks]:
-        """The entry with what tells the model, its data and its code from others, and its files one by one."""
-        model = self._model()
-        marks = marks_of(getattr(model, "files", ()), Store(self.folder).marks(model.name))
-        with reproducible(self.settings):
-            in_memory, computes = model.fingerprint, computed(model)
-        data = marks_of(getattr(model, "data_files", ()), marks)
-        found = replace(
-            entry,
-            fingerprint=in_memory,
-            files=contents(marks),
-            computes=computes,
-            data=fingerprint(contents(data), getattr(model, "data_in_memory", "")),
-            in_files=bool(getattr(model, "in_files", False)),
-        )
-        return found, marks
+        """See :func:`identified`."""
+        with reproducible(self.settings.threads):
+            return identified(entry, self._model(), Path(self.folder))
 
     def scored(self, case: str) -> tuple[str, ...]:
         """Names of the patients or images in a case, each of which gets a score."""
         model = self._model()
         return model.load(case).names if isinstance(model, Classifier) else (case,)
 
-    def survey(self, case: str) -> Size | str:
-        """The size of a case, or why it cannot be used."""
+    def survey(self, case: str) -> tuple[Size, Size] | str:
+        """The size of a case, and what natural variations can make of it at most; or why it cannot be used."""
+        model = self._model()
         try:
-            loaded = self._model().load(case)
+            loaded = model.load(case)
             for level in self.settings.levels:
                 check_threat(loaded.threat(level), loaded.images)
         except Exception as error:  # of whatever reads the images
             return in_a_sentence(error)
-        return Size(len(loaded.images), loaded.images.numel())
+        size = varied = Size.of(loaded)
+        if self.settings.variations:
+            with suppress(Exception):  # of a model that takes no such image: then the size is that of the case
+                varied = Size.of(largest(model, case))
+        return size, varied
 
     def radii(self, case: str) -> list[str]:
         """The radii in all their units, for this case."""
@@ -146,7 +135,7 @@ class Job:
         refused: InputError | None = None
         for case in cases:
             try:
-                with reproducible(self.settings):
+                with reproducible(self.settings.threads):
                     return cost.measure(self._model().load(case), self.settings.batch_size)
             except InputError as error:
                 refused = refused or error
@@ -156,7 +145,7 @@ class Job:
     def attack(self, case: str, tell: Callable[[], None] = lambda: None) -> bool:
         """All levels and attacks of one case that the store does not have; see :func:`run_case`."""
         model, plan = self._opened()
-        with reproducible(self.settings):
+        with reproducible(self.settings.threads):
             return run_case(model, case, plan, self._store(), tell)
 
     def probe(self, cases: tuple[str, ...], tell: Callable[[], None] = lambda: None) -> str:
@@ -173,7 +162,7 @@ class Job:
             return found
 
         try:
-            with reproducible(self.settings):
+            with reproducible(self.settings.threads):
                 steps = STEPS[self.settings.version]
                 found = self.parts.probe(model, self.settings.levels, self.settings.seed, cases, steps, once)
         except Exception as error:  # of the model's own code, for some image
@@ -203,6 +192,47 @@ class Job:
                 model = SmoothedVersion(model, self.settings.smooth)
             _models[key] = model, AttackPlan(model.kind, len(model.classes), self.settings)
         return _models[key]
+
+
+def entry_of(
+    model: Model,
+    cases: tuple[str, ...],
+    stages: dict[str, tuple[StageEntry, ...]],
+    corruptions: tuple[CorruptionEntry, ...],
+) -> ModelEntry:
+    """A model as ``evaluation.json`` describes it, but for what :func:`identified` adds."""
+    return ModelEntry(
+        name=model.name,
+        kind=model.kind,
+        classes=tuple(model.classes),
+        space=model.space,
+        unit=model.unit,
+        cases=cases,
+        problems=tuple(model.problems),
+        stages=stages,
+        corruptions=corruptions,
+    )
+
+
+def identified(entry: ModelEntry, model: Model, folder: Path) -> tuple[ModelEntry, Marks]:
+    """The entry with what tells the model, its data and its code from others, and its files one by one.
+
+    Args:
+        entry: of the model.
+        model: that it is about.
+        folder: of the store, which may know the files already.
+    """
+    marks = marks_of(getattr(model, "files", ()), Store(folder).marks(model.name))
+    data = marks_of(getattr(model, "data_files", ()), marks)
+    found = replace(
+        entry,
+        fingerprint=model.fingerprint,
+        files=contents(marks),
+        computes=computed(model),
+        data=fingerprint(contents(data), getattr(model, "data_in_memory", "")),
+        in_files=bool(getattr(model, "in_files", False)),
+    )
+    return found, marks
 
 
 _models: dict[tuple[str, int], tuple[Model, AttackPlan]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from monai_adv.attacks.base import Attack
 from monai_adv.attacks.pgd import PGD
 from monai_adv.attacks.square import Square
 from monai_adv.attacks.white_noise import WhiteNoise
+from monai_adv.certificates import Smoothing
 from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation.costs import Cost, Size
 from monai_adv.evaluation.models.protocol import Case
@@ -114,6 +116,8 @@ def bound(
     timing: Timing,
     corruptions: int = 0,
     variations: int = 0,
+    varied: Iterable[Size] | None = None,
+    smooth: Smoothing | None = None,
 ) -> Cost:
     """What one model costs if no input is ever finished: nothing can cost more passes.
 
@@ -123,6 +127,8 @@ def bound(
         timing: of the network.
         corruptions: number of natural corruptions of network inputs, each one forward.
         variations: number of natural variations of files, at all severities.
+        varied: the largest sizes that these can give the cases; None: those that they have.
+        smooth: of smoothed models, whose every input is ``draws`` of the network; they are certified as well.
 
     Example:
         One level of PGD with 10 steps: 11 forwards and 10 backwards, and 10 forwards for what is opened, scores and
@@ -135,10 +141,20 @@ def bound(
     """
     stages = [passes for level in most.values() for passes in level]
     sizes = list(sizes)
-    scored = OPENED + CLEAN + corruptions + VARIED * variations + PICTURES * len(most) + SCORING * len(stages)
+    scored = OPENED + CLEAN + corruptions + PICTURES * len(most) + SCORING * len(stages)
     attacks = sum(stages, Passes())
+    if smooth:
+        attacks += Passes(forward=_certified(smooth, sum(key.startswith("l2") for key in most)))
     scoring = replace(timing, forward=max(timing.scoring, timing.forward))
-    return priced(attacks, sizes, timing) + priced(Passes(forward=scored), sizes, scoring)
+    found = priced(attacks, sizes, timing) + priced(Passes(forward=scored), sizes, scoring)
+    return found + priced(Passes(forward=VARIED * variations), sizes if varied is None else varied, scoring)
+
+
+def _certified(smooth: Smoothing, levels: int) -> int:
+    """Passes of the smoothed model that cost what its certificate does, and the draws that judge its worst images."""
+    draws = smooth.n0 + smooth.n + (levels + 1) * (smooth.n + 1)
+    checks = 4 * (levels + 3)  # whether it answers alike, as the case is opened and each time it is voted on
+    return math.ceil((draws + checks) / smooth.draws) + levels + 2  # the names of the images come with their scores
 
 
 def priced(passes: Passes, sizes: Iterable[Size], timing: Timing) -> Cost:

@@ -24,6 +24,7 @@ from monai_adv.attacks.base import Until, continued, is_finished
 from monai_adv.attacks.corruptions import CORRUPTIONS, Corruption
 from monai_adv.errors import AttackError, InputError, PlaceError, in_a_sentence
 from monai_adv.evaluation.certify import both_bounds
+from monai_adv.evaluation.certify.kept import is_certified
 from monai_adv.evaluation.checks.probes import consistency
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.models.smoothed import SmoothedVersion
@@ -108,16 +109,16 @@ def check_threat(threat: Threat, images: Tensor) -> None:
 
 
 @contextmanager
-def reproducible(settings: EvaluationSettings) -> Iterator[None]:
+def reproducible(threads: int) -> Iterator[None]:
     """Fix what else decides the last digits: the number of CPU threads, and which kernels a GPU uses."""
-    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    before, cudnn = torch.get_num_threads(), torch.backends.cudnn
     flags = cudnn.deterministic, cudnn.benchmark
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(threads)
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
         cudnn.deterministic, cudnn.benchmark = flags
 
 
@@ -152,7 +153,7 @@ class _Run:
         return self._case
 
     def all_levels(self) -> None:
-        if isinstance(self.model, SmoothedVersion) and not both_bounds.is_certified(self.model, self.name, self.store):
+        if isinstance(self.model, SmoothedVersion) and not is_certified(self.store, self.model.name, self.name):
             both_bounds.certify(self.model, self.case, self.store)
         clean = self._saved("", "clean") or self._clean()
         self.tell()
