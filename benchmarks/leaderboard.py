@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SAME_CLASS = "nearly always says the same class"
 FOLD = "Hippocampus MRI, fold 0"
+LESIONS = "BUSI ultrasound, images with a lesion, fold 0"
 SMALL_2D = "nnU-Net 2D (features 8-16-32-64)"
 SMALL_3D = "nnU-Net 3D (features 8-16-32-64, batch 2)"
 EVALUATE = "monai-adv evaluate -d 4 -c 2d -f 0 -p nnUNetPlansCPU -tr"
@@ -151,14 +152,15 @@ def price() -> Iterator[Row]:
             flat = trained["job"]["configuration"] == "2d"
             whole = trained is not run  # by the product itself
             cases = found["cases"] if whole else len(found["cases"])
+            data = {"4": FOLD, "5": LESIONS}[trained["job"].get("dataset", "4")]
             board = Board(
-                f"{FOLD}, first {cases} cases{'' if whole else ', network space'}", SMALL_2D if flat else SMALL_3D,
+                f"{data}, first {cases} cases{'' if whole else ', network space'}", SMALL_2D if flat else SMALL_3D,
                 f"L2 0.1 RMS per {'slice' if flat else 'volume'}, no box",
                 "worst case of standard" if whole else "PGD-20", "mean Dice",
             )  # fmt: skip
             yield Row(
                 board=board, method=trained["job"]["trainer"].removesuffix("Trainer").replace("nnUNet", "Standard"),
-                settings=_listed(trained["job"].get("settings", {}))
+                settings=_listed({**trained["job"].get("settings", {}), "initial_lr": trained["job"]["lr"]})
                 + (", averaged weights" if "averaged" in file else ""),
                 clean=found["clean"], robust=found["worst"], passes=trained["passes_per_sample"],
                 share=trained["budget"] or 1.0, source="results/price.json", date=run["date"],
@@ -271,14 +273,12 @@ def fine_tuned() -> Iterator[Row]:
 
 
 def segmentation_bundle() -> Iterator[Row]:
-    """Both hosts of robust_organ_segmentation, attacked volume by volume: IMA, and nnU-Net's weights of now (SAT)."""
+    """Both hosts of robust_organ_segmentation, attacked volume by volume: IMA, and nnU-Net's FGSMRS."""
     monai, flat = "eps: 0.2, delta: 0.02, steps: 5, searches: 4", "eps: 15, delta: 2, unit: norm"
     share = share_of(measured.LONG_3D, "IMA", monai)
     yield from _volumes(IMA_PAGE, "all 44 cases", "2026-11-22", "IMA", {"MONAI UNet 3D": (monai, share),
                         "nnU-Net 2D": (flat, share_of(measured.LONG_3D, "IMA", flat))})  # fmt: skip
-    yield from _volumes(
-        BUNDLE, "13th to 24th case", "2026-11-29", "SAT", {"nnU-Net 2D": ("preset: finetune, initial_lr: 0.015", 1.0)}
-    )
+    yield from _volumes(BUNDLE, "13th to 24th case", "2026-11-29", "FGSMRS", {"nnU-Net 2D": ("preset: finetune", 0.92)})
     text = " ".join((ROOT / IMA_PAGE).read_text(encoding="utf-8").split())
     found = re.search(r"([\d.]+) clean, ([\d.]+) and ([\d.]+) at the two radii", text)
     assert found, f"{IMA_PAGE} does not say what quick leaves"

@@ -41,6 +41,8 @@ class Statistics:
 
     passes: Passes = field(default_factory=Passes)
     samples: int = 0
+    counted: dict[str, int] = field(default_factory=dict)
+    """Of the last :meth:`summary`, on how many samples each mean stands."""
     _sums: dict[str, Tensor] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)
 
@@ -59,6 +61,7 @@ class Statistics:
             gathered: list[Tensor | None] = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, total)
             total = torch.stack([t for t in gathered if t is not None]).sum(0)
+        self.counted = dict(zip(names, total[:-1, 1].long().tolist(), strict=True))
         means = (total[:, 0] / total[:, 1].clamp(min=1)).tolist()
         self._sums, self._counts, self.passes, self.samples = {}, {}, Passes(), 0
         return dict(zip([*names, "passes_per_sample"], means, strict=True))

@@ -98,6 +98,16 @@ def _holds_plain(board: Board, experiment: Experiment) -> bool:
     return any(figure == pytest.approx((experiment.clean, experiment.robust), abs=0.051) for figure in figures)
 
 
+def test_a_row_is_on_the_board_of_its_data() -> None:
+    """Second anatomy: BUSI as nnU-Net's data set 5 does not compete with the hippocampus."""
+    runs = json.loads((DOCS / "results" / "price.json").read_text()).values()
+    lesions = {f["clean"] for r in runs if r.get("job", {}).get("dataset") == "5" for f in r["measured"].values()}
+    shown = [row for row in OURS if row.source == "results/price.json"]
+    assert lesions
+    for row in shown:
+        assert row.board.data.startswith("BUSI" if row.clean in lesions else "Hippocampus")
+
+
 def test_no_run_is_left_out() -> None:
     """Every method, radius and attack of the result files, by counting them."""
 

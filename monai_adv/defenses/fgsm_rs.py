@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.stats import fisher_exact
 from torch import Tensor, nn
 
 from monai_adv.attacks import PGD, Ascent
@@ -44,9 +45,14 @@ class FGSMRSSettings(DefenseSettings):
     )  # fmt: skip
     watch_steps: int = setting(10, "gradient steps of that PGD", "a whole number >= 1", positive)
     watch_drop: float = setting(
-        0.2, "overfitting: the accuracy under PGD is lower than in the best epoch, and than under FGSM, by this much",
+        0.2, "overfitting: the accuracy under PGD is lower than in the best epoch, and than under FGSM, by this much "
+        "(and by more than chance explains)",
         "a number in (0, 1]", lambda v: 0 < v <= 1,
     )  # fmt: skip
+
+
+CHANCE = 0.01
+"""A drop that is likelier than this for no reason (Fisher's exact test) is no overfitting: few samples are watched."""
 
 
 class FGSMRS(Defense):
@@ -71,8 +77,8 @@ class FGSMRS(Defense):
     ) -> None:
         super().__init__(task, settings, channels)
         self._step = 0
-        self._best = 0.0
-        """Accuracy under PGD of the best epoch so far."""
+        self._best = (0, 1)
+        """Samples that stayed right under PGD in the best epoch so far, of how many."""
 
     def on_epoch_start(self, epoch: int, epochs: int | None = None) -> None:
         """The first step of an epoch is watched."""
@@ -103,25 +109,29 @@ class FGSMRS(Defense):
         figures["overfitting"] = 0.0
         if "pgd_right" in figures:
             pgd, fgsm, drop = figures["pgd_right"], figures["fgsm_right"], self.settings.watch_drop
-            if pgd < self._best - drop and pgd < fgsm - drop:
+            count = max(self.statistics.counted["pgd_right"], 1)
+            right, (best_right, best_count) = round(pgd * count), self._best
+            best = best_right / best_count
+            if pgd < best - drop and pgd < fgsm - drop and _fell((best_right, best_count), (right, count)):
                 figures["overfitting"] = 1.0
                 warnings.warn(
-                    f"FGSMRS: catastrophic overfitting: accuracy under PGD fell from {self._best:.2f} to {pgd:.2f} "
+                    f"FGSMRS: catastrophic overfitting: accuracy under PGD fell from {best:.2f} to {pgd:.2f} "
                     f"while under FGSM it is {fgsm:.2f}; go back to an earlier checkpoint and train on with a smaller "
                     "eps or relative_step, or with SAT.",
                     stacklevel=2,
                 )
-            self._best = max(self._best, pgd)
+            if pgd > best:
+                self._best = (right, count)
         return figures
 
     def state_dict(self) -> dict[str, Any]:
         """As every defence, and the best accuracy under PGD so far."""
-        return {**super().state_dict(), "best_pgd_right": self._best}
+        return {**super().state_dict(), "best_pgd_right": list(self._best)}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore bit for bit."""
         super().load_state_dict(saved)
-        self._best = saved["best_pgd_right"]
+        self._best = (saved["best_pgd_right"][0], saved["best_pgd_right"][1])
 
     @torch.no_grad()
     def _watch(self, network: nn.Module, batch: Batch, noisy: Tensor) -> None:
@@ -142,6 +152,12 @@ class FGSMRS(Defense):
             self.statistics.passes.forward += len(index)
         self.statistics.add("pgd_right", pgd_right)
         self.statistics.add("fgsm_right", fgsm_right)
+
+
+def _fell(before: tuple[int, int], now: tuple[int, int]) -> bool:
+    """Whether a share of (right, count) samples is lower now by more than :data:`CHANCE`."""
+    table = [[now[0], now[1] - now[0]], [before[0], before[1] - before[0]]]
+    return bool(fisher_exact(table, alternative="less").pvalue < CHANCE)
 
 
 METHOD = Method(
