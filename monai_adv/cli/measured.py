@@ -104,11 +104,15 @@ PNEUMONIA = Experiment(
 )
 
 _SEGMENTATION = (
-    Measured(PRICE_2D, "SAT", "preset: finetune, initial_lr: 0.015", 1.00, 83.9, 62.8),
-    Measured(PRICE_2D, "FAT", "steps: 3, clean_weight: 0.5, initial_lr: 0.005", 1.03, 84.1, 52.9),
-    Measured(PRICE_2D, "IMA", "preset: finetune, initial_lr: 0.005", 1.00, 84.3, 51.0),
+    Measured(PRICE_2D, "FGSMRS", "preset: finetune", 0.92, 83.2, 67.7),
+    Measured(PRICE_2D, "SAT", "preset: finetune", 1.00, 83.9, 62.8),
+    Measured(PRICE_2D, "FAT", "preset: finetune", 1.03, 84.1, 59.2),
+    Measured(PRICE_2D, "IMA", "preset: finetune", 1.00, 84.3, 56.4),
+    Measured(PRICE_2D, "TRADES", "preset: finetune", 0.93, 84.5, 53.5),
+    Measured(PRICE_2D, "FGSMRS", "preset: finetune, budget: 0.25", 0.23, 82.9, 59.8),
+    Measured(PRICE_2D, "SAT", "preset: finetune, budget: 0.25", 0.27, 83.5, 55.6),
     Measured(PRICE_3D, "SAT", "preset: finetune, clean_weight: 0.65", 1.00, 86.2, 70.1),
-    Measured(PRICE_NNUNET_3D, "SAT", "preset: finetune, clean_weight: 0.6, initial_lr: 0.02", 1.00, 83.6, 69.0),
+    Measured(PRICE_NNUNET_3D, "SAT", "preset: finetune, clean_weight: 0.6", 1.00, 83.6, 69.0),
     Measured(LONG_3D, "IMA", "eps: 0.2, delta: 0.02, steps: 5, searches: 4", 3.3, 83.2, 75.0),
     Measured(DEFAULTS_2D, "SAT", "", 1.27, 78.3, 52.6),
     Measured(DEFAULTS_2D, "FAT", "", 0.67, 81.6, 46.7),
