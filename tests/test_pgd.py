@@ -10,8 +10,10 @@ from torch import nn
 
 from monai_adv import InputError, Threat
 from monai_adv.attacks import PGD, Ascent, Ensemble, Stage, ascent, bisect
+from monai_adv.attacks.losses import cross_entropy
 from monai_adv.network_state import frozen, padded
-from monai_adv.tasks import SegmentationTask
+from monai_adv.tasks import ClassificationTask, SegmentationTask
+from monai_adv.tasks.base import Points
 from tests.conftest import LinearNetwork, LinearTask
 
 SHAPES = [(8,), (2, 4, 6), (1, 3, 4, 5)]
@@ -55,6 +57,27 @@ def test_radius_per_sample_gives_each_its_own_ball() -> None:
     result = PGD(Threat("l2", 1.0, unit="norm"), steps=20)(network, images, target, LinearTask(), radius=radius)
     torch.testing.assert_close((result.images - images).flatten(1).norm(dim=1), radius)
     assert result.wrong.tolist() == [False, False, True, True, False]
+
+
+@pytest.mark.parametrize("attack", [PGD, Ascent])
+def test_a_loss_is_told_how_far_the_attack_has_come(attack: type[PGD | Ascent]) -> None:
+    """``progress`` of step k of K is k/K: 0, 0.25, 0.5, 0.75."""
+    seen = []
+
+    def loss(points: Points, progress: float) -> torch.Tensor:
+        seen.append(progress)
+        return cross_entropy(points, progress)
+
+    images, target = torch.randn(3, 2), torch.tensor([0, 1, 2])
+    attack(Threat("l2", 0.7, unit="norm"), steps=4, loss=loss)(nn.Linear(2, 3), images, target, ClassificationTask())
+    assert seen[:4] == [0.0, 0.25, 0.5, 0.75]
+
+
+def test_an_ascent_goes_on_where_a_sample_is_wrong_unless_it_is_told_to_stop() -> None:
+    """Twice the distance to the boundary: the last iterate lies at the radius, not at the first wrong one."""
+    network, images, target, distance = setup((8,))
+    went = Ascent(Threat("l2", 1.0, unit="norm"), steps=20)(network, images, target, LinearTask(), radius=2 * distance)
+    torch.testing.assert_close((went.images - images).flatten(1).norm(dim=1), 2 * distance)
 
 
 def test_first_wrong_brackets_the_boundary_and_saves_passes() -> None:
