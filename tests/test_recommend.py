@@ -96,8 +96,11 @@ def test_figures_of_prices_are_those_of_the_runs() -> None:
     rows = {(r.method, r.cost): r for r in MEASURED if r.experiment == measured.PRICE_2D}
     assert rows.keys() == by_hand.keys()
     pairs = [(runs[by_hand[key]], row, runs["plain_2d"]) for key, row in rows.items()]
-    (solid,) = (row for row in MEASURED if row.experiment == measured.PRICE_NNUNET_3D)
-    for run, row, plain in [*pairs, (runs["satmix_3d_lr02"], solid, runs["plain_3d"])]:
+    solid = {row.method: row for row in MEASURED if row.experiment == measured.PRICE_NNUNET_3D}
+    pairs += [(runs[job], solid.pop(name), runs["plain_3d"])
+              for name, job in (("SAT", "satmix_3d_lr02"), ("FGSMRS", "fgsmrs_3d_lr02"))]  # fmt: skip
+    assert not solid
+    for run, row, plain in pairs:
         for figures, of_these in ((run, row), (plain, row.experiment)):
             found = figures["measured"]["checkpoint_final.pth"]
             assert (of_these.clean, of_these.robust) == pytest.approx((found["clean"], found["worst"]), abs=0.051)
