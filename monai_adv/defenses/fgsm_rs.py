@@ -40,7 +40,7 @@ class FGSMRSSettings(DefenseSettings):
     relative_step: float = setting(1.25, "step as a fraction of the radius", "a number > 0", positive)
     attack_mode: Mode = setting("eval", "network mode during the attack (official: train)")
     watch_every: int = setting(
-        50, "steps between two looks at the accuracy under PGD, beginning with the first of an epoch (0: none)",
+        50, "steps between two looks at the accuracy under PGD, beginning with the first of a training (0: none)",
         "a whole number >= 0", not_negative,
     )  # fmt: skip
     watch_steps: int = setting(10, "gradient steps of that PGD", "a whole number >= 1", positive)
@@ -76,14 +76,9 @@ class FGSMRS(Defense):
         self, task: TrainingTask, settings: FGSMRSSettings | None = None, channels: tuple[int, ...] | None = None
     ) -> None:
         super().__init__(task, settings, channels)
-        self._step = 0
+        self._step = 0  # over all epochs, so that short ones cost no more than `cost` says
         self._best = (0, 1)
         """Samples that stayed right under PGD in the best epoch so far, of how many."""
-
-    def on_epoch_start(self, epoch: int, epochs: int | None = None) -> None:
-        """The first step of an epoch is watched."""
-        super().on_epoch_start(epoch, epochs)
-        self._step = 0
 
     def losses(self, network: nn.Module, batch: Batch) -> Iterator[LossPart]:
         """One part: ``L(f(x'), y)``."""
@@ -125,13 +120,14 @@ class FGSMRS(Defense):
         return figures
 
     def state_dict(self) -> dict[str, Any]:
-        """As every defence, and the best accuracy under PGD so far."""
-        return {**super().state_dict(), "best_pgd_right": list(self._best)}
+        """As every defence, the best accuracy under PGD so far, and when to look at it next."""
+        return {**super().state_dict(), "best_pgd_right": list(self._best), "step": self._step}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore bit for bit."""
         super().load_state_dict(saved)
         self._best = (saved["best_pgd_right"][0], saved["best_pgd_right"][1])
+        self._step = saved["step"]
 
     @torch.no_grad()
     def _watch(self, network: nn.Module, batch: Batch, noisy: Tensor) -> None:
