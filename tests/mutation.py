@@ -32,7 +32,7 @@ TESTS = {
     "monai_adv/tasks/dice_score.py": ["test_segmentation_task", "test_absent_classes"],
     "monai_adv/defenses/ima.py": ["test_ima"],
     "monai_adv/defenses/margins.py": ["test_margins", "test_ima"],
-    "monai_adv/statistics.py": ["test_losses", "test_ima"],
+    "monai_adv/statistics.py": ["test_statistics", "test_losses", "test_ima"],
     "monai_adv/metrics/statistics.py": ["test_evaluation_statistics"],
     "monai_adv/metrics/two_groups.py": ["test_subgroups"],
     "monai_adv/metrics/segmentation.py": ["test_nnunet_evaluation"],
