@@ -62,8 +62,9 @@ class PlainModel:
             SGD's rate says nothing to Adam:
 
             >>> plain = PlainModel(Path("final.pth"), 1000, 250, 0.9, optimizer={"initial_lr": 0.02, "momentum": 0.99})
-            >>> weights = [nn.Parameter(torch.zeros(1))]
-            >>> plain.initial_lr(torch.optim.SGD(weights)), plain.initial_lr(torch.optim.Adam(weights))
+            >>> from torch.optim import SGD, Adam
+            >>> weights = list(nn.Linear(1, 1).parameters())
+            >>> plain.initial_lr(SGD(weights)), plain.initial_lr(Adam(weights))
             (0.02, None)
         """
         kind = ("momentum", "betas")  # of SGD; of Adam and its relatives
