@@ -94,7 +94,6 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         self._given = given
         self._saved_defense: dict[str, Any] | None = None
         self._bound = False
-        self._resumed_lr: float | None = None
         self._attacked_validation: list[dict[str, Any]] = []
         self._nothing_attacked = NothingAttacked()
 
@@ -183,8 +182,9 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
 
     def configure_optimizers(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         optimizer, scheduler = super().configure_optimizers(*args, **kwargs)  # variants have arguments of their own
-        if self.run.initial_lr == PLAIN:
-            rate = self.start.initial_lr(optimizer) if self.start and not self._resumed_lr else self._resumed_lr
+        if self.run.initial_lr == PLAIN and self._saved_defense is None:  # a run that goes on has its rate already
+            assert self.start is not None
+            rate = self.start.initial_lr(optimizer)
             if rate is None:
                 self.print_to_log_file(
                     f"First learning rate {self.initial_lr:g}: the plain checkpoint knows none of "
@@ -455,10 +455,10 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
             if self.run.budget is not None:
                 self.num_epochs = saved["epochs"]
             if self.run.initial_lr == PLAIN:
-                self._resumed_lr = float(saved["initial_lr"])
+                self.initial_lr = float(saved["initial_lr"])
+        self._saved_defense = saved["defense"]
         super().load_checkpoint(filename_or_checkpoint)
         self.robustness = RobustnessLog(list(saved["robustness"]))
-        self._saved_defense = saved["defense"]
         if self._bound:
             assert self.defense is not None
             self.defense.load_state_dict(self._saved_defense)
