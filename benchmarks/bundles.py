@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from spread import spread
 
 from monai_adv.bundles.folds import read_metrics
 
@@ -219,15 +219,8 @@ def print_tables(results: dict[str, dict[str, dict[str, dict[str, list[float]]]]
             print(f"|---|---:|{'---:|' * len(SHOWN[bundle])}")
             for name, figures in rows.items():
                 columns = [figures.get(f"{attack}_{measure_}", []) for attack in SHOWN[bundle]]
-                print(f"| {name} | {len(columns[0])} | {' | '.join(spread(values) for values in columns)} |")
-
-
-def spread(values: list[float]) -> str:
-    """As in the pages."""
-    if not values:
-        return ""
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return f"{mean}±{100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+                cells = [spread([100 * value for value in values], "") for values in columns]
+                print(f"| {name} | {len(columns[0])} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from spread import spread
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -199,18 +200,10 @@ def print_table(arguments: argparse.Namespace) -> None:
         cells = [METHODS[key].name]
         for name in EPOCHS:
             of = [r for r in rows if r["set"] == name and r["method"] == key]
-            cells += [spread([r[figure] for r in of if figure in r]) for figure in FIGURES]
+            cells += [spread([r[figure] for r in of if figure in r], "-") for figure in FIGURES]
             cells.append(f"{statistics.mean(r['passes_per_sample'] for r in of):.1f}" if of else "-")
         if set(cells[1:]) != {"-"}:
             print("| " + " | ".join(cells) + " |")
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    if not values:
-        return "-"
-    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{statistics.mean(values):.1f}±{deviation:.1f}"
 
 
 def read(file: Path) -> list[dict[str, Any]]:

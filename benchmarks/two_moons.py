@@ -42,6 +42,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from spread import spread
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -242,16 +243,10 @@ def print_table(arguments: argparse.Namespace) -> None:
         runs = [r for r in results["runs"] if r["row"] == row.letter]
         if not runs:
             continue
-        cells = [spread([r[key] for r in runs]) for key in ("clean", "fgsm", "pgd")]
+        cells = [spread([r[key] for r in runs], "-") for key in ("clean", "fgsm", "pgd")]
         cells.append(f"{statistics.mean(r['feature_size'] for r in runs):.1f}")
         cells += ["", ""] if row.paper is None else [f"{value}±{deviation}" for value, deviation in row.paper]
         print(f"| {row.letter} | {row.name} | " + " | ".join(cells) + " |")
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{statistics.mean(values):.1f}±{deviation:.1f}"
 
 
 def draw(arguments: argparse.Namespace) -> None:
