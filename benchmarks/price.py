@@ -3,9 +3,10 @@
     export nnUNet_raw=... nnUNet_preprocessed=...        # Dataset004_Hippocampus, planned and preprocessed
     python benchmarks/hippocampus.py prepare             # CPU-sized plans
     python benchmarks/price.py queue price.yaml --folder runs       # resumable: kill it, start it again
-    python benchmarks/price.py table price.yaml --folder runs --output price.json --picture price.png
+    python benchmarks/price.py table price.yaml --folder runs --output docs/results/price.json --picture price.png
 
-The plan is read again before every job, so that jobs can be added while the queue runs::
+``table`` adds what has finished to the figures that the output holds, prints all of them, and draws those whose job
+has a ``label``. The plan is read again before every job, so that jobs can be added while the queue runs::
 
     cases: 8                                     # first validation cases
     attacks: [dice, ce]                          # losses that PGD-20 raises
@@ -18,9 +19,9 @@ The plan is read again before every job, so that jobs can be added while the que
 ``budget`` is a share of the passes of ``base``; ``factor`` are the passes per sample (in forwards; a clean step has 3)
 that the number of steps is reckoned with, and the passes that were made are what the table shows. ``ema``: decay of a
 moving average of the weights, which are measured then (``measured: [checkpoint_final.pth, checkpoint_averaged.pth]``:
-both). A model is measured on whole volumes of the fold's first validation cases, without mirroring, L2 RMS 0.1 for each
-network input (slice or volume), nothing clamped: 20 steps of PGD on the soft Dice of the volume, or on the
-cross-entropy, of which the worse counts for each case.
+both). A model is measured on whole volumes of the fold's first validation cases, without mirroring, L2 RMS 0.1
+(or the job's ``rms``) for each network input (slice or volume), nothing clamped: 20 steps of PGD on the soft Dice of
+the volume, or on the cross-entropy, of which the worse counts for each case.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 import yaml
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.lines import Line2D
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from monai_adv.attacks import PGD
@@ -111,7 +115,8 @@ def trained(this: Job, folder: Path, runs: Path, plan: dict[str, Any]) -> dict[s
     figures["measured"] = {}
     model = next(folder.glob(f"*/{this['trainer']}__*__{this['configuration']}"))
     for checkpoint in this.get("measured", [AVERAGED if "ema" in this else FINAL]):
-        figures["measured"][checkpoint] = measure(model, checkpoint, plan["cases"], plan["attacks"])
+        rms = this.get("rms", RMS)
+        figures["measured"][checkpoint] = measure(model, checkpoint, plan["cases"], plan["attacks"], rms)
     return figures
 
 
@@ -208,17 +213,19 @@ class Averages:
 # ---------------------------------------------------------------------- measuring
 
 
-def measure(model: Path, checkpoint: str, count: int, attacks: Sequence[str]) -> dict[str, Any]:
+def measure(model: Path, checkpoint: str, count: int, attacks: Sequence[str], rms: float) -> dict[str, Any]:
     """Dice of whole volumes, in %, clean and attacked."""
     deployed = DeployedModel.from_folder(model, FOLD, checkpoint)
     dataset = model.parent.name
     splits = json.loads((Path(os.environ["nnUNet_preprocessed"]) / dataset / "splits_final.json").read_text())
-    rows = [measure_case(deployed, dataset, case, attacks) for case in sorted(splits[FOLD]["val"])[:count]]
+    rows = [measure_case(deployed, dataset, case, attacks, rms) for case in sorted(splits[FOLD]["val"])[:count]]
     means = {name: sum(row[name] for row in rows) / len(rows) for name in ("clean", "worst")}
     return {**means, "cases": rows}
 
 
-def measure_case(deployed: DeployedModel, dataset: str, case: str, attacks: Sequence[str]) -> dict[str, Any]:
+def measure_case(
+    deployed: DeployedModel, dataset: str, case: str, attacks: Sequence[str], rms: float
+) -> dict[str, Any]:
     """One volume, clean and under attack."""
     network, judge = deployed.as_network(), SegmentationTask.for_evaluation()
     raw, ending = Path(os.environ["nnUNet_raw"]) / dataset, deployed.dataset_json["file_ending"]
@@ -235,7 +242,7 @@ def measure_case(deployed: DeployedModel, dataset: str, case: str, attacks: Sequ
     if deployed.is_2d:
         with torch.no_grad():
             task = VolumeSlicesTask.of(judge, network(images), target, expected=0.5)
-    threat = Threat("l2", RMS, unit="rms")
+    threat = Threat("l2", rms, unit="rms")
     losses = {"dice": None, "ce": cross_entropy}
     found = {}
     for name in attacks:
@@ -251,8 +258,8 @@ def final(this: Job, folder: Path, runs: Path) -> dict[str, Any]:
     options = {
         "-d": trained["job"].get("dataset", "4"), "-c": trained["job"]["configuration"], "-f": FOLD,
         "-tr": trained["job"]["trainer"], "-p": trained["job"].get("plans", "nnUNetPlansCPU"), "-chk": checkpoint,
-        "--norm": "l2", "--unit": "rms", "--eps": RMS, "--attacks": "standard", "--cases": this["cases"],
-        "--threads": 1, "--device": "cpu", "-o": folder / "report",
+        "--norm": "l2", "--unit": "rms", "--eps": this.get("rms", RMS), "--attacks": "standard",
+        "--cases": this["cases"], "--threads": 1, "--device": "cpu", "-o": folder / "report",
     }  # fmt: skip
     command = ["monai-adv", "evaluate", "-y", *(str(word) for pair in options.items() for word in pair)]
     subprocess.run(command, check=True, env={**os.environ, "nnUNet_results": str(runs / this["of"])})
@@ -272,18 +279,19 @@ def final(this: Job, folder: Path, runs: Path) -> dict[str, Any]:
 
 def table(arguments: argparse.Namespace) -> None:
     """JSON, a table for the page and a picture of what has been measured so far, failures included."""
-    jobs = yaml.safe_load(arguments.plan.read_text())["jobs"]
-    found = {}
-    for this in jobs:
+    output: Path = arguments.output
+    found = json.loads(output.read_text()) if output.exists() else {}
+    for this in yaml.safe_load(arguments.plan.read_text())["jobs"]:
         folder = arguments.folder / this["name"]
         if (folder / "figures.json").exists():
             found[this["name"]] = json.loads((folder / "figures.json").read_text())
+            found[this["name"]]["job"] = {**found[this["name"]]["job"], **{k: this[k] for k in ("label",) if k in this}}
         elif (folder / "failed").exists():
             found[this["name"]] = {"job": this, "failed": (folder / "failed").read_text().strip()}
-    for figures in found.values():
-        if "weights" in figures["job"]:
-            figures["job"]["weights"] = Path(figures["job"]["weights"]).name
-    arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+        if this.get("weights") and this["name"] in found:
+            found[this["name"]]["job"]["weights"] = Path(this["weights"]).name
+    output.write_text(json.dumps(found, indent=1) + "\n")
+    found = {name: figures for name, figures in found.items() if "job" in figures}
     finals = {f["job"]["of"]: f for f in found.values() if "of" in f["job"] and "failed" not in f}
     lines = []
     for name, figures in found.items():
@@ -304,25 +312,27 @@ def table(arguments: argparse.Namespace) -> None:
 
 
 def draw(found: dict[str, Any], file: Path) -> None:
-    """Worst Dice against passes, clean Dice as colour, a point for each run; a panel for each configuration."""
-    shown = [(n, f, list(f["measured"].values())[-1]) for n, f in found.items() if f.get("measured")]
-    configurations = sorted({f["job"]["configuration"] for _, f, _ in shown})
-    figure, axes = plt.subplots(1, len(configurations), figsize=(6 * len(configurations), 4.5), squeeze=False)
+    """Worst Dice against passes, clean Dice as colour, a marker for each method; a panel for each configuration."""
+    shown = [f for f in found.values() if "label" in f["job"] and f.get("measured")]
+    configurations = sorted({f["job"]["configuration"] for f in shown})
+    markers = dict(zip(dict.fromkeys(f["job"]["label"] for f in shown), "oPsD^vX<>*ph8d", strict=False))
+    figure, axes = plt.subplots(1, len(configurations), figsize=(6 * len(configurations), 5), squeeze=False)
     for panel, configuration in zip(axes[0], configurations, strict=True):
-        rows = [(n, f["budget"] or 0.0, m) for n, f, m in shown if f["job"]["configuration"] == configuration]
-        worst, clean = [m["worst"] for *_, m in rows], [m["clean"] for *_, m in rows]
-        points = panel.scatter([b for _, b, _ in rows], worst, c=clean, cmap="viridis", s=60)
-        for name, budget, measured in rows:
-            left = budget > 0.5  # of its point, or the name leaves the panel
-            panel.annotate(
-                name, (budget, measured["worst"]), xytext=(-6 if left else 6, 4), textcoords="offset points",
-                fontsize=7, horizontalalignment="right" if left else "left",
+        rows = [f for f in shown if f["job"]["configuration"] == configuration]
+        measured = [list(f["measured"].values())[-1] for f in rows]
+        clean = Normalize(min(m["clean"] for m in measured), max(m["clean"] for m in measured))
+        for figures, dice in zip(rows, measured, strict=True):
+            panel.scatter(
+                figures["budget"] or 0.0, dice["worst"], c=[dice["clean"]], norm=clean, cmap="viridis", s=70,
+                marker=markers[figures["job"]["label"]],
             )  # fmt: skip
         panel.set_xlabel("passes, in those of the plain training")
         panel.set_ylabel(f"Dice under PGD-20, L2 RMS {RMS:g}, in %")
         panel.set_title(configuration)
-        figure.colorbar(points, ax=panel, label="clean Dice in %")
-    figure.tight_layout()
+        figure.colorbar(ScalarMappable(clean, "viridis"), ax=panel, label="clean Dice in %")
+    legend = [Line2D([], [], marker=m, color="gray", linestyle="", label=label) for label, m in markers.items()]
+    figure.legend(handles=legend, loc="lower center", ncols=7, frameon=False)
+    figure.tight_layout(rect=(0, 0.06 + 0.04 * (len(legend) // 8), 1, 1))
     figure.savefig(file, dpi=120)
 
 
