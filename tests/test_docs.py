@@ -74,16 +74,27 @@ def test_the_registrys_tables_are_up_to_date(page: Path) -> None:
 
 @pytest.mark.parametrize("key", METHODS)
 def test_every_setting_of_a_method_is_on_its_page_once(key: str) -> None:
-    """By name, if it is what it is for most methods, or in a row of its own."""
+    """In a row of its own, or among the common ones, if it is what it is for most methods but for its default."""
     page = (ROOT / "docs" / "methods" / f"{METHODS[key].family}.md").read_text()
     section = page.partition(f"<!-- method: {METHODS[key].name} -->")[2].partition("<!-- end -->")[0]
-    common, _, table = section.partition("[Common settings]")[2].partition("\n")
-    named = re.findall(r"`(\w+)`", common)
-    rows = re.findall(r"^\| `(\w+)` \|", table.partition("| preset |")[0], re.MULTILINE)
-    assert sorted(named + rows) == sorted(f.name for f in dataclasses.fields(METHODS[key].settings))
-    shared = {f.name: (f.default, f.metadata) for f in dataclasses.fields(AttackSettings)}
-    own = {f.name: (f.default, f.metadata) for f in dataclasses.fields(METHODS[key].settings)}
-    assert all(own[name] == shared[name] for name in named)
+    said = re.search(r"^\* \[Common settings\]\(.*?\): all(?: but ([^;]*))?(?:; (.*))?\.$", section, re.MULTILINE)
+    assert said
+    shared = {f.name: f for f in dataclasses.fields(AttackSettings)}
+    own = {f.name: f for f in dataclasses.fields(METHODS[key].settings)}
+    common = [name for name in shared if name not in re.findall(r"`(\w+)`", said[1] or "")]
+    rows = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert sorted(common + rows) == sorted(own)
+    assert all(own[name].metadata[key] == shared[name].metadata[key] for name in common for key in ("help", "allowed"))
+    differs = {name: str(own[name].default) for name in common if own[name].default != shared[name].default}
+    assert dict(re.findall(r"`(\w+)` is ([^;]+)", said[2] or "")) == differs
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_every_preset_of_a_method_is_named_on_its_page(key: str) -> None:
+    page = (ROOT / "docs" / "methods" / f"{METHODS[key].family}.md").read_text()
+    section = page.partition(f"<!-- method: {METHODS[key].name} -->")[2].partition("<!-- end -->")[0]
+    named = re.search(r"^\* Presets: (.*)\.$", section, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", named[1] if named else "") == list(METHODS[key].presets)
 
 
 @pytest.mark.parametrize("key", METHODS)
@@ -104,6 +115,20 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may name on a page: its headings, as both the repository's pages and the site write them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.replace("`", "").lower()).strip().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_to_headings_that_there_are(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*\.md|)#([^)]+)\)", page.read_text()):
+        if not target.startswith("api/"):  # whose headings are made from docstrings
+            assert anchor in anchors((page.parent / target) if target else page), f"{page.name}: {target}#{anchor}"
 
 
 def on_the_site(page: Path) -> list[str]:

@@ -61,7 +61,7 @@ def trainer(folder: Path, epochs: int, **given: Any) -> Any:
 
 
 def plain_loop(trained: nn.Module, method: Defense, epochs: int, shuffle: bool = False) -> nn.Module:
-    """The loop of docs/methods/README.md; a batch of all samples if they are shuffled."""
+    """The loop of docs/own_loop.md; a batch of all samples if they are shuffled."""
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
     method.bind(SampleIds({"train": SAMPLES}), "cpu")
     method.attach(trained, optimizer)

@@ -1,4 +1,4 @@
-"""The code of docs/methods/README.md runs, and does what the page says."""
+"""The code of docs/own_loop.md and of docs/methods/README.md runs, and does what the pages say."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from monai_adv.sample_state import SampleIds
 from monai_adv.tasks import ClassificationTask
 from tests import defense_toys as toys
 
-PAGE = (Path(__file__).parents[1] / "docs" / "methods" / "README.md").read_text()
-ONE_LINE, LOOP, PRESET, SEGMENTATION = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "own_loop.md").read_text()
+(ONE_LINE,) = re.findall(r"```python\n(.*?)```", (DOCS / "methods" / "README.md").read_text(), re.DOTALL)
+LOOP, PRESET, SEGMENTATION = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 EPOCHS = 2
 
 every_method = pytest.mark.parametrize("key", METHODS)

@@ -43,18 +43,20 @@ def which() -> str:
 
 
 def details(of: Method) -> str:
-    """What is to be known of one method beside its row in the overview: paper, limits, settings, presets."""
-    head = [f"Python: `{_name(of)}`.", *_source(of), *_limits(of)]
-    parts = ["\n".join(f"* {fact}" for fact in head), *_settings(of.settings)]
+    """What is to be known of one method beside its row in the overview: paper, limits, settings, names of presets."""
+    head = [f"`{_name(of)}`" + (f", after {of.paper}." if of.paper else "."), *_limits(of)]
+    common, own = _settings(of.settings)
+    head.append(f"[Common settings](README.md#common-settings): {common}.")
     if of.presets:
-        parts.append(table(["preset", "sets"], preset_rows(of)))
+        head.append(f"Presets: {', '.join(f'`{name}`' for name in of.presets)}.")
+    parts = ["\n".join(f"* {fact}" for fact in head), *([table(SETTING, own)] if own else [])]
     return "\n\n".join(parts)
 
 
 def facts(of: Method) -> list[str]:
     """Sentences: paper, cost, memory, trainers, what it cannot do."""
     return [
-        *_source(of),
+        *([f"Source: {of.paper}."] if of.paper else []),
         f"Cost: {of.cost} forwards per sample and step (a clean step: 3); K is `steps`.",
         f"Keeps {of.state}." + (" Batches must say which samples they hold." if of.defense.needs_ids else ""),
         f"In nnU-Net and MONAI: `{of.trainer}`; in a loop of your own: `{_name(of)}`.",
@@ -66,10 +68,6 @@ def _name(of: Method) -> str:
     return f"{of.defense.__module__}.{of.defense.__name__}"
 
 
-def _source(of: Method) -> list[str]:
-    return [f"Source: {of.paper}."] if of.paper else []
-
-
 def _limits(of: Method) -> list[str]:
     return [
         *([] if of.defense.eager_only is None else [f"Not compiled: {of.defense.eager_only}"]),
@@ -78,13 +76,14 @@ def _limits(of: Method) -> list[str]:
     ]
 
 
-def _settings(section: type[Settings]) -> list[str]:
-    """Settings that are what they are for most methods by name, the others in a table."""
-    rows, common = setting_rows(section), setting_rows(AttackSettings)
-    named = [row[0] for row in rows if row in common]
-    own = [row for row in rows if row not in common]
-    line = f"[Common settings](README.md#common-settings): {', '.join(named)}."
-    return [line, *([table(SETTING, own)] if own else [])]
+def _settings(section: type[Settings]) -> tuple[str, list[list[str]]]:
+    """Which settings are what they are for most methods, but for a default, in words; and rows of the others."""
+    rows, common = setting_rows(section), {row[0]: row for row in setting_rows(AttackSettings)}
+    own = [row for row in rows if row[0] not in common or row[2:] != common[row[0]][2:]]
+    same = {row[0]: row[1] for row in rows if row not in own}
+    left_out = ", ".join(name for name in common if name not in same)
+    defaults = [f"{name} is {default}" for name, default in same.items() if default != common[name][1]]
+    return "; ".join([f"all but {left_out}" if left_out else "all", *defaults]), own
 
 
 def preset_rows(of: Method) -> list[list[str]]:

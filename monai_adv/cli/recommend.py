@@ -105,7 +105,7 @@ def which_one(not_recommended: Mapping[str, Mapping[str, str]]) -> list[list[str
     """Rows of the docs' table: what you have, want and take, where it was measured, its scores and price."""
     rows = []
     for have, want, question in QUESTIONS:
-        fits = [a.row for a in answers(question, not_recommended) if not a.against][:3]
+        fits = [a.row for a in answers(question, not_recommended) if not a.against][:2]
         for row in fits:
             plain = row.experiment
             scores = (f"{plain.robust} to {row.robust}", f"{plain.clean} to {row.clean}", f"{row.cost:.2g}")
