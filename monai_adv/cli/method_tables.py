@@ -20,19 +20,29 @@ from monai_adv.defenses.registry import METHODS, method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.settings import Settings, choices
 
-SETTING = ("setting", "default", "meaning", "allowed")
 TASKS: tuple[TaskName, ...] = ("classification", "segmentation")
 _BLOCK = re.compile(r"<!-- (overview|which one|common settings|method: (\w+)) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def overview() -> str:
     """All methods, a row each."""
-    rows = []
-    for m in METHODS.values():
-        tasks = [_word(m, task) for task in TASKS]
-        rows.append([f"[{m.name}]({m.family}.md#{m.key})", m.idea, m.state, m.cost, *tasks])
-    heads = ["method", "trains on", "keeps", "forwards per sample", *TASKS]
-    return table(heads, rows)
+    rows = [
+        [f"[{m.name}]({m.family}.md#{m.key})", m.idea, "" if m.state == "nothing" else m.state, m.cost]
+        for m in METHODS.values()
+    ]
+    limits = [
+        f"{', '.join(names)} not {word}for {task}"
+        for task in TASKS
+        for word, names in (
+            ("", [m.name for m in METHODS.values() if task in m.not_for]),
+            ("recommended ", [m.name for m in METHODS.values() if task in m.not_recommended]),
+        )
+        if names
+    ]
+    return "\n\n".join([
+        table(["method", "trains on", "keeps", "forwards per sample"], rows),
+        f"All are for {' and '.join(TASKS)}, but: {'; '.join(limits)}.",
+    ])  # fmt: skip
 
 
 def which() -> str:
@@ -49,7 +59,7 @@ def details(of: Method) -> str:
     head.append(f"[Common settings](README.md#common-settings): {common}.")
     if of.presets:
         head.append(f"Presets: {', '.join(f'`{name}`' for name in of.presets)}.")
-    parts = ["\n".join(f"* {fact}" for fact in head), *([table(SETTING, own)] if own else [])]
+    parts = ["\n".join(f"* {fact}" for fact in head), *([_settings_table(own)] if own else [])]
     return "\n\n".join(parts)
 
 
@@ -100,8 +110,12 @@ def setting_rows(section: type[Settings]) -> list[list[str]]:
 
 
 def settings_table(section: type[Settings]) -> str:
-    """The settings of a section, a row each."""
-    return table(SETTING, setting_rows(section))
+    """The settings of a section, a row each, for a page: the range of a number is in ``monai-adv methods NAME``."""
+    return _settings_table(setting_rows(section))
+
+
+def _settings_table(rows: Iterable[list[str]]) -> str:
+    return table(["setting", "default", "meaning"], map(_brief, rows))
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -126,8 +140,15 @@ def refreshed(page: str) -> str:
     return _BLOCK.sub(block, page)
 
 
-def _word(m: Method, task: TaskName) -> str:
-    return "no" if task in m.not_for else "not recommended" if task in m.not_recommended else "yes"
+def _brief(row: list[str]) -> list[str]:
+    """A setting without its range, but for what is said of one number in it, or the words to choose from."""
+    *known, meaning, allowed = row
+    if remark := re.search(r" \(.+:.+\)$", allowed):
+        return [*known, meaning + remark[0]]
+    words = [word for word in allowed.split(", ") if word not in ("true", "false", "none")]
+    to_choose = len(words) > 1 and all(re.fullmatch(r"[a-z_]+", word) for word in words)
+    unsaid = to_choose and not set(words) <= set(re.findall(r"\w+", meaning))
+    return [*known, f"{meaning}: {', '.join(f'`{w}`' for w in words)}" if unsaid else meaning]
 
 
 def _allowed(hint: Any) -> str:
