@@ -110,7 +110,7 @@ def setting_rows(section: type[Settings]) -> list[list[str]]:
 
 
 def settings_table(section: type[Settings]) -> str:
-    """The settings of a section, a row each, for a page: the range of a number is in ``monai-adv methods NAME``."""
+    """The settings of a section, a row each, for a page. Ranges of numbers are said by the commands and in errors."""
     return _settings_table(setting_rows(section))
 
 
