@@ -67,7 +67,7 @@ def test_a_row_of_a_setting_says_what_cannot_be_guessed() -> None:
 def test_every_variation_is_documented_with_its_severities() -> None:
     text = (ROOT / "docs" / "variations.md").read_text()
     rows = [
-        f"| `{v.key}` | {v.meaning} | {' · '.join(v.words(s + 1) for s in range(len(v.levels)))} | {v.source} |"
+        f"| `{v.key}` | {v.meaning} | {', '.join(v.words(s + 1) for s in range(len(v.levels)))} | {v.source} |"
         for each in VARIATIONS.values() for v in each
     ]  # fmt: skip
     missing = [row for row in rows if row not in text]

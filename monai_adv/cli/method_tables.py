@@ -26,10 +26,7 @@ _BLOCK = re.compile(r"<!-- (overview|which one|common settings|method: (\w+)) --
 
 def overview() -> str:
     """All methods, a row each."""
-    rows = [
-        [f"[{m.name}]({m.family}.md#{m.key})", m.idea, "" if m.state == "nothing" else m.state, m.cost]
-        for m in METHODS.values()
-    ]
+    rows = [[f"[{m.name}]({m.family}.md#{m.key})", m.idea, m.cost] for m in METHODS.values()]
     limits = [
         f"{', '.join(names)} not {word}for {task}"
         for task in TASKS
@@ -40,7 +37,7 @@ def overview() -> str:
         if names
     ]
     return "\n\n".join([
-        table(["method", "trains on", "keeps", "forwards per sample"], rows),
+        table(["method", "trains on", "forwards per sample"], rows),
         f"All are for {' and '.join(TASKS)}, but: {'; '.join(limits)}.",
     ])  # fmt: skip
 
