@@ -105,12 +105,14 @@ def which_one(not_recommended: Mapping[str, Mapping[str, str]]) -> list[list[str
     """Rows of the docs' table: what you have, want and take, where it was measured, its scores and price."""
     rows = []
     for have, want, question in QUESTIONS:
-        fits = [a.row for a in answers(question, not_recommended) if not a.against][:2]
+        fits = [a.row for a in answers(question, not_recommended) if not a.against][:3]
+        above = None
         for row in fits:
             plain = row.experiment
+            where = "" if plain == above else f"[{plain.data}](../results/{plain.page})"
             scores = (f"{plain.robust} to {row.robust}", f"{plain.clean} to {row.clean}", f"{row.cost:.2g}")
-            rows.append([have, want, f"`{name_of(row)}`", f"[{plain.data}](../results/{plain.page})", *scores])
-            have = want = ""
+            rows.append([have, want, f"`{name_of(row)}`", where, *scores])
+            have, want, above = "", "", plain
     return rows
 
 
