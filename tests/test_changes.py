@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation.evidence.changes import changes
 from monai_adv.evaluation.evidence.history import Session
 from monai_adv.evaluation.store import Store
+from monai_adv.metrics.score import Score
 
 CLEAN = [dice_score(f"p{n}", 0.8 + 0.01 * n) for n in range(8)]
 
@@ -151,3 +154,11 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["compare", str(old), str(tmp_path / "nowhere")]) == 2
     assert main([*words[:-1], str(tmp_path)]) == 2
     assert "a file that can be written" in capsys.readouterr().err
+
+
+def test_what_is_not_defined_is_a_dash(tmp_path: Path) -> None:
+    """Patients without foreground have no Dice."""
+    empty = [Score(f"p{n}", math.nan, {"anterior": math.nan, "posterior": math.nan}, {}) for n in range(8)]
+    both = [folder_of(tmp_path / name, plant("net", empty, {("l2-5", "APGD-CE"): empty})) for name in "ab"]
+    lines = [re.split(r"\s{2,}", line) for line in repr(changes(*both)).splitlines()[1:3]]
+    assert [line[:5] for line in lines] == [["net", where, "-", "-", "-"] for where in ("unchanged", "L2 5")]

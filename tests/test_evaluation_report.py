@@ -288,6 +288,14 @@ def test_what_is_not_defined_says_so(tmp_path):
     assert {r["score"] for r in rows if r["patient"] == "b"} == {""}
 
 
+def test_patients_without_foreground_alone_have_a_page(tmp_path):
+    """A curve without a point: nothing is drawn, and nothing fails."""
+    empty = [Score(case, math.nan, {"anterior": math.nan, "posterior": math.nan}, {}) for case in "ab"]
+    page = _page(folder_of(tmp_path, plant("IMA", empty, {("l2-5", "APGD-CE"): empty})))
+    assert "No score under attack is known yet." in page.plain
+    assert page.row("L2 5", "–")[6] == "0 + 2 not defined"
+
+
 def test_broken_outputs_and_unusable_files_are_counted(tmp_path):
     records = [Record(**{**vars(r), "broken": 2 * bool(r.level), "dead": 1 * bool(r.level)}) for r in _segmentation()]
     folder = folder_of(tmp_path, records, problems=("case_9: label values 7, allowed are 0 to 2",))

@@ -116,7 +116,7 @@ class Changes:
             between = f" ({_points(found.interval.low)} to {_points(found.interval.high)})"
             rows.append(
                 (row.model, level_name(parse_level(row.level)) if row.level else "unchanged",
-                 f"{100 * row.before:.1f}", f"{100 * row.now:.1f}",
+                 _share(row.before), _share(row.now),
                  _points(found.difference) + between * found.interval.exists,
                  f"{found.count} {found.better}/{found.worse}", _chance(row.p),
                  row.outcome + f": {row.why}" * bool(row.why))
@@ -264,5 +264,9 @@ def _chance(p: float) -> str:
     return "-" if math.isnan(p) else "<0.001" if p < 5e-4 else f"{p:.3f}"
 
 
+def _share(value: float, sign: str = "") -> str:
+    return "-" if math.isnan(value) else f"{100 * value:{sign}.1f}"
+
+
 def _points(value: float) -> str:
-    return f"{100 * value:+.1f}"
+    return _share(value, "+")

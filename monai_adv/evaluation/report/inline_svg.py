@@ -68,6 +68,8 @@ def inline_svg(figure: Figure, name: str, title: str, places: Mapping[float, str
 
 def _tell(group: Element, values: Sequence[tuple[str, str]]) -> None:
     """Around every marker a place for the mouse, with its value beside it; CSS shows that one only then."""
+    if not values:  # without a point that is drawn there are no markers
+        return
     (markers,) = (g for g in group.iter("g") if g.find("use") is not None)
     for position, (use, (value, text)) in enumerate(zip(list(markers), values, strict=True)):
         x, y = float(use.attrib["x"]), float(use.attrib["y"])
