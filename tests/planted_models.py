@@ -98,6 +98,31 @@ def saturated_softmax() -> Classifier:
     return classifier(after=lambda y: (1e4 * y).softmax(1))
 
 
+def one_sigmoid() -> Classifier:
+    """A single output after a sigmoid: above 0 whatever the image, so every image is called bright."""
+    return classifier(after=lambda y: (y[:, 1:] - y[:, :1]).sigmoid())
+
+
+def flat_sigmoid() -> Classifier:
+    """The same as a vector (B,)."""
+    return classifier(after=lambda y: (y[:, 1] - y[:, 0]).sigmoid())
+
+
+def flat_logit() -> Classifier:
+    return classifier(after=lambda y: y[:, 1] - y[:, 0], name="flat")
+
+
+def softmax_segmenter() -> Segmenter:
+    return segmenter(after=lambda y: y.softmax(1))
+
+
+def sigmoid_segmenter() -> Segmenter:
+    """A region after a sigmoid: every voxel is found."""
+    planted = segmenter(after=lambda y: (y[:, 1:] - y[:, :1]).sigmoid())
+    labels = [label[None] for label in planted.labels]
+    return Segmenter("planted", planted.network, planted.images, labels, ("disc",), regions=True, unit=UNIT)
+
+
 def temperature_scaled_logits() -> Classifier:
     return classifier(after=lambda y: 1e4 * y)
 

@@ -90,6 +90,8 @@ def test_an_honest_model_raises_none(tmp_path, model, attacks, eps, norm):
         ("quantised_input_segmenter", "standard", ["3"], {"black-box", "zero-gradients"}),
         ("roughly_quantised_input", "quick", ["4"], {"noise", "zero-gradients"}),
         ("saturated_softmax", "quick", ["1", "3"], {"zero-gradients", "probabilities"}),
+        ("one_sigmoid", "quick", ["1", "3"], {"probabilities"}),
+        ("sigmoid_segmenter", "quick", ["1", "3"], {"probabilities"}),
         ("temperature_scaled_logits", "quick", ["1", "3"], {"zero-gradients", "longer"}),
         ("clipped_gradient", "quick", ["1", "3"], {"zero-gradients"}),
         ("randomised_layer", "quick", ["1", "3"], {"repeat"}),
@@ -144,6 +146,27 @@ def test_a_probe_is_of_a_kind_that_the_plan_lacks(kind, version, classes):
     assert not other & planned
     # AutoAttack's cross-entropy is the loss of the task, and quick's PGD has no other.
     assert all(loss & (planned | {"the task's"}) for loss in again)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("honest", False),
+        ("flat_logit", False),
+        ("saturated_softmax", True),
+        ("one_sigmoid", True),
+        ("flat_sigmoid", True),
+        ("honest_segmenter", False),
+        ("softmax_segmenter", True),
+        ("sigmoid_segmenter", True),
+    ],
+)
+def test_outputs_after_a_softmax_or_a_sigmoid_are_no_logits(model: str, expected: bool) -> None:
+    planted = getattr(planted_models, model)()
+    case = planted.load(planted.cases[0])
+    found = probes.consistency(case, case.images)
+    assert found.probabilities is expected
+    assert found.batch < 1e-5
 
 
 def test_a_random_model_says_nothing_about_its_batches():

@@ -71,7 +71,7 @@ def find_flags(
         batch(probed),
         repeat(probed),
         inputs(probed, names),
-        *([probabilities(probed)] if kind == "classification" else []),
+        probabilities(probed),
     ]
 
 
@@ -344,7 +344,7 @@ def _faults(found: ModelProbe, names: Names) -> list[str]:
 
 
 def probabilities(found: Consistency | None) -> Flag:
-    """Does the classifier give logits?"""
+    """Does the model give logits?"""
     raised = found.probabilities if found else None
     return Flag(
         "probabilities",
@@ -352,8 +352,11 @@ def probabilities(found: Consistency | None) -> Flag:
         "the model gives probabilities instead of logits",
         raised,
         NOT_PROBED if raised is None else f"The outputs are {'probabilities' if raised else 'logits'}.",
-        "All outputs at least 0 with sum 1: several attacks then see a flat loss where the model is sure.",
-        "Give the attacks the model without its last softmax; the decisions stay the same.",
+        "All outputs at least 0 with sum 1, as after a softmax; of a single output and of regions all from 0 to 1, as "
+        "after a sigmoid.",
+        "Give the attacks the model without its last softmax or sigmoid. After a softmax the decisions stay the same, "
+        "but several attacks see a flat loss where the model is sure. After a sigmoid the decisions are wrong on "
+        "unchanged images too: a logit is a yes above 0, a probability above 0.5.",
     )
 
 

@@ -17,7 +17,7 @@ class Consistency:
         repeat: largest change of an output from call to call, in standard deviations of the outputs.
         batch: and from a batch to the image alone.
         training: number of submodules in training mode.
-        probabilities: whether the outputs of a classifier are probabilities rather than logits.
+        probabilities: whether the outputs are probabilities rather than logits.
     """
 
     repeat: float

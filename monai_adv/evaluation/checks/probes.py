@@ -27,6 +27,7 @@ from monai_adv.attacks.sea import radius_reduction
 from monai_adv.attacks.sharp_dice import SharpDice
 from monai_adv.errors import InputError
 from monai_adv.evaluation.checks.probed import CaseProbe, Consistency, ModelProbe, TrainedAgainst
+from monai_adv.evaluation.certify.cases import alone
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.models.radii import case_raw_unit, in_words
 from monai_adv.evaluation.random_streams import seed_of
@@ -235,20 +236,18 @@ def consistency(case: Case, images: Tensor) -> Consistency:
     with inputs_untouched(case.network):
         first = _full(case.network(batch))
         again = _full(case.network(batch))
-        alone = torch.cat([_full(case.network(batch[i : i + 1])) for i in range(len(batch))])
+        single = torch.cat([_full(case.network(batch[i : i + 1])) for i in range(len(batch))])
         repeated = torch.cat([_full(case.network(batch[i : i + 1])) for i in range(len(batch))])
     spread = first.double().std().clamp(min=1e-12)
 
     def change(a: Tensor, b: Tensor) -> float:
         return float((a - b).double().abs().max() / spread)
 
-    rows = first.flatten(1).double()
-    is_classifier = isinstance(case.task, ClassificationTask) and rows.shape[1] > 1
     return Consistency(
-        repeat=max(change(first, again), change(alone, repeated)),
-        batch=change(first, alone),
+        repeat=max(change(first, again), change(single, repeated)),
+        batch=change(first, single),
         training=sum(m.training for m in case.network.modules()),
-        probabilities=is_classifier and bool((rows >= 0).all() and ((rows.sum(1) - 1).abs() < 1e-3).all()),
+        probabilities=are_probabilities(first, alone(case.task)),
     )
 
 
@@ -257,6 +256,26 @@ class _ZeroGradients(NamedTuple):
 
     samples: float
     voxels: float
+
+
+def are_probabilities(output: Tensor, alone: bool) -> bool:
+    """Whether an output looks as if a softmax or a sigmoid had been applied to it already.
+
+    Args:
+        output: ``(B,)``, ``(B, K)`` or ``(B, K, *spatial)``.
+        alone: each channel is decided for itself, as by a sigmoid; a single channel always is.
+
+    Example:
+        >>> logits = torch.tensor([[3.0, -1.0], [0.5, 2.0]])
+        >>> [are_probabilities(x, alone=False) for x in (logits, logits.softmax(1), logits.sigmoid())]
+        [False, True, False]
+        >>> are_probabilities(logits.sigmoid(), alone=True), are_probabilities(logits[:, :1].sigmoid(), alone=False)
+        (True, True)
+    """
+    low, high = output.aminmax()
+    if alone or output.ndim == 1 or output.shape[1] == 1:
+        return bool(low >= 0 and low < high <= 1)  # a constant says nothing
+    return bool(low >= 0 and ((output.double().sum(1) - 1).abs() < 1e-3).all())
 
 
 def _gradients(
