@@ -146,6 +146,9 @@ def inputs_untouched(network: nn.Module) -> Iterator[None]:
     """Give the network copies of its images: one that works in place would change ours, or fail on a leaf of autograd.
 
     A compiled network gets the images themselves: the copy would lose what :func:`any_batch_size` marks.
+
+    Raises:
+        InputError: a TorchScript module, which takes no hook.
     """
 
     def copied(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -154,7 +157,11 @@ def inputs_untouched(network: nn.Module) -> Iterator[None]:
     if is_compiled(network):
         yield
         return
-    handle = network.register_forward_pre_hook(copied)
+    try:
+        handle = network.register_forward_pre_hook(copied)
+    except RuntimeError:
+        todo = "give it inside of another module: torch.nn.Sequential(network)"
+        raise InputError.of("network", "a TorchScript module", "a torch.nn.Module that takes hooks", todo) from None
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -56,6 +56,32 @@ class Points:
         sizes = counted.sum(1)
         weight = 1 / (sizes.clamp(min=1) * (sizes > 0).sum(1, keepdim=True)).to(self.logits)
         return (values * self.valid * weight.gather(1, self.labels)).sum(1)
+
+
+def full_resolution(output: Any) -> Tensor:
+    """The logits that count: what a network returns, or the first of several resolutions.
+
+    Raises:
+        InputError: a dictionary, or something else that is no tensor; or whole numbers, which may be classes.
+
+    Example:
+        >>> full_resolution([torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, 2)]).shape
+        torch.Size([1, 2, 4, 4])
+        >>> full_resolution({"out": torch.zeros(1, 2)})
+        Traceback (most recent call last):
+        monai_adv.errors.InputError: output: received 'a dict with out', allowed is a tensor of logits, or a list of \
+them with the full resolution first; put a module around the network that picks the logits out.
+    """
+    first = output[0] if isinstance(output, list | tuple) and output else output
+    if not isinstance(first, Tensor):
+        keys = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+        allowed = "a tensor of logits, or a list of them with the full resolution first"
+        todo = "put a module around the network that picks the logits out"
+        raise InputError.of("output", f"a {type(output).__name__}{keys}", allowed, todo)
+    if not first.is_floating_point():
+        todo = "leave out the argmax at the network's end, or make its decision floating and one-hot, without a gradient"
+        raise InputError.of("output", str(first.dtype), "logits, which are floating", todo)
+    return first
 
 
 class Task(Protocol):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_adv.errors import InputError
-from monai_adv.tasks.base import Output, Points, Target, TrainingLoss, check_labels, is_one_hot
+from monai_adv.tasks.base import Output, Points, Target, TrainingLoss, check_labels, full_resolution, is_one_hot
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,13 @@ class ClassificationTask:
         Raises:
             InputError: says which values came.
         """
-        classes = self.logits(output).shape[1]
+        classes = self.logits(full_resolution(output)).shape[1]
         values = _rows(target)
         if values.ndim == 2 and values.shape[1] == classes and classes > 1:
             if not bool(is_one_hot(values).all()):
                 raise InputError.of(
                     "target", "soft labels, or several labels per sample", "class indices or one-hot rows",
-                    "a defence must know which class is right: give the label, or the argmax of soft labels",
+                    "one class is right: give its index, or the argmax of soft labels",
                 )  # fmt: skip
             return
         self.labels(target, classes)  # the layout

@@ -18,7 +18,7 @@ from torch import Tensor
 from monai_adv.errors import InputError
 from monai_adv.settings import Settings, setting
 from monai_adv.tasks import dice_score
-from monai_adv.tasks.base import Output, Points, Target, TrainingLoss, check_labels
+from monai_adv.tasks.base import Output, Points, Target, TrainingLoss, check_labels, full_resolution
 
 SMOOTH = 1e-5  # nnU-Net's own smoothing of the soft Dice
 
@@ -119,7 +119,7 @@ class SegmentationTask:
         Raises:
             InputError: says what came.
         """
-        logits, labels = _full_resolution(output), _full_resolution(target)
+        logits, labels = full_resolution(output), _full_resolution(target)
         heads = logits.shape[1]
         if heads == 1 and not self.regions:
             raise InputError.of(
@@ -129,10 +129,13 @@ class SegmentationTask:
         channels = 1 if not self.regions else heads + (self.ignore_label is not None)
         if labels.shape[1:] != (channels, *logits.shape[2:]):
             what = "a 0/1 map for each output channel" if self.regions else "class indices"
+            todo = "one-hot maps: take argmax(1, keepdim=True); maps without a channel axis: add it"
+            if labels.ndim == logits.ndim and labels.shape[1] == channels:
+                todo = "output and target are of different sizes; of several resolutions the full one comes first"
             raise InputError.of(
                 "target", f"{tuple(labels.shape)} for a network output {tuple(logits.shape)}",
                 f"(B, {channels}, *spatial) with {what}",
-                "one-hot maps: take argmax(1, keepdim=True); maps without a channel axis: add it",
+                todo,
             )  # fmt: skip
         ignored = None if self.regions else self.ignore_label
         todo = "see the label's transforms, or give ignore_label"

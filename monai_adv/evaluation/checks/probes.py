@@ -26,8 +26,8 @@ from monai_adv.attacks.relay import Relay
 from monai_adv.attacks.sea import radius_reduction
 from monai_adv.attacks.sharp_dice import SharpDice
 from monai_adv.errors import InputError
-from monai_adv.evaluation.checks.probed import CaseProbe, Consistency, ModelProbe, TrainedAgainst
 from monai_adv.evaluation.certify.cases import alone
+from monai_adv.evaluation.checks.probed import CaseProbe, Consistency, ModelProbe, TrainedAgainst
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.models.radii import case_raw_unit, in_words
 from monai_adv.evaluation.random_streams import seed_of

@@ -72,6 +72,7 @@ class Classifier(PlainModel):
             images, labels = _from_data_set(images)
         self.group = group
         self.images, self.labels = images_of(images, "images"), torch.as_tensor(labels).detach().cpu()
+        check_distinct("classes", classes)
         self.classes = tuple(classes)
         self.names = tuple(names) if names is not None else tuple(map(str, range(len(self.images))))
         self.task = ClassificationTask()
@@ -123,7 +124,6 @@ class Classifier(PlainModel):
             if len(values) != len(self.images):
                 raise InputError.of(name, f"{len(values)} {name}", f"one per image, here {len(self.images)}")
         check_distinct("names", self.names)
-        check_distinct("classes", self.classes)
         output = forward(self.network, self.images[:1])
         heads = self.task.logits(output).shape[1]
         if len(self.classes) != heads:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,14 @@ class Geometry:
         direction = axes / np.where(sizes > 0, sizes, 1)
         known = sizes if spacing is None else spacing
         return cls(source, tuple(map(float, known)), tuple(origin.tolist()), tuple(direction.ravel().tolist()))
+
+
+def told_spacing(*parts: Any) -> tuple[float, ...] | None:
+    """In mm, of the first of MONAI's tensors whose meta data come from a file; what a transform makes anew says 1."""
+    for part in parts:
+        if {"original_affine", "filename_or_obj"} & set(getattr(part, "meta", ())):
+            return Geometry.from_affine("", part.affine).spacing
+    return None
 
 
 def compare(image: Geometry, label: Geometry, *, refuse: bool = True) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation.models.hosts import FolderHost, Options, load_hosts
 from monai_adv.evaluation.models.memory import collect, model_of
 from monai_adv.evaluation.models.plain import usable_device
-from monai_adv.evaluation.models.protocol import Source
+from monai_adv.evaluation.models.protocol import Source, check_distinct
 from monai_adv.evaluation.run.measure import LiveSource
 from monai_adv.given import Box
 from monai_adv.network_state import device_of
@@ -33,14 +33,17 @@ class HandedIn:
         """Sort out one model, a list, or a dictionary with names.
 
         Raises:
-            InputError: a name for several, networks on several kinds of device, or a device that is not theirs.
+            InputError: a name for several, or an empty one; networks on several kinds of device, or a device that is
+                not theirs.
         """
         if isinstance(model, Mapping):
             named = {str(k): v for k, v in model.items()}
         else:
             named = _named(model) if isinstance(model, list | tuple) else {}
         if not named:
-            named = {name or _name(model): model}
+            if name is not None:
+                check_distinct("name", [name])
+            named = {_name(model) if name is None else name: model}
         elif name is not None:
             raise InputError.of("name", name, "given for one model only", "give a dictionary of names and models")
         networks = [m for m in named.values() if isinstance(m, nn.Module)]
@@ -98,15 +101,24 @@ def _named(models: Iterable[object]) -> dict[str, object]:
 
 def _device(asked: str | None, networks: Sequence[nn.Module], count: int) -> str:
     if not networks:
-        found = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+        found = ("cuda" if torch.cuda.is_available() else "cpu") if asked is None else _written(asked)
         usable_device(found)
         return found
     there = {str(device_of(network)) for network in networks}
     if len({word.split(":")[0] for word in there}) > 1:
         raise InputError.of("model", f"networks on {' and '.join(sorted(there))}", "networks on one kind of device")
-    if asked is not None and (len(networks) == count and {str(torch.device(asked))} != there):
+    wanted = None if asked is None else _written(asked)
+    if wanted is not None and len(networks) == count and {wanted} != there:
         raise InputError.of("device", asked, f"the network's own, {there.pop()}", "move it first, model.to(device)")
-    return sorted(there)[0] if len(networks) == count else asked or sorted(there)[0]
+    return sorted(there)[0] if len(networks) == count else wanted or sorted(there)[0]
+
+
+def _written(device: object) -> str:
+    """As torch writes it."""
+    try:
+        return str(torch.device(device))  # type: ignore[arg-type]
+    except (RuntimeError, TypeError):
+        raise InputError.of("device", device, "a device of PyTorch's, such as 'cpu', 'cuda' or 'cuda:1'") from None
 
 
 def _source(

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SubsetR
 
 from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation.models.classifier import Classifier
+from monai_adv.evaluation.models.geometry import told_spacing
 from monai_adv.evaluation.models.plain import forward
 from monai_adv.evaluation.models.segmenter import Segmenter
 from monai_adv.given import Box
@@ -23,10 +24,11 @@ PAIRS = "pairs (image, label), or dictionaries with 'image' and 'label'"
 
 @dataclass(frozen=True)
 class Data:
-    """Images ``(C, *spatial)`` and their labels, one by one."""
+    """Images ``(C, *spatial)`` and their labels, one by one, and the spacing in mm that MONAI's tensors know."""
 
     images: Sequence[Tensor]
     labels: Sequence[Tensor]
+    spacings: Sequence[tuple[float, ...] | None]
 
 
 def collect(images: Any, labels: Any) -> Data:
@@ -45,12 +47,19 @@ def collect(images: Any, labels: Any) -> Data:
     if labels is None:
         pairs = list(_pairs(images))
     else:
+        if isinstance(images, DataLoader):
+            todo = f"its batches bring them: {PAIRS}"
+            raise InputError.of("labels", type(labels).__name__, "None beside a DataLoader", todo)
         if len(images) != len(labels):
             raise InputError.of("labels", f"{len(labels)} labels", f"one per image, here {len(images)}")
         pairs = list(zip(images, labels, strict=True))
     if not pairs:
         raise InputError.of("images", "no image", "at least one")
-    return Data([_plain(image) for image, _ in pairs], [_plain(label) for _, label in pairs])
+    return Data(
+        [_plain("images", image) for image, _ in pairs],
+        [_plain("labels", label) for _, label in pairs],
+        [told_spacing(label, image) for image, label in pairs],
+    )
 
 
 def model_of(
@@ -69,7 +78,8 @@ def model_of(
         data: see :func:`collect`; floating images are given the type of the network's weights.
         name: how tables call the model.
         classes: names; default: "class 0", ..., of a segmentation from 1 on, or "region 1", ...
-        box, spacing: see :class:`Segmenter`.
+        box: see :class:`Segmenter`.
+        spacing: of all images; None: as the data know it.
         regions: output channels are overlapping regions; None: only where there is one channel.
 
     Raises:
@@ -84,7 +94,7 @@ def model_of(
     except Exception as error:  # of the user's own network
         found = f"images such as {tuple(images[0].shape)}"
         raise InputError.of("images", found, f"what {name} takes", in_a_sentence(error).rstrip(".")) from error
-    if output.ndim == 2:
+    if _classifies(output, images[0], name):
         if spacing is not None or regions is not None:
             raise InputError.of("regions and spacing", "given", "arguments for a segmentation", f"{name} classifies")
         shapes = {tuple(image.shape) for image in images}
@@ -96,6 +106,8 @@ def model_of(
         names = classes or [f"class {i}" for i in range(heads)]
         return Classifier(name, network, torch.stack(images), torch.stack(list(data.labels)), names, box=box)
     heads, by_region = output.shape[1], output.shape[1] == 1 if regions is None else regions
+    if heads == 1 and not by_region:
+        raise InputError.of("regions", False, "True, or nothing, for one output channel", "a single logit is a sigmoid")
     names = classes or (
         [f"region {i + 1}" for i in range(heads)] if by_region else [f"class {i}" for i in range(1, heads)]
     )
@@ -103,7 +115,27 @@ def model_of(
         allowed = f"a name for each of {heads - (not by_region)} " + ("regions" if by_region else "foreground classes")
         raise InputError.of("classes", f"{len(names)} names", allowed)
     labels = [_map(label, image, by_region) for image, label in zip(images, data.labels, strict=True)]
-    return Segmenter(name, network, images, labels, names, regions=by_region, spacing=spacing, box=box)
+    axes = images[0].ndim - 1
+    millimetres = [told and told[:axes] for told in data.spacings] if spacing is None else spacing
+    return Segmenter(name, network, images, labels, names, regions=by_region, spacing=millimetres, box=box)
+
+
+def _classifies(output: Tensor, image: Tensor, name: str) -> bool:
+    """Whether the output for one image is a vector; fully convolutional classifiers keep spatial axes of size 1.
+
+    Raises:
+        InputError: neither a vector nor a map of the image.
+    """
+    found = f"images such as {tuple(image.shape)}, to which {name} gives {tuple(output.shape)} as a batch of one"
+    if output.ndim == 0 or len(output) != 1:
+        todo = "an axis of the images may be missing, for the channel, or the network may squeeze that of the batch"
+        raise InputError.of("images", found, "images (C, *spatial), and outputs with an axis for the batch", todo)
+    if output.ndim <= 2 or (output[0, 0].numel() == 1 < image[0].numel()):
+        return True
+    if output.shape[2:] != image.shape[1:]:
+        todo = "an axis for the channel may be missing; of several resolutions the full one comes first"
+        raise InputError.of("images", found, "(C, *spatial), and a map of each image of its own size", todo)
+    return False
 
 
 def _pairs(items: Any) -> Iterator[tuple[Any, Any]]:
@@ -114,13 +146,18 @@ def _pairs(items: Any) -> Iterator[tuple[Any, Any]]:
         for item in (items[i] for i in range(len(items))) if sized else items:
             yield _pair(item)
         return
-    if isinstance(items.sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
+    batches: Any = items.batch_sampler  # the user's own, or that of the loader; None: what comes is no batch
+    if isinstance(
+        getattr(batches, "sampler", items.sampler), RandomSampler | SubsetRandomSampler | WeightedRandomSampler
+    ):
         raise InputError.of("images", "a DataLoader that shuffles", "a fixed order", "give it shuffle=False")
-    if items.drop_last and not isinstance(items.dataset, IterableDataset) and len(items.sampler) % items.batch_size:  # type: ignore[arg-type, operator]
+    if getattr(batches, "drop_last", False) and (
+        isinstance(items.dataset, IterableDataset) or len(batches.sampler) % batches.batch_size
+    ):
         raise InputError.of("images", "a DataLoader that drops its last images", "all images", "give drop_last=False")
     for batch in items:
         images, labels = _pair(batch)
-        yield from zip(images, labels, strict=True)
+        yield from [(images, labels)] if batches is None else zip(images, labels, strict=True)
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
@@ -132,9 +169,13 @@ def _pair(item: Any) -> tuple[Any, Any]:
     raise InputError.of("images", found, PAIRS)
 
 
-def _plain(values: Any) -> Tensor:
+def _plain(name: str, values: Any) -> Tensor:
     """Without what MONAI's tensors carry along."""
-    return torch.as_tensor(values).detach().cpu().as_subclass(Tensor)
+    try:
+        return torch.as_tensor(values).detach().cpu().as_subclass(Tensor)
+    except (TypeError, ValueError, RuntimeError) as error:
+        found = values if isinstance(values, str) else type(values).__name__
+        raise InputError.of(name, found, "numbers: tensors, arrays or nested lists", str(error)) from error
 
 
 def _as_weights(image: Tensor, network: nn.Module) -> Tensor:

@@ -19,6 +19,7 @@ from monai_adv.evaluation.records import Level
 from monai_adv.given import Box
 from monai_adv.network_state import device_of, frozen
 from monai_adv.tasks import Task
+from monai_adv.tasks.base import full_resolution
 from monai_adv.threats import Threat, in_network_units
 from monai_adv.variations.scan import Change, changed
 
@@ -33,8 +34,6 @@ class PlainModel:
     problems: tuple[str, ...] = ()
     varied_at = "the network's inputs, black and white being the ends of the box"
     channel_names: tuple[str, ...] = ()
-    millimetres: tuple[float, ...] | None = None
-    """Spacing of the voxels, where it was given."""
 
     def __init__(self, name: str, network: nn.Module, box: Box | None, unit: str) -> None:
         check_box(box)
@@ -57,7 +56,7 @@ class PlainModel:
         loaded = self.load(case)
         loaded.images = torch.stack(
             [
-                changed(image, change, i, spacing=self.millimetres, limits=self.box)
+                changed(image, change, i, spacing=loaded.millimetres, limits=self.box)
                 for i, image in enumerate(loaded.images)
             ]
         )
@@ -66,6 +65,9 @@ class PlainModel:
 
 class PlainCase(Generic[T]):
     """What their cases are."""
+
+    millimetres: tuple[float, ...] | None = None
+    """Spacing of the voxels, where it is known."""
 
     def __init__(self, name: str, model: PlainModel, task: T) -> None:
         self.name, self.network, self.box, self.task = name, model.network, model.box, task
@@ -139,10 +141,14 @@ def plain_threat(level: Level, box: Box | None) -> Threat:
 
 
 def forward(network: nn.Module, images: Tensor) -> Tensor:
-    """The network's full-resolution output, on the CPU and without gradient."""
+    """The network's full-resolution output, on the CPU and without gradient.
+
+    Raises:
+        InputError: no logits.
+    """
     with frozen(network) as model, torch.no_grad():
         output = model(images.to(device_of(network)))
-    return (output if isinstance(output, Tensor) else output[0]).cpu()
+    return full_resolution(output).cpu()
 
 
 def fingerprint(network: nn.Module, *values: object) -> str:

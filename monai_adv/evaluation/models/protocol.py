@@ -7,7 +7,7 @@ these classes, and never learns which host it is.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,13 +26,16 @@ def check_distinct(name: str, values: Sequence[str], todo: str = "") -> None:
     """Refuse names that cannot be told apart, such as two classes called "tumour": whatever is shown would be mixed up.
 
     Raises:
-        InputError: says which come twice; spaces at the ends do not tell names apart.
+        InputError: says which come twice; spaces at the ends do not tell names apart. Or what is no text, and names
+            without an order.
 
     Example:
         >>> check_distinct("classes", ["kidney", "tumour", "tumour "])
         Traceback (most recent call last):
         monai_adv.errors.InputError: classes: received 'tumour twice', allowed is a name of its own for each.
     """
+    if isinstance(values, Mapping | Set) or not all(isinstance(value, str) and value.strip() for value in values):
+        raise InputError.of(name, values, "texts in their order, none of them empty", todo)
     counts = Counter(value.strip() for value in values)
     if twice := [value for value, count in counts.items() if count > 1]:
         raise InputError.of(name, f"{', '.join(twice[:3])} twice", "a name of its own for each", todo)

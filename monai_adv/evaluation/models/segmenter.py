@@ -41,7 +41,7 @@ class Segmenter(PlainModel):
         labels: label maps ``(*spatial)``; with ``regions`` 0/1 maps ``(R, *spatial)``.
         classes: names of the foreground classes 1, 2, ..., or of the regions.
         regions: channels are overlapping regions (sigmoid), not exclusive classes with background first.
-        spacing: of the voxels in mm, for HD95; default: 1 along each axis.
+        spacing: of the voxels in mm, for HD95, of all images or one for each; default, and for None: 1 along each.
         box: lowest and highest intensity that an attacked image may have; ``None``: no such box.
         unit: the unit of the images, in words.
         names: of the images; default: their numbers.
@@ -63,7 +63,7 @@ class Segmenter(PlainModel):
         classes: Sequence[str],
         *,
         regions: bool = False,
-        spacing: Sequence[float] | None = None,
+        spacing: Sequence[float] | Sequence[Sequence[float] | None] | None = None,
         box: Box | None = None,
         unit: str = "network inputs as given",
         names: Sequence[str] | None = None,
@@ -74,19 +74,22 @@ class Segmenter(PlainModel):
         if not len(images) or not len(images) == len(labels) == len(set(self.cases)):
             found = f"{len(images)} images, {len(labels)} label maps, {len(set(self.cases))} names"
             raise InputError.of("images", found, "the same number of each, at least one")
-        check_distinct("classes", self.classes)
+        check_distinct("classes", classes)
         self.images = [images_of(image, f"images[{i}]") for i, image in enumerate(images)]
         self.labels = [torch.as_tensor(values).detach().cpu() for values in labels]
         axes = self.images[0].ndim - 1
-        self.spacing = (1.0,) * axes if spacing is None else check_spacing(spacing, axes)
-        self.millimetres = None if spacing is None else self.spacing
+        self.millimetres = [
+            None if each is None else check_spacing(each, axes) for each in _for_each(spacing, len(images))
+        ]
         self.task = SegmentationTask.for_evaluation(regions=regions)
         self.labels = [self._checked(*each) for each in zip(self.cases, self.images, self.labels, strict=True)]
 
     @property
     def fingerprint(self) -> str:
         """Of weights, layers, images, labels, and what decides the scores."""
-        decides = self.classes, self.regions, self.spacing, self.box, self.cases
+        spacings = [each or (1.0,) * (self.images[0].ndim - 1) for each in self.millimetres]
+        spacing = spacings[0] if len(set(spacings)) == 1 else spacings
+        decides = self.classes, self.regions, spacing, self.box, self.cases
         return fingerprint(self.network, *self.images, *self.labels, decides)
 
     @property
@@ -112,7 +115,9 @@ class Segmenter(PlainModel):
     def _checked(self, case: str, image: Tensor, labels: Tensor) -> Tensor:
         shape = ((len(self.classes),) if self.regions else ()) + tuple(image.shape[1:])
         if tuple(labels.shape) != shape:
-            raise InputError.of(f"labels of {case}", tuple(labels.shape), f"{shape}, the shape of its image")
+            maps = labels.ndim == image.ndim and len(labels) > 1
+            todo = "a map for each class: take argmax(1), or, of regions that overlap, regions=True" if maps else ""
+            raise InputError.of(f"labels of {case}", tuple(labels.shape), f"{shape}, the shape of its image", todo)
         largest = 1 if self.regions else len(self.classes)
         return check_labels(f"labels of {case}", labels, largest, "see the label, and the classes of the network")
 
@@ -125,7 +130,8 @@ class SegmentationCase(PlainCase[SegmentationTask]):
     def __init__(self, model: Segmenter, name: str, number: int) -> None:
         super().__init__(name, model, model.task)
         self.images = model.images[number][None]
-        self.regions, self.classes, self.spacing = model.regions, model.classes, model.spacing
+        self.regions, self.classes, self.millimetres = model.regions, model.classes, model.millimetres[number]
+        self.spacing = self.millimetres or (1.0,) * (self.images.ndim - 2)
         labels = model.labels[number]
         self.target: Target = labels[None] if self.regions else labels[None, None]
         self.there = _masks(labels, self.regions, len(self.classes))
@@ -161,6 +167,12 @@ class SegmentationCase(PlainCase[SegmentationTask]):
         if not bool(logits.isfinite().all()):
             return [~mask for mask in self.there]
         return _masks((logits > 0).long() if self.regions else logits.argmax(0), self.regions, len(self.classes))
+
+
+def _for_each(spacing: Any, count: int) -> list[Any]:
+    """The spacing of each image, of one for all or of one for each."""
+    one = spacing is None or all(size is not None and np.ndim(size) == 0 for size in spacing)
+    return [spacing] * count if one else list(spacing)
 
 
 def _masks(labels: Tensor, regions: bool, count: int) -> list[Mask]:

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from monai.data.meta_tensor import MetaTensor
-from monai.data.utils import affine_to_spacing
 from torch import Tensor
 
 from monai_adv.errors import InputError
-from monai_adv.evaluation.models.geometry import Geometry, compare
+from monai_adv.evaluation.models.geometry import Geometry, compare, told_spacing
 from monai_adv.evaluation.models.plain import digest_of
 from monai_adv.metrics.segmentation import check_spacing
 from monai_adv.tasks.base import whole_labels
@@ -47,7 +46,7 @@ def item_of(found: Any, name: str) -> Item:
         allowed = "items with the keys image and label, or pairs of them"
         raise InputError.of("dataset", f"items with {keys}", allowed, "an attack needs the truth")
     image, label = (torch.as_tensor(part) for part in pair)
-    spacing = _spacing(label, image)
+    spacing = told_spacing(label, image)
     image = (image.as_tensor() if isinstance(image, MetaTensor) else image).float()
     label = whole_labels(f"label of {name}", label.as_tensor() if isinstance(label, MetaTensor) else label)
     if not bool(image.isfinite().all()):
@@ -59,15 +58,6 @@ def item_of(found: Any, name: str) -> Item:
     if spacing is not None:  # distances of the segmentation are measured with it
         spacing = check_spacing(spacing[: image.ndim - 1], min(len(spacing), image.ndim - 1))
     return Item(image, label, spacing, _notes(*pair))
-
-
-def _spacing(*parts: Any) -> tuple[float, ...] | None:
-    """Of the first part whose meta data come from a file; a transform that makes a new tensor says 1 of anything."""
-    for part in parts:
-        if isinstance(part, MetaTensor) and {"original_affine", "filename_or_obj"} & set(part.meta):
-            axes = len(part.affine) - 1  # MONAI's pixdim would make 1 mm of 0
-            return tuple(float(s) for s in affine_to_spacing(part.affine, axes, suppress_zeros=False))
-    return None
 
 
 def _notes(image: Any, label: Any) -> tuple[str, ...]:
