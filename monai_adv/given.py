@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from monai_adv.errors import InputError
 
 Box = tuple[float, float]
+LARGEST_SEED = 2**63 - 1
+"""That torch's generators take."""
 
 A_NUMBER = "a number such as 0.03 or 8/255"
 A_BOX = "two numbers, lowest and highest, such as 0, 1"
@@ -43,6 +46,35 @@ def number(name: str, given: Any, allowed: str = A_NUMBER, todo: str = "") -> fl
     if parts[1] == 0:
         raise InputError.of(name, given, allowed, "nothing can be divided by 0")
     return parts[0] / parts[1]
+
+
+def whole(name: str, given: Any, least: int, most: int | None = None, allowed: str = "") -> int:
+    """A whole number, also one of NumPy's: neither a fraction nor a truth value, which would count as 1.
+
+    Args:
+        name: of the argument, for the message.
+        given: the number.
+        least, most: of what is allowed; None: there is no largest.
+        allowed: for the message; default: says ``least`` and ``most``.
+
+    Raises:
+        InputError: anything else.
+
+    Example:
+        >>> whole("cases", 3, 1)
+        3
+        >>> whole("cases", 2.5, 1)
+        Traceback (most recent call last):
+        monai_adv.errors.InputError: cases: received 2.5, allowed is a whole number >= 1.
+    """
+    allowed = allowed or f"a whole number {f'>= {least}' if most is None else f'from {least} to {most}'}"
+    try:
+        found = None if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        found = None
+    if found is None or found < least or (most is not None and found > most):
+        raise InputError.of(name, given, allowed)
+    return found
 
 
 def box(name: str, given: Any) -> Box:

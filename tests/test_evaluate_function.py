@@ -84,6 +84,20 @@ def test_what_a_notebook_shows(results: Any, linear: Any, tmp_path: Path) -> Non
         results.worst("77")
 
 
+def test_numbers_of_numpy_and_torch_are_numbers(linear: Any) -> None:
+    given = {"eps": 0.3, "seed": 3, "batch_size": 5, "cases": 6}
+    expected = quick(*linear, **given).frame()
+    assert quick(*linear, **{word: np.array(value)[()] for word, value in given.items()}).frame().equals(expected)
+    assert quick(*linear, **given | {"eps": torch.tensor(0.3, dtype=torch.float64)}).frame().equals(expected)
+
+
+def test_a_radius_is_asked_for_as_it_was_given(linear: Any) -> None:
+    found = quick(*linear, eps=["1/10", "3/10"], cases=2)
+    assert found.worst("1", eps="1/10").level == found.worst("1", eps=0.1).level == found.numbers.levels[0]
+    with pytest.raises(InputError, match="eps: received '0.2', allowed is one of 2"):
+        found.worst("1", eps="2/10")
+
+
 def test_nothing_is_left(linear: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -155,6 +169,18 @@ def test_a_segmentation() -> None:
         ({"model": 3}, "model: received 'int'"),
         ({"options": {"folds": 1}}, "options: received ['folds']"),
         ({"device": "cuda"}, "move it first"),
+        ({"device": "gpu"}, "device: received 'gpu', allowed is a device of PyTorch's"),
+        ({"name": ""}, "name: received ['']"),
+        ({"classes": {"a": 0, "b": 1, "c": 2}}, "classes: received {'a': 0, 'b': 1, 'c': 2}, allowed is texts"),
+        ({"classes": [0, 1, 2]}, "classes: received [0, 1, 2], allowed is texts"),
+        ({"seed": None}, "seed: received None, allowed is a whole number >= 0"),
+        ({"seed": 1.5}, "seed: received 1.5"),
+        ({"batch_size": 2.5}, "batch-size: received 2.5, allowed is a whole number >= 1"),
+        ({"threads": "2"}, "threads: received '2', allowed is a whole number from 1 to 512"),
+        ({"cases": True}, "cases: received True, allowed is a number >= 1, names of cases"),
+        ({"cases": 2.0}, "cases: received 2.0"),
+        ({"smooth": "much"}, "smooth: received 'much'"),
+        ({"labels": ["benign"] * 24}, "labels: received 'benign', allowed is numbers"),
     ],
 )
 def test_refused(linear: Any, changed: dict[str, Any], said: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from monai_adv import given
 from monai_adv.certificates.bounds import check_alpha, least_draws
 from monai_adv.certificates.smoothed import Noise
 from monai_adv.errors import InputError
@@ -41,12 +42,10 @@ class Certification:
         self.noise  # noqa: B018  refuses sigma
         check_alpha(self.alpha)
         for name in ("n0", "n", "inputs_per_pass"):
-            if getattr(self, name) < 1:
-                raise InputError.of(name, getattr(self, name), "a whole number >= 1")
+            object.__setattr__(self, name, given.whole(name, getattr(self, name), 1))
         if not 0.5 < self.tau < 1:  # the radius at one half is 0
             raise InputError.of("tau", self.tau, "above 0.5 and below 1", "0.75 is usual")
-        if not 0 <= self.seed < 2**63:
-            raise InputError.of("seed", self.seed, "a whole number >= 0")
+        object.__setattr__(self, "seed", given.whole("seed", self.seed, 0, given.LARGEST_SEED, "a whole number >= 0"))
 
     @property
     def noise(self) -> Noise:
@@ -86,5 +85,4 @@ class Smoothing(Certification):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.draws < 1:
-            raise InputError.of("draws", self.draws, "a whole number >= 1")
+        object.__setattr__(self, "draws", given.whole("draws", self.draws, 1))

@@ -19,7 +19,7 @@ from monai_adv.evaluation.outcome import Results
 from monai_adv.evaluation.plans import Plan, PlanFunction
 from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.run.measure import measure, threads_for
-from monai_adv.evaluation.settings import EvaluationSettings, Version, attacks_of
+from monai_adv.evaluation.settings import CASES, EvaluationSettings, Version, attacks_of
 from monai_adv.foreign_text import say
 from monai_adv.given import Box
 from monai_adv.optional import require
@@ -81,7 +81,7 @@ def evaluate(
         folder: of the store, new, or one to go on with; the report lies there as well.
         classes: names of a network's classes, of a segmentation without the background.
         regions: a network's output channels are overlapping regions (a sigmoid each); default: where there is one.
-        spacing: of a network's voxels in mm, for HD95; default: 1.
+        spacing: of a network's voxels in mm, for HD95; default: what MONAI's tensors know from their files, else 1.
         name: how tables call a single model.
         cases: the first so many patients or images, or names; default: all.
         device: of bundles and nnU-Nets; default: cuda if there is one. A network stays where it is.
@@ -126,7 +126,8 @@ def evaluate(
     place = None if folder is None else Path(folder).resolve()
     levels = tuple(Level.written(norm, radius, unit) for radius in _radii(eps))
     handed = HandedIn.of(model, name, device)
-    smoothing = smooth if smooth is None or isinstance(smooth, Smoothing) else Smoothing(float(smooth), seed=seed)
+    if smooth is not None and not isinstance(smooth, Smoothing):
+        smooth = Smoothing(given.number("smooth", smooth), seed=seed)
     settings = EvaluationSettings(
         levels,
         attacks_of(attacks),
@@ -136,7 +137,7 @@ def evaluate(
         limits,
         handed.device.split(":")[0],
         threads_for(place, threads),
-        smoothing,
+        smooth,
         checked_words(variations),
     )
     with handed.sources(images, labels, limits, classes, regions, spacing, options) as sources:
@@ -165,14 +166,21 @@ def _silence(line: str) -> None:
 
 
 def _radii(eps: Any) -> list[Any]:
-    return [eps] if isinstance(eps, str) or not hasattr(eps, "__iter__") else list(eps)
+    one = isinstance(eps, str) or not hasattr(eps, "__iter__") or getattr(eps, "ndim", 1) == 0
+    return [eps] if one else list(eps)
 
 
 def chosen_cases(cases: Any) -> int | tuple[str, ...] | None:
-    """A number, or names, as :class:`EvaluationSettings` takes them."""
-    if cases is None or isinstance(cases, int):
-        return cases
-    return (cases,) if isinstance(cases, str) else tuple(map(str, cases))
+    """A number, or names, as :class:`EvaluationSettings` takes them.
+
+    Raises:
+        InputError: neither of them.
+    """
+    if cases is None:
+        return None
+    if isinstance(cases, str) or not hasattr(cases, "__iter__"):
+        return (cases,) if isinstance(cases, str) else given.whole("cases", cases, 1, allowed=CASES)
+    return tuple(map(str, cases))
 
 
 def in_notebook() -> bool:

@@ -24,6 +24,7 @@ from monai_adv.evaluation.report.results import Figures, ModelResults, gather
 from monai_adv.evaluation.report.sentences import opening, robustness
 from monai_adv.evaluation.store import read_pictures
 from monai_adv.foreign_text import printable
+from monai_adv.given import number
 from monai_adv.metrics.score import Score
 from monai_adv.optional import require
 from monai_adv.threats import Norm
@@ -206,20 +207,22 @@ class Results:
         written: Path = page.write_report(self.folder, self.numbers, output)
         return written
 
-    def worst(self, case: str, *, model: str | None = None, eps: float | None = None) -> Worst:
+    def worst(self, case: str | int, *, model: str | None = None, eps: float | str | None = None) -> Worst:
         """The worst image found of a case.
 
         Args:
             case: a patient or an image, as :meth:`frame` calls it.
             model: which of several; default: the first.
-            eps: at which radius; default: the largest.
+            eps: at which radius, as it was given; default: the largest.
 
         Raises:
             InputError: an unknown case, model or radius.
         """
         of = _chosen("model", model, {m.name: m for m in self.numbers.models}, self.numbers.models[0])
         levels = self.numbers.levels
-        level = _chosen("eps", None if eps is None else f"{eps:g}", {f"{v.eps:g}": v for v in levels}, levels[-1])
+        level = _chosen(
+            "eps", None if eps is None else f"{number('eps', eps):g}", {f"{v.eps:g}": v for v in levels}, levels[-1]
+        )
         clean, attacked = (self.numbers.scores(of.name, key) for key in ("", level.key))
         group, name = _chosen("case", str(case), {name: (group, name) for group, name in attacked}, ("", ""))
         pictures = {p.case: p for p in read_pictures(self.folder, of.name, group, level.key)}

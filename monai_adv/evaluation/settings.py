@@ -24,6 +24,7 @@ SMALLEST, LARGEST = 1e-12, 1e12
 """Radii whose squares, summed over the voxels of a volume, single precision still holds."""
 MOST_THREADS = 512
 """More than any machine uses well; tens of thousands end the process."""
+CASES = "a number >= 1, names of cases, or nothing for all"
 VERSIONS: tuple[Version, ...] = ("quick", "standard", "full")
 
 
@@ -87,19 +88,18 @@ class EvaluationSettings:
             raise InputError.of("eps", [level.eps for level in self.levels], "radii that differ in six digits")
         if not isinstance(self.attacks, Plan) and self.attacks not in VERSIONS:
             raise InputError.of("attacks", self.attacks, "one of " + ", ".join(VERSIONS))
-        if not 0 <= self.seed < 2**63:
-            raise InputError.of("seed", self.seed, "a whole number >= 0")
-        if self.batch_size < 1:
-            raise InputError.of("batch-size", self.batch_size, "a whole number >= 1")
-        if not 1 <= self.threads <= MOST_THREADS:
-            raise InputError.of("threads", self.threads, f"a whole number from 1 to {MOST_THREADS}")
+        object.__setattr__(self, "seed", given.whole("seed", self.seed, 0, given.LARGEST_SEED, "a whole number >= 0"))
+        object.__setattr__(self, "batch_size", given.whole("batch-size", self.batch_size, 1))
+        object.__setattr__(self, "threads", given.whole("threads", self.threads, 1, MOST_THREADS))
         if self.box is not None:
             object.__setattr__(self, "box", given.box("box", self.box))
         if self.smooth is not None and all(level.norm != "l2" for level in self.levels):
             raise InputError.of("smooth", self.smooth.sigma, "given with radii of l2", "a certificate holds for l2")
         object.__setattr__(self, "variations", checked_words(self.variations))
-        if self.cases is not None and (self.cases < 1 if isinstance(self.cases, int) else not self.cases):
-            raise InputError.of("cases", self.cases, "a number >= 1, names of cases, or nothing for all")
+        if self.cases is not None and not isinstance(self.cases, tuple):
+            object.__setattr__(self, "cases", given.whole("cases", self.cases, 1, allowed=CASES))
+        if self.cases == ():
+            raise InputError.of("cases", self.cases, CASES)
 
     def select(self, cases: Sequence[str]) -> tuple[str, ...]:
         """Those of a model's cases that are evaluated, in the model's order.

@@ -80,7 +80,7 @@ def measure(
 def threads_for(folder: Path | None, asked: int | None) -> int:
     """As asked; when an evaluation goes on, as it began; otherwise as torch likes it on this machine."""
     if asked is not None:
-        return int(asked)
+        return asked
     if folder is not None and (folder / "evaluation.json").exists():
         return read_evaluation(folder).settings.threads
     return torch.get_num_threads()
