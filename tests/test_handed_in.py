@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from linear_classifier import problem
@@ -20,6 +21,7 @@ from torch.utils.data import (
     SequentialSampler,
     TensorDataset,
 )
+from torch.utils.data.distributed import DistributedSampler
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models.classifier import Classifier
@@ -178,6 +180,7 @@ def test_loaders(loader: DataLoader[Any]) -> None:
 @pytest.mark.parametrize(
     ("loader", "labels", "said"),
     [
+        (DataLoader(PAIRS, 2, sampler=DistributedSampler(PAIRS, 2, 0)), None, "share of one rank"),
         (DataLoader(Stream(), 4, drop_last=True), None, "drops its last images"),
         (DataLoader(PAIRS, batch_sampler=BatchSampler(SequentialSampler(PAIRS), 4, True)), None, "drops its last"),
         (DataLoader(PAIRS, batch_sampler=BatchSampler(RandomSampler(PAIRS), 4, False)), None, "that shuffles"),
@@ -188,6 +191,12 @@ def test_loaders(loader: DataLoader[Any]) -> None:
         ),
     ],
 )
-def test_loaders_that_would_lose_or_mix_images(loader: DataLoader[Any], labels: Any, said: str) -> None:
+def test_images_that_a_loader_would_lose_or_mix(loader: DataLoader[Any], labels: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         collect(loader, labels)
+
+
+def test_a_table_of_labels_gives_its_rows() -> None:
+    table = pandas.DataFrame({"label": LABELS.numpy()}, index=range(6, 0, -1))
+    for labels in (table, table["label"]):
+        assert [int(label) for label in collect(IMAGES, labels).labels] == LABELS.tolist()

@@ -79,7 +79,7 @@ them with the full resolution first; put a module around the network that picks 
         todo = "put a module around the network that picks the logits out"
         raise InputError.of("output", f"a {type(output).__name__}{keys}", allowed, todo)
     if not first.is_floating_point():
-        todo = "leave out the argmax at the network's end, or make its decision floating and one-hot, without a gradient"
+        todo = "leave out the argmax at the network's end; a decision without a gradient has to be one-hot and floating"
         raise InputError.of("output", str(first.dtype), "logits, which are floating", todo)
     return first
 

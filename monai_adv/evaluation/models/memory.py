@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data.distributed import DistributedSampler
 
 from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation.models.classifier import Classifier
@@ -50,9 +51,7 @@ def collect(images: Any, labels: Any) -> Data:
         if isinstance(images, DataLoader):
             todo = f"its batches bring them: {PAIRS}"
             raise InputError.of("labels", type(labels).__name__, "None beside a DataLoader", todo)
-        if len(images) != len(labels):
-            raise InputError.of("labels", f"{len(labels)} labels", f"one per image, here {len(images)}")
-        pairs = list(zip(images, labels, strict=True))
+        pairs = list(_together(images, labels))
     if not pairs:
         raise InputError.of("images", "no image", "at least one")
     return Data(
@@ -147,9 +146,11 @@ def _pairs(items: Any) -> Iterator[tuple[Any, Any]]:
             yield _pair(item)
         return
     batches: Any = items.batch_sampler  # the user's own, or that of the loader; None: what comes is no batch
-    if isinstance(
-        getattr(batches, "sampler", items.sampler), RandomSampler | SubsetRandomSampler | WeightedRandomSampler
-    ):
+    order = getattr(batches, "sampler", items.sampler)
+    if isinstance(order, DistributedSampler):
+        todo = "measure on one rank, without this sampler"
+        raise InputError.of("images", "a DataLoader with the share of one rank", "all images", todo)
+    if isinstance(order, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
         raise InputError.of("images", "a DataLoader that shuffles", "a fixed order", "give it shuffle=False")
     if getattr(batches, "drop_last", False) and (
         isinstance(items.dataset, IterableDataset) or len(batches.sampler) % batches.batch_size
@@ -157,7 +158,15 @@ def _pairs(items: Any) -> Iterator[tuple[Any, Any]]:
         raise InputError.of("images", "a DataLoader that drops its last images", "all images", "give drop_last=False")
     for batch in items:
         images, labels = _pair(batch)
-        yield from [(images, labels)] if batches is None else zip(images, labels, strict=True)
+        yield from [(images, labels)] if batches is None else _together(images, labels)
+
+
+def _together(images: Any, labels: Any) -> Iterator[tuple[Any, Any]]:
+    """Each image with its label; a table of labels gives its rows."""
+    labels = labels.to_numpy() if hasattr(labels, "to_numpy") else labels
+    if len(images) != len(labels):
+        raise InputError.of("labels", f"{len(labels)} labels", f"one per image, here {len(images)}")
+    return zip(images, labels, strict=True)
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
