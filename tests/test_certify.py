@@ -189,6 +189,18 @@ def test_sigmoids_over_label_maps_are_regions_without_the_background() -> None:
     assert not certify_labels(Noisy(), torch.zeros(1, 1, 2), SETTINGS).labels.any()
 
 
+def test_a_region_after_a_sigmoid_is_refused() -> None:
+    """Every voxel would be certified as found."""
+    scan, label = torch.linspace(-2, 2, 5)[None], (torch.linspace(-2, 2, 5) > 0).long()[None]
+    for network, said in ((nn.Identity(), None), (nn.Sigmoid(), "outputs that are all from 0 to 1")):
+        source = LiveSource(Segmenter("s", network, [scan], [label], ["lesion"], regions=True))
+        if said is None:
+            assert certify_models([source], SETTINGS).cases[0].clean == 1.0
+        else:
+            with pytest.raises(InputError, match=said):
+                certify_models([source], SETTINGS)
+
+
 def test_models_of_two_kinds() -> None:
     with pytest.raises(InputError, match="models: received .*one kind in one call"):
         certify_models([_classifier(), _segmenter()], SETTINGS)

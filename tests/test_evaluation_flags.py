@@ -34,6 +34,7 @@ from monai_adv.evaluation.checks.flags import (
 from monai_adv.evaluation.checks.probed import Consistency, ModelProbe
 from monai_adv.evaluation.checks.verdict import Flag, verdict
 from monai_adv.evaluation.codec import plain, typed
+from monai_adv.evaluation.models.classifier import Classifier
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.run.parts import Parts
@@ -167,6 +168,13 @@ def test_outputs_after_a_softmax_or_a_sigmoid_are_no_logits(model: str, expected
     found = probes.consistency(case, case.images)
     assert found.probabilities is expected
     assert found.batch < 1e-5
+
+
+def test_some_logits_between_0_and_1_are_logits_all_the_same() -> None:
+    """Of the first eight images, the brighter ones; those after them are darker."""
+    images = torch.cat([torch.linspace(0.1, 0.8, 8), torch.linspace(-2, -0.1, 8)]).view(16, 1, 1)
+    model = Classifier("one", nn.Flatten(), images, (images.flatten() > 0).long(), ("dark", "bright"))
+    assert not probes.consistency(model.load(model.cases[0]), images).probabilities
 
 
 def test_a_random_model_says_nothing_about_its_batches():

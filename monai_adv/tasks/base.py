@@ -84,6 +84,26 @@ them with the full resolution first; put a module around the network that picks 
     return first
 
 
+def are_probabilities(output: Tensor, alone: bool) -> bool:
+    """Whether an output looks as if a softmax or a sigmoid had been applied to it already.
+
+    Args:
+        output: ``(B,)``, ``(B, K)`` or ``(B, K, *spatial)``.
+        alone: each channel is decided for itself, as by a sigmoid; a single channel always is.
+
+    Example:
+        >>> logits = torch.tensor([[3.0, -1.0], [0.5, 2.0]])
+        >>> [are_probabilities(x, alone=False) for x in (logits, logits.softmax(1), logits.sigmoid())]
+        [False, True, False]
+        >>> are_probabilities(logits.sigmoid(), alone=True), are_probabilities(logits[:, :1].sigmoid(), alone=False)
+        (True, True)
+    """
+    low, high = output.aminmax()
+    if alone or output.ndim == 1 or output.shape[1] == 1:
+        return bool(low >= 0 and low < high <= 1)  # a constant says nothing
+    return bool(low >= 0 and ((output.double().sum(1) - 1).abs() < 1e-3).all())
+
+
 class Task(Protocol):
     """What *right* means: classification, segmentation, ... Every method is per sample except ``training_loss``.
 

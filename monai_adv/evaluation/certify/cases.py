@@ -19,10 +19,12 @@ from monai_adv.certificates import (
     certify_labels,
 )
 from monai_adv.certificates.votes import answers_alike, count_votes
+from monai_adv.errors import InputError
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.records import Level
 from monai_adv.network_state import device_of, frozen
 from monai_adv.tasks import SegmentationTask, Task
+from monai_adv.tasks.base import are_probabilities
 
 S = TypeVar("S", bound=Certification)
 
@@ -109,8 +111,8 @@ def check_case(model: Model, case: Case, settings: Certification) -> None:
     """Refuse what cannot be certified, whatever the network says, before any draw.
 
     Raises:
-        InputError: noise that is lost in the rounding of the images, too few draws for so many voxels, or a network
-            that answers by chance.
+        InputError: noise that is lost in the rounding of the images, too few draws for so many voxels, a network that
+            answers by chance, or one that ends with a sigmoid.
     """
     settings = attacked_only(case, settings)
     settings.noise.check(case.images)
@@ -120,7 +122,10 @@ def check_case(model: Model, case: Case, settings: Certification) -> None:
     else:
         settings.check_draws()
     with frozen(case.network) as network:
-        answers_alike(network, case.images, settings)
+        answer = answers_alike(network, case.images, settings)
+    if alone(case.task) and are_probabilities(answer, alone=True):
+        todo = "without its last sigmoid: a logit is a yes above 0, a probability above 0.5"
+        raise InputError.of("network", "outputs that are all from 0 to 1", "logits", f"give the network {todo}")
 
 
 def voted_scores(

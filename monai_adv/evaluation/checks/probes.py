@@ -37,6 +37,7 @@ from monai_adv.metrics.score import Kind, Score, mean_known
 from monai_adv.network_state import device_of, frozen, inputs_untouched
 from monai_adv.statistics import Passes
 from monai_adv.tasks import ClassificationTask, Output, Target, take, to_device
+from monai_adv.tasks.base import are_probabilities
 from monai_adv.threats import ROUNDING, Norm, Threat
 
 T = TypeVar("T")
@@ -238,6 +239,8 @@ def consistency(case: Case, images: Tensor) -> Consistency:
         again = _full(case.network(batch))
         single = torch.cat([_full(case.network(batch[i : i + 1])) for i in range(len(batch))])
         repeated = torch.cat([_full(case.network(batch[i : i + 1])) for i in range(len(batch))])
+        # A few logits may lie between 0 and 1 by chance; voxels are many.
+        outputs = _full(case.network(images)) if isinstance(case.task, ClassificationTask) else first
     spread = first.double().std().clamp(min=1e-12)
 
     def change(a: Tensor, b: Tensor) -> float:
@@ -247,7 +250,7 @@ def consistency(case: Case, images: Tensor) -> Consistency:
         repeat=max(change(first, again), change(single, repeated)),
         batch=change(first, single),
         training=sum(m.training for m in case.network.modules()),
-        probabilities=are_probabilities(first, alone(case.task)),
+        probabilities=are_probabilities(outputs, alone(case.task)),
     )
 
 
@@ -256,26 +259,6 @@ class _ZeroGradients(NamedTuple):
 
     samples: float
     voxels: float
-
-
-def are_probabilities(output: Tensor, alone: bool) -> bool:
-    """Whether an output looks as if a softmax or a sigmoid had been applied to it already.
-
-    Args:
-        output: ``(B,)``, ``(B, K)`` or ``(B, K, *spatial)``.
-        alone: each channel is decided for itself, as by a sigmoid; a single channel always is.
-
-    Example:
-        >>> logits = torch.tensor([[3.0, -1.0], [0.5, 2.0]])
-        >>> [are_probabilities(x, alone=False) for x in (logits, logits.softmax(1), logits.sigmoid())]
-        [False, True, False]
-        >>> are_probabilities(logits.sigmoid(), alone=True), are_probabilities(logits[:, :1].sigmoid(), alone=False)
-        (True, True)
-    """
-    low, high = output.aminmax()
-    if alone or output.ndim == 1 or output.shape[1] == 1:
-        return bool(low >= 0 and low < high <= 1)  # a constant says nothing
-    return bool(low >= 0 and ((output.double().sum(1) - 1).abs() < 1e-3).all())
 
 
 def _gradients(

@@ -163,7 +163,7 @@ def _pairs(items: Any) -> Iterator[tuple[Any, Any]]:
 
 def _together(images: Any, labels: Any) -> Iterator[tuple[Any, Any]]:
     """Each image with its label; a table of labels gives its rows."""
-    labels = labels.to_numpy() if hasattr(labels, "to_numpy") else labels
+    labels = labels.to_numpy(copy=True) if hasattr(labels, "to_numpy") else labels
     if len(images) != len(labels):
         raise InputError.of("labels", f"{len(labels)} labels", f"one per image, here {len(images)}")
     return zip(images, labels, strict=True)
