@@ -178,7 +178,7 @@ def test_the_page_begins_with_the_verdict_and_a_sentence_for_everybody(tmp_path)
 def test_verdict_and_reasons(tmp_path):
     honest = _page(folder_of(tmp_path / "a", _segmentation(), probes={"IMA": probed()}))
     assert "IMA Measurement: ✓ figures reliable" in honest.plain
-    assert "none of 9 checks" in honest.plain
+    assert "none of 10 checks" in honest.plain
     masked = _page(folder_of(tmp_path / "b", _segmentation(), probes={"IMA": probed(zero_samples=0.4)}))
     assert "IMA Measurement: ✗ figures not reliable" in masked.plain
     assert "Do not trust these figures: gradients are zero." in masked.plain

@@ -113,10 +113,10 @@ def _device(asked: str | None, networks: Sequence[nn.Module], count: int) -> str
     return sorted(there)[0] if len(networks) == count else wanted or sorted(there)[0]
 
 
-def _written(device: object) -> str:
+def _written(device: Any) -> str:
     """As torch writes it."""
     try:
-        return str(torch.device(device))  # type: ignore[arg-type]
+        return str(torch.device(device))
     except (RuntimeError, TypeError):
         raise InputError.of("device", device, "a device of PyTorch's, such as 'cpu', 'cuda' or 'cuda:1'") from None
 
