@@ -45,7 +45,7 @@ def cheaper_way(method: Method, settings: DefenseSettings, epochs: int, todo: st
 
 @dataclass
 class Clock:
-    """Seconds of an epoch and hours of the rest, from the steps that were made.
+    """Seconds of an epoch and hours of the rest, from the first steps, where an epoch has so many.
 
     Args:
         steps: of an epoch.
@@ -61,6 +61,7 @@ class Clock:
     steps: int
     now: Callable[[], float] = time.perf_counter
     _seen: list[float] = field(default_factory=list)
+    _epoch: int | None = None
 
     def step(self, epochs_left: int) -> str | None:
         """Call at the end of each step; the forecast, once.
@@ -68,22 +69,26 @@ class Clock:
         Args:
             epochs_left: with the running one.
         """
-        if len(self._seen) > LOOK_AFTER + 1:
+        self._epoch = epochs_left if self._epoch is None else self._epoch
+        if len(self._seen) > LOOK_AFTER + 1 or epochs_left != self._epoch:  # a validation lies between two epochs
             return None
         self._seen.append(self.now())
         if len(self._seen) < LOOK_AFTER + 2:
             return None
         seconds = self.steps * (self._seen[-1] - self._seen[1]) / LOOK_AFTER
         return (
-            f"About {seconds:.3g} s of training per epoch, {_duration(seconds * epochs_left)} for the {epochs_left} "
-            "that are left; validation comes on top."
+            f"About {seconds:.3g} s of training per epoch, {_left(seconds, epochs_left)}; validation comes on top."
         )
 
 
 def forecast(seconds: float, epochs_left: int) -> str:
     """Seconds of a whole epoch, and how long the rest takes."""
-    left = "the last one" if epochs_left == 1 else f"the {epochs_left} that are left"
-    return f"About {seconds:.3g} s per epoch, {_duration(seconds * epochs_left)} for {left}."
+    return f"About {seconds:.3g} s per epoch, {_left(seconds, epochs_left)}."
+
+
+def _left(seconds: float, epochs_left: int) -> str:
+    which = "the last one" if epochs_left == 1 else f"the {epochs_left} that are left"
+    return f"{_duration(seconds * epochs_left)} for {which}"
 
 
 def _duration(seconds: float) -> str:

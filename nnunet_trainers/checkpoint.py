@@ -114,7 +114,7 @@ def read_any(filename: str | Path) -> dict[str, Any]:
         raise InputError(
             f"{filename}: not a readable nnU-Net checkpoint ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:120]}); "
-            "move it away and continue with --c from the next one (final, latest, best), or train anew."
+            "take another one: --c goes on from the next (final, latest, best) once this one is moved away."
         ) from error
     return checkpoint
 

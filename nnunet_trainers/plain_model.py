@@ -16,11 +16,13 @@ from torch.optim import Optimizer
 
 from monai_adv.defenses.method import CLEAN_PASSES
 from monai_adv.errors import InputError
+from monai_adv.weights import names_in
 from nnunet_trainers.checkpoint import SECTION, read_any
 from nnunet_trainers.run_settings import PLAIN, in_hours
 
 FINAL = "checkpoint_final.pth"
 NNUNET_ITERATIONS = 250
+_NAME_ONE = "name a checkpoint (MONAI_ADV_INITIAL_WEIGHTS=FILE)"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class PlainModel:
         dice: nnU-Net's pseudo Dice of its last epoch, mean over the classes; NaN if the checkpoint does not say.
         epoch_seconds: of an epoch with its validation, the median; NaN if the checkpoint does not say.
         optimizer: settings of its optimiser's first group, as PyTorch keeps them; empty if the checkpoint has none.
+        dataset, fold: that it was trained on; "" and None if the checkpoint does not say.
         weights: of its network, on the CPU; None once they have been used, which frees their memory.
     """
 
@@ -43,6 +46,8 @@ class PlainModel:
     dice: float
     epoch_seconds: float = math.nan
     optimizer: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    dataset: str = ""
+    fold: int | str | None = None
     weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -54,6 +59,23 @@ class PlainModel:
     def hours(self) -> float:
         """What the whole training took, on the machine that it ran on."""
         return self.epochs * self.epoch_seconds / 3600
+
+    def told_of_a_leak(self, dataset: str, fold: int | str) -> str | None:
+        """A sentence where its training has seen the cases that validate a fold of ours, or None.
+
+        Example:
+            >>> plain = PlainModel(Path("final.pth"), 1000, 250, 0.9, dataset="Dataset004_Hippocampus", fold=0)
+            >>> plain.told_of_a_leak("Dataset004_Hippocampus", 0) is None
+            True
+            >>> plain.told_of_a_leak("Dataset004_Hippocampus", 1)
+            'WARNING: final.pth is of fold 0, which trains with what validates fold 1: all Dice of this run are too high.'
+        """
+        if self.dataset != dataset or self.fold in (None, fold) or fold == "all":
+            return None
+        return (
+            f"WARNING: {self.file} is of fold {self.fold}, which trains with what validates fold {fold}: "
+            "all Dice of this run are too high."
+        )
 
     def initial_lr(self, optimizer: Optimizer) -> float | None:
         """Its first learning rate, for an optimiser of the same kind; None where that is not known.
@@ -114,12 +136,12 @@ def find_plain(results: Path, dataset: str, plans: str, configuration: str, fold
         here = f"there are {', '.join(others[:5])}" if others else "nothing is trained there yet"
         raise InputError.of(
             "initial_weights", PLAIN, f"a finished plain training of {wanted}",
-            f"{here}; train it first (nnUNetv2_train without -tr), or name a checkpoint",
+            f"{here}; train it first (nnUNetv2_train without -tr), or {_NAME_ONE}",
         )  # fmt: skip
     if len(found) > 1:
         raise InputError.of(
             "initial_weights", PLAIN, f"one plain model of {wanted}",
-            "there are several; name one of " + ", ".join(str(model.file) for model in found),
+            f"there are several; {_NAME_ONE}, one of " + ", ".join(str(model.file) for model in found),
         )  # fmt: skip
     return found[0]
 
@@ -134,11 +156,18 @@ def read_plain(file: Path) -> PlainModel:
 
 
 def _plain_model(file: Path, checkpoint: Mapping[str, Any]) -> PlainModel:
-    epochs, weights = int(checkpoint.get("current_epoch", 0)), checkpoint["network_weights"]
+    made_of = checkpoint.get("init_args") or {}
     return PlainModel(
-        file, epochs, _iterations(file), _last_dice(checkpoint), _epoch_seconds(checkpoint), _optimizer(checkpoint),
-        weights,
-    )  # fmt: skip
+        file,
+        int(checkpoint.get("current_epoch", 0)),
+        _iterations(file),
+        _last_dice(checkpoint),
+        _epoch_seconds(checkpoint),
+        _optimizer(checkpoint),
+        (made_of.get("plans") or {}).get("dataset_name", ""),
+        made_of.get("fold"),
+        checkpoint["network_weights"],
+    )
 
 
 def starting_model(
@@ -147,12 +176,18 @@ def starting_model(
     """The model that the setting ``initial_weights`` names, if any.
 
     Raises:
-        InputError: it cannot be read; or :data:`PLAIN`, and there is none, or several.
+        InputError: there is no such file, or it cannot be read; or :data:`PLAIN`, and there is none, or several.
     """
     if weights is None:
         return None
     if weights != PLAIN:
-        return read_plain(Path(weights))
+        file = Path(weights)
+        if not file.is_file():
+            raise InputError.of(
+                "initial_weights", weights, "an existing file, such as .../fold_0/checkpoint_final.pth",
+                f"in {file.parent} there is {names_in(file.parent)}",
+            )  # fmt: skip
+        return read_plain(file)
     results = Path(nnUNet_results.require())
     return find_plain(results, plans["dataset_name"], plans["plans_name"], configuration, fold)
 
@@ -177,7 +212,10 @@ def epochs_within(budget: float | str, plain: PlainModel, iterations: int, forwa
         (142, 85)
     """
     if plain.epochs == 0:
-        raise InputError.of("budget", budget, "none with a checkpoint that does not say how long it was trained")
+        raise InputError.of(
+            "budget", budget, f"none with {plain.file}, which does not say how long it was trained",
+            "give budget: none and the number of epochs (MONAI_ADV_BUDGET=none MONAI_ADV_EPOCHS=50)",
+        )  # fmt: skip
     hours = in_hours(budget)
     if hours is not None and not plain.hours > 0:
         raise InputError.of(

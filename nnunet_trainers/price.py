@@ -44,6 +44,13 @@ class RunPrice:
         assert self.start is not None
         return f"{budget} of the {self.start.hours:.3g} hours that the plain training took"
 
+    @property
+    def _told_plain(self) -> str:
+        """A run that goes on may have been given no start."""
+        if self.start is None:
+            return ""
+        return f", for a plain training of {self.start.epochs} epochs of {self.start.iterations}"
+
     def epochs(self, iterations: int) -> int | None:
         """Epochs that the setting ``budget`` pays for; None without one, or where a checkpoint knows them.
 
@@ -67,7 +74,7 @@ class RunPrice:
         """
         said = [price_line(self.method, self._defense)]
         if self._run.budget is not None:
-            said.append(f"Budget {self._told_budget}: {epochs} epochs of {iterations} steps.")
+            said.append(f"Budget {self._told_budget}: {epochs} epochs of {iterations} steps{self._told_plain}.")
         warning = self.method.warning("segmentation", self._defense)
         if warning is not None:
             said.append(f"WARNING: {warning}")

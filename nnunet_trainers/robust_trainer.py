@@ -6,6 +6,7 @@ is the host's own. trainers.py makes one for every method of the registry.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -242,6 +243,9 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
             if self.current_epoch == 0:
                 self.start.load_into(bare(self.network))
                 self.print_to_log_file(f"Fine-tuning from {self.start.file}")
+                leak = self.start.told_of_a_leak(self.plans_manager.dataset_name, self.fold)
+                if leak is not None:
+                    self.print_to_log_file(leak)
             self.start = replace(self.start, weights=None)
         patch = torch.empty(1, self.num_input_channels, *self.configuration_manager.patch_size)
         threat = self.threat().describe(patch, self.attacker.raw_unit)
@@ -411,10 +415,18 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
     def _take_best_robust(self) -> None:
         if self.is_ddp:
             dist.barrier()  # the first rank may still be writing its best
-        best = Path(self.output_folder) / "checkpoint_best_robust.pth"
-        if best.exists():
-            bare(self.network).load_state_dict(read_any(best)["network_weights"])
-            self.print_to_log_file(f"The final weights are those of {best.name} (`final_weights`).")
+        file = Path(self.output_folder) / "checkpoint_best_robust.pth"
+        none = all(math.isnan(row["robust_dice_ema"]) for row in self.robustness.rows)  # a file is of an earlier run
+        if none or not file.exists():
+            self.print_to_log_file(f"This run has no {file.name}, so the final weights are the last (`final_weights`).")
+            return
+        best = read_any(file)
+        bare(self.network).load_state_dict(best["network_weights"])
+        row = best[SECTION]["robustness"][-1]
+        self.print_to_log_file(
+            f"The final weights are those of epoch {row['epoch']}, as in {file.name} (`final_weights`): "
+            f"pseudo Dice {row['robust_dice']:.4f} under attack, {row['mean_fg_dice']:.4f} clean."
+        )
 
     # ---------------------------------------------------------------- checkpoints
 

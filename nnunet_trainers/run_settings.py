@@ -87,11 +87,19 @@ class RunSettings(Settings):
 
     def check(self) -> None:
         if self.budget is not None and self.epochs is not None:
-            raise InputError.of("budget and epochs", (self.budget, self.epochs), "one of the two")
+            raise InputError.of(
+                "budget and epochs", (self.budget, self.epochs), "one of the two",
+                "`preset: finetune` sets a budget: for so many epochs give budget: none beside it",
+            )  # fmt: skip
         if self.budget is not None and self.initial_weights is None:
             raise InputError.of(
                 "budget", self.budget, "given beside initial_weights",
                 "it is a share of what that model's training cost; give initial_weights: plain, or epochs",
+            )  # fmt: skip
+        if self.final_weights == "best_robust" and self.robust_validation_batches == 0:
+            raise InputError.of(
+                "robust_validation_batches", 0, "at least 1 with final_weights: best_robust",
+                "without them no epoch is the best under attack; or give final_weights: last",
             )  # fmt: skip
         if self.initial_lr == PLAIN and self.initial_weights is None:
             raise InputError.of(

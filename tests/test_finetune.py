@@ -44,9 +44,40 @@ def test_from_the_plain_model_within_its_budget_to_the_best_robust_weights(host:
     folder, log = Path(trainer.output_folder), _log(trainer)
     assert f"Fine-tuning from {plain.output_folder}" in log
     assert "Price: up to 5 network passes per sample and step (in forwards), about 1.7 times a plain epoch." in log
-    assert "Budget 0.19: 2 epochs of 2 steps." in log
+    assert "Budget 0.19: 2 epochs of 2 steps, for a plain training of 20 epochs of 2." in log
     best, final = (load_data(folder / f"checkpoint_{name}.pth") for name in ("best_robust", "final"))
     assert all(torch.equal(v, final["network_weights"][k]) for k, v in best["network_weights"].items())
+    row = best["monai_adv"]["robustness"][-1]
+    assert (
+        f"The final weights are those of epoch {row['epoch']}, as in checkpoint_best_robust.pth (`final_weights`): "
+        f"pseudo Dice {row['robust_dice']:.4f} under attack, {row['mean_fg_dice']:.4f} clean."
+    ) in log
+
+
+def test_the_best_weights_of_an_earlier_run_are_not_taken_for_this_one(host: Any, plain: Any) -> None:
+    """Nothing is attacked at radius 0, and the file of a run before lies in the folder."""
+    earlier = host(SATTrainer, **FINETUNE, budget=0.19)
+    earlier.run_training()
+    trainer = host(SATTrainer, **FINETUNE, budget=0.19, eps=0.0)
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    assert "This run has no checkpoint_best_robust.pth, so the final weights are the last" in "".join(
+        log.read_text() for log in folder.glob("training_log*")
+    )
+    assert (folder / "checkpoint_best_robust.pth").exists()
+    final, old = (load_data(folder / f"checkpoint_{name}.pth")["network_weights"] for name in ("final", "best_robust"))
+    assert same(weights(trainer), list(final.values()))
+    assert not same(weights(trainer), list(old.values()))
+
+
+def test_weights_of_another_fold_are_warned_of(host: Any, plain: Any) -> None:
+    file = Path(plain.output_folder) / "checkpoint_final.pth"
+    checkpoint = load_data(file)
+    checkpoint["init_args"]["fold"] = 1
+    torch.save(checkpoint, file)
+    trainer = host(SATTrainer, **FINETUNE, budget=0.19)
+    trainer.run_training()
+    assert f"WARNING: {file} is of fold 1, which trains with what validates fold {trainer.fold}" in _log(trainer)
 
 
 def test_a_budget_in_hours(host: Any, plain: Any) -> None:
@@ -88,7 +119,11 @@ def test_without_a_plain_model(host: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"budget": 1.0, "epochs": 3, "initial_weights": "x"}, "budget and epochs: received .*one of the two"),
+        ({"budget": 1.0, "epochs": 3, "initial_weights": "x"}, "budget and epochs: .*one of the two.*give budget: none"),
+        (
+            {"final_weights": "best_robust", "robust_validation_batches": 0},
+            "robust_validation_batches: received 0, allowed is at least 1 with final_weights: best_robust",
+        ),
         ({"budget": 1.0, "epochs": None}, "budget: received 1.0, allowed is given beside initial_weights"),
         ({"budget": 0.0, "epochs": None}, "budget: received 0"),
         ({"budget": "0h", "epochs": None}, "budget: received '0h', allowed is a number > 0, hours such as 2h or none"),

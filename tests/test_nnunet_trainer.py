@@ -420,7 +420,12 @@ def test_initial_weights_that_cannot_be_read(host: Any, tmp_path: Path, content:
         file.write_bytes(content)
     with pytest.raises(InputError) as error:
         host(initial_weights=str(file))
-    assert f"{file}: not a readable nnU-Net checkpoint" in message(error)
+    said = (
+        f"initial_weights: received '{file}', allowed is an existing file, such as .../fold_0/checkpoint_final.pth"
+        if content is None
+        else f"{file}: not a readable nnU-Net checkpoint"
+    )
+    assert said in message(error)
     assert not (tmp_path / "results").exists()
 
 

@@ -54,6 +54,17 @@ def test_the_clock_leaves_out_the_first_step_and_speaks_once() -> None:
     ] + [None]
 
 
+def test_the_clock_is_silent_where_an_epoch_is_too_short_for_it() -> None:
+    """Three steps an epoch, and a validation of 100 s between them: the whole epoch is timed instead."""
+    ticks = iter([0.0, 1.0, 2.0, 102.0, 103.0, 104.0])
+    clock = Clock(steps=3, now=lambda: next(ticks))
+    assert [clock.step(epochs_left=left) for left in (2, 2, 2, 1, 1, 1)] == [None] * 6
+    clock = Clock(steps=5, now=iter([0.0, 1.0, 2.0, 3.0, 4.0]).__next__)
+    assert [clock.step(1) for _ in range(5)][-1] == (
+        "About 5 s of training per epoch, 5 s for the last one; validation comes on top."
+    )
+
+
 def test_a_whole_epoch_is_the_measure_once_there_was_one() -> None:
     assert forecast(111, 1) == "About 111 s per epoch, 111 s for the last one."
     assert forecast(111, 3) == "About 111 s per epoch, 6 minutes for the 3 that are left."
@@ -78,6 +89,27 @@ def test_a_budget_in_hours_is_the_share_that_the_plain_training_made_in_them() -
         epochs_within("0.02h", timed, 25, 9)
     with pytest.raises(InputError, match=r"budget: received '1h', allowed is a share, such as 1.0, with a checkpoint"):
         epochs_within("1h", PLAIN, 25, 9)
+
+
+def test_a_checkpoint_that_lost_its_history_says_what_to_give_instead() -> None:
+    """As weights are handed on: without optimiser and log."""
+    for budget in (1.0, "2h"):
+        with pytest.raises(InputError, match=r"none with .*final.pth, which does not say .* MONAI_ADV_EPOCHS=50"):
+            epochs_within(budget, replace(PLAIN, epochs=0), 25, 9)
+
+
+def test_weights_of_another_fold_have_seen_what_validates(tmp_path: Path) -> None:
+    file = _trained(tmp_path / "nnUNetTrainer__p__2d" / "fold_0")
+    assert read_plain(file).told_of_a_leak("Dataset004_Hippocampus", 1) is None  # it does not say what it is of
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["init_args"] = {"plans": {"dataset_name": "Dataset004_Hippocampus"}, "fold": 0}
+    torch.save(checkpoint, file)
+    plain = read_plain(file)
+    assert (plain.dataset, plain.fold) == ("Dataset004_Hippocampus", 0)
+    leaks = {fold: plain.told_of_a_leak("Dataset004_Hippocampus", fold) is not None for fold in (0, 1, "all")}
+    assert leaks == {0: False, 1: True, "all": False}
+    assert plain.told_of_a_leak("Dataset005_Prostate", 1) is None
+    assert replace(plain, fold="all").told_of_a_leak("Dataset004_Hippocampus", 0) is not None
 
 
 def test_the_time_of_an_epoch_is_the_median_that_its_checkpoint_logs(tmp_path: Path) -> None:
@@ -115,7 +147,8 @@ def test_the_plain_model_is_found_among_decoys(tmp_path: Path) -> None:
     (data / "nnUNetTrainer_5epochs__nnUNetPlans__2d" / "fold_0" / "checkpoint_latest.pth").write_bytes(b"")
     assert find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 0).file == wanted
     _trained(data / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0")
-    with pytest.raises(InputError, match="there are several; name one of .*nnUNetTrainer_250epochs__.*nnUNetTrainer__"):
+    several = r"there are several; name a checkpoint \(MONAI_ADV_INITIAL_WEIGHTS=FILE\), one of .*_250epochs__.*Trainer__"
+    with pytest.raises(InputError, match=several):
         find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 0)
     with pytest.raises(InputError, match="a finished plain training of .*, fold 4; there are .*train it first"):
         find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 4)
