@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from torch import nn
 from monai_adv import InputError
 from monai_adv.defenses import method
 from monai_adv.engines import DATTrainer, IMATrainer, RobustMetric, SATTrainer
+from monai_adv.engines.log_words import be_heard
 from monai_adv.engines.run import epochs_within
 from monai_adv.engines.starting_weights import find_plain
 from tests import monai_engine_toys as toys
+from tests import processes
 
 SAT = {"eps": 0.25, "unit": "norm", "steps": 1, "clean_weight": 0.0}
 """Five forwards per sample."""
@@ -124,13 +127,18 @@ def test_one_preset_from_the_published_weights_to_the_best_robust_ones(
         assert said in caplog.text
 
 
-def test_a_bundle_that_chooses_by_a_robust_metric_keeps_it(tmp_path: Path) -> None:
+def test_a_bundle_that_chooses_by_a_robust_metric_keeps_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     saved(tmp_path / "models" / "model.pt", Shifted())
     own = RobustMetric(eps=0.5, unit="norm", steps=2)
     engine = bundle(tmp_path, preset="finetune", budget=0.2, metric=own)
     best = engine.run_around.best
     assert (best.name, best.replaced) == ("dice", None)
-    engine.run()
+    with caplog.at_level(logging.INFO):
+        engine.run()
+    assert "Chosen by the bundle's validation is now `dice`, the bundle's own RobustMetric (robust_" in caplog.text
+    for name in ("eps", "steps", "batches"):
+        with pytest.raises(InputError, match=f"robust_validation_{name}: received 2.* own RobustMetric `dice`"):
+            bundle(tmp_path, preset="finetune", budget=0.2, metric=own, **{f"robust_validation_{name}": 2})
     assert set(best.validator.state.metrics) == {"dice"}
     assert best.score == best.validator.state.metrics["dice"]
 
@@ -301,6 +309,44 @@ def test_after_a_break_the_schedule_goes_on_where_it_was(tmp_path: Path) -> None
     again.robust_state.load_state_dict(whole.robust_state.state_dict())
     with pytest.raises(InputError, match="state: received 'that of a training whose 6 epochs are done'"):
         again.run()
+
+
+def test_the_file_of_the_best_network_outlives_a_break(tmp_path: Path) -> None:
+    """The saver of a run that goes on knows no score: it would leave an epoch that is worse than the one before."""
+    published = saved(tmp_path / "models" / "model.pt", Shifted(0.0))
+    first = bundle(tmp_path, preset="finetune", lr=0.0)
+    first.add_event_handler(Events.EPOCH_COMPLETED(once=3), lambda e: e.terminate())
+    first.run_around.best.take = lambda epoch: "interrupted"
+    first.run()
+    saved(published, Shifted(0.5))  # where the training has gone since: worse, under attack as well
+    second = bundle(tmp_path, preset="finetune", lr=0.0)
+    second.robust_state.load_state_dict(first.robust_state.state_dict())
+    second.run()
+    written = torch.load(tmp_path / "models" / "robust" / "model.pt", weights_only=True)
+    assert second.run_around.best.epoch == 1
+    assert second.network.threshold.item() == written["threshold"].item() == 0.0
+
+
+# -------------------------------------------------------------------- what is said
+
+
+def test_a_trainer_is_heard_where_nobody_has_configured_logging(tmp_path: Path) -> None:
+    """A Python script, or a bundle without logging.conf: Python would drop what is only information."""
+    code = (
+        "import pathlib, sys; from tests import test_monai_finetune as t; folder = pathlib.Path(sys.argv[1]); "
+        "t.saved(folder / 'models' / 'model.pt', t.Shifted()); t.bundle(folder, preset='finetune', budget=0.2).run()"
+    )
+    done = processes.run([sys.executable, "-c", code, str(tmp_path)])
+    for said in ("SATTrainer settings", "Price: up to 5", "Fine-tuning from", "Budget 0.2", "The final weights are"):
+        assert done.stdout.count(said) == 1, done.stderr
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.ERROR])
+def test_a_logging_that_somebody_has_configured_stays(level: int) -> None:
+    logger = logging.getLogger("test_monai_finetune.configured")
+    logger.setLevel(level)
+    be_heard(logger)  # pytest has handlers at the root
+    assert (logger.handlers, logger.level) == ([], level)
 
 
 def test_a_budget_is_no_setting_that_changes_on_the_way(tmp_path: Path) -> None:

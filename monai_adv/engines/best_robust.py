@@ -21,7 +21,7 @@ NAME = "robust"
 class BestRobust:
     """Attacks what the bundle validates, lets its CheckpointSaver choose by that, and keeps the best weights.
 
-    A validator with a RobustMetric keeps it. Otherwise one is added, and it becomes the key metric, so that the file of
+    A validator with a RobustMetric of its own keeps it, and ``metric`` is left out. Otherwise one is added, and it becomes the key metric, so that the file of
     the best network (``model.pt``) is no longer that of the best clean Dice.
 
     Args:
@@ -51,6 +51,7 @@ class BestRobust:
             self.replaced = self.validator.state.key_metric_name
         self.validator.state.key_metric_name = self.name
         self.score, self.epoch = float("-inf"), 0
+        self._before = 0  # the best epoch before a break
         self._weights: dict[str, Tensor] = {}
         self._seen = 0
         self.validator.add_event_handler(Events.EPOCH_COMPLETED, self._validated)
@@ -75,6 +76,8 @@ class BestRobust:
         if not self._weights:
             return f"No epoch has a score `{self.name}` that is a number, so the final weights are the last ones."
         bare(self.network).load_state_dict(self._weights)
+        if self.epoch == self._before:  # savers forget over a break what was best: let them see it again
+            self.validator.run(self.epoch)
         return f"The final weights are those of epoch {self.epoch}, {self.name} {self.score:.4f} (`final_weights`)."
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,6 +87,7 @@ class BestRobust:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore what was best before a break."""
         self.score, self.epoch, self._weights = saved["score"], saved["epoch"], dict(saved["weights"])
+        self._before = self.epoch
 
 
 def validator_of(handlers: Sequence[Any]) -> Any:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Mapping
 
+from monai.apps.utils import DEFAULT_FMT
 from torch import Tensor
 
 from monai_adv.defenses.base import Defense
 from monai_adv.engines.bundle_task import Layout
 from monai_adv.settings import ENV_FILE, ENV_PREFIX, Settings, table
 from monai_adv.tasks import Output
+
+
+def be_heard(logger: logging.Logger) -> None:
+    """Print what a trainer says where nobody has configured logging, as MONAI's own handlers do.
+
+    Python would drop it: the price, which weights it starts from, which ones it ends with.
+    """
+    if logger.hasHandlers() or logger.level != logging.NOTSET:
+        return
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter(DEFAULT_FMT))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def words_of_the_settings(sections: Mapping[str, Settings]) -> str:

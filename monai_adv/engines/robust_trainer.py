@@ -41,7 +41,7 @@ from monai_adv.engines.bundle_task import (
     with_meta,
 )
 from monai_adv.engines.given_settings import Given
-from monai_adv.engines.log_words import words_of_the_first_batch, words_of_the_settings
+from monai_adv.engines.log_words import be_heard, words_of_the_first_batch, words_of_the_settings
 from monai_adv.engines.numbering import numbered
 from monai_adv.engines.raw_unit import WHY_NOT, dataset_raw_unit
 from monai_adv.engines.robust_metric import RobustMetric
@@ -134,6 +134,7 @@ class RobustTrainer(SupervisedTrainer):
         handlers = self.run_around.kept(ensure_tuple(train_handlers or ()))
         kwargs["train_handlers"] = [_Hooks(), self.run_around, *handlers]
         super().__init__(*args, **kwargs)
+        be_heard(self.logger)
         if type(self.inferer) is not SimpleInferer:
             raise InputError.of(
                 "inferer", type(self.inferer).__name__, "SimpleInferer",

@@ -124,10 +124,23 @@ class Run:
         if run.final_weights == "best_robust":
             added = metric(run.robust_validation_eps, run.robust_validation_steps, run.robust_validation_batches)
             self.best = BestRobust(self._handlers, trainer.network, added)
+            if self.best.replaced is None:
+                self._refuse_settings_of_the_metric(self.best.name)
         if run.initial_weights is not None:
             validator = validator_of(self._handlers)
             validating = [] if validator is None else attached(validator)
             self.start = start_from(run.initial_weights, trainer.network, [*self._handlers, *validating])
+
+    def _refuse_settings_of_the_metric(self, name: str) -> None:
+        """Of the metric that would have been added."""
+        default = RunSettings()
+        for setting in ("robust_validation_batches", "robust_validation_steps", "robust_validation_eps"):
+            given = getattr(self.settings, setting)
+            if given != getattr(default, setting):
+                raise InputError.of(
+                    setting, given, f"none beside the bundle's own RobustMetric `{name}`",
+                    "that one chooses the epoch: change its batches, steps and eps",
+                )  # fmt: skip
 
     def attach(self, engine: Engine) -> None:
         """Called by the trainer."""
@@ -189,8 +202,10 @@ class Run:
                 f"Learning rate: {self._rates[0]:g} to 0 along half a cosine over {trainer.state.max_epochs} epochs; "
                 f"LrScheduleHandlers of the bundle left out: {self._left_out}."
             )
-        if self.best is not None and self.best.replaced is not None:
-            say(f"Chosen by the bundle's validation is now `{self.best.name}`, under attack, not {self.best.replaced}.")
+        if self.best is not None:
+            own = "the bundle's own RobustMetric (robust_validation_* do not count)"
+            instead = own if self.best.replaced is None else f"under attack, not {self.best.replaced}"
+            say(f"Chosen by the bundle's validation is now `{self.best.name}`, {instead}.")
 
     def _begin_epoch(self, trainer: Any) -> None:
         state = trainer.state
