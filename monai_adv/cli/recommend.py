@@ -59,7 +59,7 @@ class Answer:
         row, plain = self.row, self.row.experiment
         return (
             f"under attack {plain.robust:g} to {row.robust:g}, clean {plain.clean:g} to {row.clean:g}, "
-            f"{row.cost:.2g} times the plain training"
+            f"{_told(row.cost)} times the plain training"
         )
 
 
@@ -78,14 +78,16 @@ def answers(question: Question, not_recommended: Mapping[str, Mapping[str, str]]
 
 
 def experiments(question: Question) -> list[Experiment]:
-    """Those of the task and the start; of these, the ones on the nearest number of samples."""
+    """Those of the task and the start; of these, the ones on so many samples, or on the nearest number where all are
+    far from it.
+    """
     kept = list(dict.fromkeys(row.experiment for row in MEASURED if row.experiment.task == question.task))
     same = [e for e in kept if question.start in (None, e.start)]
     kept = same or kept  # nothing measured from this start: the other one is better than nothing, and remarks() says it
     if question.samples is None:
         return kept
     nearest = min(_times(e.samples, question.samples) for e in kept)
-    return [e for e in kept if _times(e.samples, question.samples) == nearest]
+    return [e for e in kept if _times(e.samples, question.samples) <= max(nearest, FAR)]
 
 
 def remarks(question: Question) -> list[str]:
@@ -110,7 +112,7 @@ def which_one(not_recommended: Mapping[str, Mapping[str, str]]) -> list[list[str
         for row in fits:
             plain = row.experiment
             where = "" if plain == above else f"[{plain.data}](../results/{plain.page})"
-            scores = (f"{plain.robust} to {row.robust}", f"{plain.clean} to {row.clean}", f"{row.cost:.2g}")
+            scores = (f"{plain.robust} to {row.robust}", f"{plain.clean} to {row.clean}", _told(row.cost))
             rows.append([have, want, f"`{name_of(row)}`", where, *scores])
             have, want, above = "", "", plain
     return rows
@@ -132,9 +134,14 @@ def _against(row: Measured, question: Question, not_recommended: Mapping[str, Ma
     if question.task == "classification" and row.clean < CONSTANT:
         yield "nearly always says the same class"
     if question.budget is not None and row.cost > question.budget:
-        yield f"costs {row.cost:.2g} times the plain training"
+        yield f"costs {_told(row.cost)} times the plain training"
     if question.may_lose is not None and row.lost > question.may_lose + 1e-9:
         yield f"lost {row.lost:.1f} points"
+
+
+def _told(cost: float) -> str:
+    """Two digits of what is long, hundredths of what is near 1, so that 1.04 is not said to exceed 1 by being 1."""
+    return f"{cost:.2g}" if cost >= 1.5 else f"{cost:.2f}"
 
 
 def _times(one: int, other: int) -> float:
