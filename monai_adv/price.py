@@ -76,9 +76,7 @@ class Clock:
         if len(self._seen) < LOOK_AFTER + 2:
             return None
         seconds = self.steps * (self._seen[-1] - self._seen[1]) / LOOK_AFTER
-        return (
-            f"About {seconds:.3g} s of training per epoch, {_left(seconds, epochs_left)}; validation comes on top."
-        )
+        return f"About {seconds:.3g} s of training per epoch, {_left(seconds, epochs_left)}; validation comes on top."
 
 
 def forecast(seconds: float, epochs_left: int) -> str:

@@ -64,11 +64,11 @@ class PlainModel:
         """A sentence where its training has seen the cases that validate a fold of ours, or None.
 
         Example:
-            >>> plain = PlainModel(Path("final.pth"), 1000, 250, 0.9, dataset="Dataset004_Hippocampus", fold=0)
+            >>> plain = PlainModel(Path("x.pth"), 1000, 250, 0.9, dataset="Dataset004_Hippocampus", fold=0)
             >>> plain.told_of_a_leak("Dataset004_Hippocampus", 0) is None
             True
             >>> plain.told_of_a_leak("Dataset004_Hippocampus", 1)
-            'WARNING: final.pth is of fold 0, which trains with what validates fold 1: all Dice of this run are too high.'
+            'WARNING: x.pth is of fold 0, which trains with what validates fold 1: all Dice of this run are too high.'
         """
         if self.dataset != dataset or self.fold in (None, fold) or fold == "all":
             return None

@@ -119,7 +119,10 @@ def test_without_a_plain_model(host: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"budget": 1.0, "epochs": 3, "initial_weights": "x"}, "budget and epochs: .*one of the two.*give budget: none"),
+        (
+            {"budget": 1.0, "epochs": 3, "initial_weights": "x"},
+            "budget and epochs: .*one of the two.*give budget: none",
+        ),
         (
             {"final_weights": "best_robust", "robust_validation_batches": 0},
             "robust_validation_batches: received 0, allowed is at least 1 with final_weights: best_robust",

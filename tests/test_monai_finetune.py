@@ -137,8 +137,9 @@ def test_a_bundle_that_chooses_by_a_robust_metric_keeps_it(tmp_path: Path, caplo
         engine.run()
     assert "Chosen by the bundle's validation is now `dice`, the bundle's own RobustMetric (robust_" in caplog.text
     for name in ("eps", "steps", "batches"):
+        given: dict[str, Any] = {"budget": 0.2, f"robust_validation_{name}": 2}
         with pytest.raises(InputError, match=f"robust_validation_{name}: received 2.* own RobustMetric `dice`"):
-            bundle(tmp_path, preset="finetune", budget=0.2, metric=own, **{f"robust_validation_{name}": 2})
+            bundle(tmp_path, preset="finetune", metric=own, **given)
     assert set(best.validator.state.metrics) == {"dice"}
     assert best.score == best.validator.state.metrics["dice"]
 

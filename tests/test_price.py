@@ -147,7 +147,9 @@ def test_the_plain_model_is_found_among_decoys(tmp_path: Path) -> None:
     (data / "nnUNetTrainer_5epochs__nnUNetPlans__2d" / "fold_0" / "checkpoint_latest.pth").write_bytes(b"")
     assert find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 0).file == wanted
     _trained(data / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0")
-    several = r"there are several; name a checkpoint \(MONAI_ADV_INITIAL_WEIGHTS=FILE\), one of .*_250epochs__.*Trainer__"
+    several = (
+        r"there are several; name a checkpoint \(MONAI_ADV_INITIAL_WEIGHTS=FILE\), one of .*_250epochs__.*Trainer__"
+    )
     with pytest.raises(InputError, match=several):
         find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 0)
     with pytest.raises(InputError, match="a finished plain training of .*, fold 4; there are .*train it first"):

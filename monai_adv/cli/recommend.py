@@ -78,16 +78,14 @@ def answers(question: Question, not_recommended: Mapping[str, Mapping[str, str]]
 
 
 def experiments(question: Question) -> list[Experiment]:
-    """Those of the task and the start; of these, the ones on so many samples, or on the nearest number where all are
-    far from it.
-    """
+    """Those of the task and the start; of these, the ones on the nearest number of samples, and what is near that."""
     kept = list(dict.fromkeys(row.experiment for row in MEASURED if row.experiment.task == question.task))
     same = [e for e in kept if question.start in (None, e.start)]
     kept = same or kept  # nothing measured from this start: the other one is better than nothing, and remarks() says it
     if question.samples is None:
         return kept
     nearest = min(_times(e.samples, question.samples) for e in kept)
-    return [e for e in kept if _times(e.samples, question.samples) <= max(nearest, FAR)]
+    return [e for e in kept if _times(e.samples, question.samples) <= FAR * nearest]
 
 
 def remarks(question: Question) -> list[str]:

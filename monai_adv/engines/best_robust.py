@@ -21,8 +21,8 @@ NAME = "robust"
 class BestRobust:
     """Attacks what the bundle validates, lets its CheckpointSaver choose by that, and keeps the best weights.
 
-    A validator with a RobustMetric of its own keeps it, and ``metric`` is left out. Otherwise one is added, and it becomes the key metric, so that the file of
-    the best network (``model.pt``) is no longer that of the best clean Dice.
+    A validator with a RobustMetric of its own keeps it, and ``metric`` is left out. Otherwise that is added and becomes
+    the key metric, so that the file of the best network (``model.pt``) is no longer that of the best clean Dice.
 
     Args:
         handlers: of the trainer, with a ValidationHandler among them.
