@@ -112,6 +112,35 @@ def test_one_logit_is_two_classes() -> None:
         assert torch.equal(single.radius, double.radius)
 
 
+@pytest.mark.parametrize("regions", [None, False, True])
+def test_what_shares_a_pass_with_an_image_does_not_alter_its_draws(regions: bool | None) -> None:
+    """Of classes (None) and maps: alone, in another place, in passes of another size, the certificate is the same."""
+    torch.manual_seed(0)
+    images, ids = torch.randn(5, 1, 3, 3, 3, dtype=torch.float64), ["a", "b", "c", "d", "e"]
+    layers = [nn.Flatten(), nn.Linear(27, 2)] if regions is None else [nn.Conv3d(1, 2, 3, padding=1)]
+    network = nn.Sequential(*layers).double()
+
+    def certified(places: list[int], inputs_per_pass: int) -> list[Any]:
+        settings, names = Certification(1.0, n0=20, n=100, inputs_per_pass=inputs_per_pass), [ids[i] for i in places]
+        if regions is None:
+            return list(certify_classes(network, images[places], settings, ids=names).probability)
+        return list(certify_labels(network, images[places], settings, ids=names, regions=regions).labels)
+
+    whole = certified([0, 1, 2, 3, 4], 1000)
+    assert len({str(one) for one in whole}) == 5
+    for found in (certified([0, 1, 2, 3, 4], 7), [certified([i], 64)[0] for i in range(5)]):
+        assert all(torch.equal(one, other) for one, other in zip(found, whole, strict=True))
+    assert all(torch.equal(a, whole[i]) for a, i in zip(certified([4, 1], 64), (4, 1), strict=True))
+
+
+def test_images_alike_have_draws_of_their_own() -> None:
+    found = certify_classes(Sign().double(), torch.full((8, 1), 0.5).double(), Certification(1.0, n=200))
+    assert len(found.probability.unique()) > 4
+    for ids in (["a", "a"], ["a"]):
+        with pytest.raises(InputError, match="ids: received .*allowed is 2 different ones"):
+            certify_classes(nn.Linear(1, 2), torch.zeros(2, 1), Certification(1.0), ids=ids)
+
+
 # ------------------------------------------------------------------ segmentation
 
 
@@ -244,7 +273,7 @@ def test_no_attack_inside_the_radius_changes_a_certified_voxel() -> None:
 def test_its_votes_are_counted_and_its_gradient_is_that_of_the_mean_probability() -> None:
     network, images, _ = problem(3, (1, 4), count=5)
     model = SmoothedModel(network, 0.7, draws=20, seed=3)
-    noise = model.noise.draws(images, 20, torch.Generator().manual_seed(3), alike=True)
+    noise = model.noise.draws(images, 20, [torch.Generator().manual_seed(3)])
     images.requires_grad_()
     outputs = torch.stack([network(images + one) for one in noise])
     votes = nn.functional.one_hot(outputs.argmax(2), 3).sum(0)

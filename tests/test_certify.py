@@ -19,7 +19,7 @@ from torch import nn
 
 import monai_adv
 from monai_adv import InputError
-from monai_adv.certificates import Certification, certify_classes, certify_labels
+from monai_adv.certificates import Certification, certify_labels
 from monai_adv.cli import main
 from monai_adv.evaluation.certify.kept import Proven, read_certified
 from monai_adv.evaluation.certify.run import certify_models
@@ -145,11 +145,17 @@ def test_other_draws_need_another_folder(tmp_path: Path, more: dict[str, Any], s
         certify_models([_segmenter(1)], replace(SETTINGS, **more), tmp_path / "out")
 
 
-def test_cases_have_noise_of_their_own_and_the_same_each_time() -> None:
-    one, two = (certify_models([_classifier()], SETTINGS).cases for _ in range(2))
-    assert [c.radius for c in one] == [c.radius for c in two]
-    network, images, _ = problem(2, (1, 3, 3), count=6)
-    assert certify_classes(network, images, SETTINGS).radius.tolist() != [c.radius for c in one]
+def test_images_have_noise_of_their_own_and_the_same_however_they_are_grouped() -> None:
+    """Six alike, in one group, in groups of two, and the first three alone."""
+    network, images, labels = problem(2, (1, 3, 3), count=6)
+    given = images[:1].expand(6, -1, -1, -1), labels[:1].expand(6), ["a", "b"]
+    found = [
+        [c.radius for c in certify_models([LiveSource(Classifier("x", network, *given, group=g))], SETTINGS, cases=n).cases]
+        for g, n in ((64, None), (2, None), (64, 3))
+    ]
+    assert found[0] == found[1]
+    assert found[0][:3] == found[2]
+    assert len(set(found[0])) > 1
 
 
 def test_it_says_first_what_is_certified() -> None:

@@ -6,6 +6,7 @@ CERTIFY and theorem 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,9 @@ class ClassCertificate:
         return (self.label == target) & (self.radius >= size)
 
 
-def certify_classes(network: nn.Module, images: Tensor, settings: Certification) -> ClassCertificate:
+def certify_classes(
+    network: nn.Module, images: Tensor, settings: Certification, *, ids: Sequence[str | int] | None = None
+) -> ClassCertificate:
     """Certify the smoothed version of a classifier, image by image.
 
     Args:
@@ -44,6 +47,8 @@ def certify_classes(network: nn.Module, images: Tensor, settings: Certification)
             smoothed. The certificate is not about this network itself.
         images: as the network gets them.
         settings: noise and draws. Each image's statement is wrong with probability ``alpha``.
+        ids: of the images, different from each other. An image with the same id gets the same draws, whatever stands
+            beside it; default: the places in the batch.
 
     Raises:
         InputError: too few draws to show anything, noise that is lost in the rounding of the images, or a network that
@@ -59,8 +64,7 @@ def certify_classes(network: nn.Module, images: Tensor, settings: Certification)
         ([1], 1.2316)
     """
     settings.check_draws()
-    device = next((p.device for p in network.parameters()), images.device)
-    votes = count_votes(network, images, settings, torch.Generator(device).manual_seed(settings.seed))
+    votes = count_votes(network, images, settings, ids=ids)
     chosen, count = (of.reshape(len(images)) for of in (votes.chosen, votes.count))  # some keep spatial axes of size 1
     probability = lower_bound(count.numpy(), settings.n, settings.alpha)
     size = torch.from_numpy(radius(probability, settings.sigma))

@@ -6,6 +6,7 @@ Laousy et al., "Certification of deep learning models for medical image segmenta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,7 @@ def certify_labels(
     images: Tensor,
     settings: Certification,
     *,
+    ids: Sequence[str | int] | None = None,
     regions: bool = False,
     together: bool = False,
 ) -> MapCertificate:
@@ -55,6 +57,8 @@ def certify_labels(
             volumes is one too. The certificate is about its smoothed version, not about the network itself.
         images: as the network gets them.
         settings: noise and draws. What is said of all voxels of an image together is wrong with probability ``alpha``.
+        ids: of the images, different from each other. An image with the same id gets the same draws, whatever stands
+            beside it; default: the places in the batch.
         regions: the channels are overlapping regions (a sigmoid each).
         together: the images are the slices of one volume: what is said of all of them is wrong with that probability.
 
@@ -72,11 +76,9 @@ def certify_labels(
         >>> found.labels.tolist(), round(found.radius, 4)
         ([[1, -1, 0]], 0.6745)
     """
-    device = next((p.device for p in network.parameters()), images.device)
-    generator = torch.Generator(device).manual_seed(settings.seed)
     slices = len(images) if together else 1
     settings.check_draws(slices * images[0, 0].numel(), settings.tau)
-    votes = count_votes(network, images, settings, generator, regions=regions)
+    votes = count_votes(network, images, settings, ids=ids, regions=regions)
     settings.check_draws(slices * votes.count[0].numel(), settings.tau)
     counts = votes.count.numpy()
     families = counts[None] if together else counts

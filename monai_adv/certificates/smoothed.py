@@ -70,16 +70,22 @@ class Noise:
                 "smaller noise is lost in their rounding; scale the images or give float64",
             )  # fmt: skip
 
-    def draws(self, images: Tensor, count: int, generator: torch.Generator, *, alike: bool = False) -> Tensor:
-        """``(count, B, C, *spatial)`` noise; ``alike``: the same for all images, ``(count, 1, C, *spatial)``.
+    def draws(self, images: Tensor, count: int, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+        """``(count, B, C, *spatial)`` noise; of several generators ``(count, len(generator), C, *spatial)``.
 
-        Noise that is alike is drawn copy by copy: what a generator gives depends on how much it is asked for at once,
-        and so would the noise on how many images share a pass with this one.
+        Of several each gives the noise of one image, or a single one that of all images alike. They are asked copy by
+        copy: what a generator gives depends on how much it is asked for at once, and so would the noise of an image
+        depend on what shares a pass with it.
         """
-        shapes = [(1, 1, *images.shape[1:])] * count if alike else [(count, len(images), *images.shape[1:])]
-        noise = self.sigma * torch.cat(
-            [torch.randn(s, generator=generator, device=images.device, dtype=images.dtype) for s in shapes]
-        )
+        like = {"device": images.device, "dtype": images.dtype}
+        if isinstance(generator, torch.Generator):
+            noise = torch.randn(count, *images.shape, generator=generator, **like)
+        else:
+            noise = torch.stack(
+                [torch.stack([torch.randn(images.shape[1:], generator=g, **like) for g in generator])
+                 for _ in range(count)]
+            )  # fmt: skip
+        noise = self.sigma * noise
         if self.channels is not None:
             kept = torch.zeros(images.shape[1], dtype=images.dtype, device=images.device)
             kept[list(self.channels)] = 1
@@ -259,11 +265,11 @@ class SmoothedModel(nn.Module):
     def _draw(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithms of summed probabilities, and votes, of all draws; see :func:`summed`."""
         images = images.as_subclass(Tensor)
-        generator = torch.Generator(images.device).manual_seed(self.seed)
+        generators = [torch.Generator(images.device).manual_seed(self.seed)]
         log: Tensor | None = None
         votes: Tensor | None = None
         for count in chunks(self.draws, copies_at_once(images, self.inputs_per_pass)):
-            noise = self.noise.draws(images, count, generator, alike=True)
+            noise = self.noise.draws(images, count, generators)
             given = self.network, images, noise, self.regions
             if torch.is_grad_enabled() and images.requires_grad:
                 part, voted = checkpoint(summed, *given, use_reentrant=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from monai_adv.certificates.settings import Certification
 from monai_adv.certificates.smoothed import chunks, copies_at_once, decided, first, two_classes
 from monai_adv.errors import InputError
 from monai_adv.network_state import any_batch_size, device_of, frozen
+from monai_adv.random_streams import random_stream
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ def count_votes(
     network: nn.Module,
     images: Tensor,
     settings: Certification,
-    generator: torch.Generator,
     *,
+    ids: Sequence[str | int] | None = None,
     regions: bool = False,
 ) -> Votes:
     """Let a network look at noisy copies of each image: n0 to choose an answer, n to count it.
@@ -44,21 +45,27 @@ def count_votes(
         network: images ``(B, C, *spatial)`` to logits; put into eval mode for it, and left as it was.
         images: on any device.
         settings: see :class:`Certification`.
-        generator: on the network's device. Choice and count never share a draw.
+        ids: of the images. The draws of an image follow from its id and the seed, so that they are the same whatever
+            stands beside it; choice and count share none. Default: the places in the batch.
         regions: the channels are overlapping regions; the answers are 0 or 1 for each, ``(B, K, *spatial)``.
 
     Raises:
-        InputError: images that swallow the noise, or a network that answers by chance, or otherwise beside other
+        InputError: not one id of its own for each image, images that swallow the noise, or a network that answers by chance, or otherwise beside other
             images: its draws would not be those that the proof is about.
     """
     settings.noise.check(images)
-    images = images.to(device_of(network)).as_subclass(Tensor)
+    device = device_of(network)
+    images = images.to(device).as_subclass(Tensor)
+    names = range(len(images)) if ids is None else ids
+    if len(set(names)) != len(images) or len(names) != len(images):
+        raise InputError.of("ids", f"{len(names)}, {len(set(names))} of them different", f"{len(images)} different ones")
+    streams = [random_stream(settings.seed, name, device=device) for name in names]
     with frozen(network) as model:
         output = answers_alike(model, images, settings)
         classes = 2 if regions or output.shape[1] == 1 else output.shape[1]
-        chosen = _tally(model, images, settings, settings.n0, generator, regions, classes).argmax(1)
+        chosen = _tally(model, images, settings, settings.n0, streams, regions, classes).argmax(1)
         count = torch.zeros_like(chosen, dtype=torch.int32)
-        for answer in _answers(model, images, settings, settings.n, generator, regions):
+        for answer in _answers(model, images, settings, settings.n, streams, regions):
             count += (answer == chosen).sum(0)
     return Votes(chosen.cpu(), count.cpu(), classes)
 
@@ -68,13 +75,13 @@ def _tally(
     images: Tensor,
     settings: Certification,
     draws: int,
-    generator: torch.Generator,
+    streams: Sequence[torch.Generator],
     regions: bool,
     classes: int,
 ) -> Tensor:
     """``(B, classes, *spatial)`` how often each answer came; what is not finite is none."""
     tally: Tensor | None = None
-    for answer in _answers(model, images, settings, draws, generator, regions):
+    for answer in _answers(model, images, settings, draws, streams, regions):
         found = torch.stack([(answer == k).sum(0, dtype=torch.int32) for k in range(classes)], 1)
         tally = found if tally is None else tally + found
     assert tally is not None
@@ -82,11 +89,16 @@ def _tally(
 
 
 def _answers(
-    model: nn.Module, images: Tensor, settings: Certification, draws: int, generator: torch.Generator, regions: bool
+    model: nn.Module,
+    images: Tensor,
+    settings: Certification,
+    draws: int,
+    streams: Sequence[torch.Generator],
+    regions: bool,
 ) -> Iterator[Tensor]:
     """``(draws in this pass, B, ...)`` answers, pass by pass."""
     for count in chunks(draws, copies_at_once(images, settings.inputs_per_pass)):
-        copies = images[None] + settings.noise.draws(images, count, generator)
+        copies = images[None] + settings.noise.draws(images, count, streams)
         output = first(model(any_batch_size(copies.flatten(0, 1), model)))
         answer = decided(output, regions)
         yield answer.view(count, len(images), *answer.shape[1:])

@@ -20,7 +20,7 @@ from monai_adv.evaluation.certify.cases import Certified, certify_case, voted_sc
 from monai_adv.evaluation.certify.kept import Judged, Proven, keep, read, read_certified
 from monai_adv.evaluation.models.protocol import Case
 from monai_adv.evaluation.models.smoothed import SmoothedVersion
-from monai_adv.evaluation.random_streams import seed_of
+from monai_adv.random_streams import seed_of
 from monai_adv.evaluation.records import CLEAN, Level
 from monai_adv.evaluation.store import Store
 
@@ -31,8 +31,7 @@ def certify(model: SmoothedVersion, case: Case, store: Store) -> None:
     Raises:
         InputError: see :func:`~monai_adv.evaluation.certify.cases.certify_case`.
     """
-    settings = replace(model.settings, seed=seed_of(model.settings.seed, case.name))
-    found = certify_case(model, case, settings, _base(case))
+    found = certify_case(model, case, model.settings, _base(case))
     _judge(model, case, CLEAN, 0.0, case.images, store)
     keep(store, Proven(tuple(found)), model.name, case.name)
 
@@ -44,7 +43,7 @@ def judge(model: SmoothedVersion, case: Case, level: Level, images: Tensor, stor
 
 
 def _judge(model: SmoothedVersion, case: Case, level: str, radius: float, images: Tensor, store: Store) -> None:
-    settings = replace(model.settings, seed=seed_of(model.settings.seed, case.name, level))
+    settings = replace(model.settings, seed=seed_of(model.settings.seed, level))
     scores, labels = voted_scores(model, case, images, settings, _base(case))
     keep(store, Judged(radius, scores, labels), model.name, case.name, level)
 

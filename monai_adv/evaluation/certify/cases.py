@@ -22,7 +22,7 @@ from monai_adv.certificates.votes import answers_alike, count_votes
 from monai_adv.errors import InputError
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.records import Level
-from monai_adv.network_state import device_of, frozen
+from monai_adv.network_state import frozen
 from monai_adv.tasks import SegmentationTask, Task
 from monai_adv.tasks.base import are_probabilities
 
@@ -70,7 +70,8 @@ def certify_case(
 
     Args:
         model, case: what is certified.
-        settings: noise and draws.
+        settings: noise and draws. Those of an image follow from its name and the seed, those of a slice from the
+            volume's and its place in it.
         network: that is smoothed; default: the case's own.
 
     Raises:
@@ -82,8 +83,9 @@ def certify_case(
     voxels = case.images[0, 0].numel() * (len(settings.channels) if settings.channels else case.images.shape[1])
     draws = settings.n0 + settings.n
     if model.kind == "classification":
-        found = certify_classes(network, case.images, settings)
-        right = _right(case, found.label)
+        names = _names(model, case)
+        found = certify_classes(network, case.images, settings, ids=names)
+        right = _right(case, names, found.label)
         assert isinstance(case.target, Tensor)
         truth = [model.classes[number] for number in case.target.tolist()]
         seconds = (time.perf_counter() - start) / len(right)
@@ -95,7 +97,9 @@ def certify_case(
                 right.items(), truth, found.radius.tolist(), found.label.tolist(), strict=True
             )
         ]  # fmt: skip
-    certificate = certify_labels(network, case.images, settings, regions=alone(case.task), together=True)
+    certificate = certify_labels(
+        network, case.images, settings, ids=_names(model, case), regions=alone(case.task), together=True
+    )
     per_class, score = _dice(model, case, certificate.labels)
     _, clean = _dice(model, case, certificate.labels.clamp(min=0))
     return [
@@ -137,10 +141,10 @@ def voted_scores(
         the score of the volume or of each image by name, and the number of labels voted on.
     """
     settings = attacked_only(case, settings)
-    generator = torch.Generator(device_of(network)).manual_seed(settings.seed)
-    votes = count_votes(network, images, replace(settings, n0=settings.n, n=1), generator, regions=alone(case.task))
+    names = _names(model, case)
+    votes = count_votes(network, images, replace(settings, n0=settings.n, n=1), ids=names, regions=alone(case.task))
     if model.kind == "classification":
-        return _right(case, votes.chosen.reshape(len(images))), 1
+        return _right(case, names, votes.chosen.reshape(len(images))), 1
     return {case.name: _dice(model, case, votes.chosen)[1]}, votes.chosen.numel()
 
 
@@ -154,8 +158,14 @@ def attacked_only(case: Case, settings: S) -> S:
     return replace(settings, channels=case.threat(Level("l2", 1.0, "norm")).channels)
 
 
-def _right(case: Case, label: Tensor) -> dict[str, float]:
-    names = [score.case for score in case.scores(case.images)]
+def _names(model: Model, case: Case) -> list[str]:
+    """What each input is, whatever it is grouped with."""
+    if model.kind == "classification":
+        return [score.case for score in case.scores(case.images)]
+    return [f"{case.name}, input {number}" for number in range(len(case.images))]
+
+
+def _right(case: Case, names: list[str], label: Tensor) -> dict[str, float]:
     assert isinstance(case.target, Tensor)
     return dict(zip(names, (label == case.target).double().tolist(), strict=True))
 

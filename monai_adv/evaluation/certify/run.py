@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
@@ -27,7 +27,6 @@ from monai_adv.evaluation.evidence.document import CERTIFICATES, write_evidence
 from monai_adv.evaluation.evidence.history import Session
 from monai_adv.evaluation.models.classifier import first_of
 from monai_adv.evaluation.models.protocol import Model, Source, check_distinct
-from monai_adv.evaluation.random_streams import seed_of
 from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.run.measure import threads_for
 from monai_adv.evaluation.run.workers import Killed, Pool, ThisProcess, entry_of, identified, machine, versions
@@ -137,7 +136,7 @@ def _certified(work: _Work, name: str) -> list[Certified] | str:
     model = _open[work.key]
     try:
         with reproducible(work.threads):
-            return certify_case(model, model.load(name), replace(work.settings, seed=seed_of(work.settings.seed, name)))
+            return certify_case(model, model.load(name), work.settings)
     except Exception as error:  # of the model's own code, for this one case
         return in_a_sentence(error)
 

@@ -29,7 +29,7 @@ from monai_adv.evaluation.checks.probes import consistency
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.models.smoothed import SmoothedVersion
 from monai_adv.evaluation.plans import Plan
-from monai_adv.evaluation.random_streams import random_stream, seed_of
+from monai_adv.random_streams import random_stream, seed_of
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.search.plan import NOISE, AttackPlan, Stage, corruption_entry
 from monai_adv.evaluation.search.variations import measured, steps_of, variation_entry
