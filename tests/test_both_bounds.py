@@ -18,6 +18,7 @@ from monai_adv.certificates import SmoothedModel, Smoothing
 from monai_adv.certificates.bounds import chance_of_losing
 from monai_adv.cli import main
 from monai_adv.evaluation.certify.kept import FOLDER, Judged, keep
+from monai_adv.evaluation.evidence.certified import proof, proven_scores
 from monai_adv.evaluation.evidence.leaderboard import Entry
 from monai_adv.evaluation.frame_columns import COLUMNS
 from monai_adv.evaluation.models.classifier import Classifier
@@ -104,8 +105,12 @@ def test_a_certificate_that_an_attack_beats_is_an_alarm(linear: Results) -> None
     store = Store(linear.folder)
     place = store.path(FOLDER, name, case, level)
     kept = place.read_bytes()
+    given = linear.folder, linear.numbers, linear.numbers.models[0]
+    assert proof(*given) == proven_scores(*given)
+    assert list(proof(*given)) == ["", "l2-0.1", "l2-0.4", "l2-0.9"]
     try:
         keep(store, Judged(0.1, {str(i): 0.0 for i in range(10)}, 1), name, case, level)
+        assert proof(*given) == {}  # no criterion is passed by it
         found = bounds_of(linear.folder, linear.numbers)
         certain = [c for c in found[0].cases if c.certified.score and c.certified.radius > 0.3]
         assert certain

@@ -24,6 +24,7 @@ from monai_adv.cli import main
 from monai_adv.evaluation.certify.kept import Proven, read_certified
 from monai_adv.evaluation.certify.run import certify_models
 from monai_adv.evaluation.evidence.document import document
+from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.evidence.verify import against, verify
 from monai_adv.evaluation.frame_columns import COLUMNS
 from monai_adv.evaluation.models.classifier import Classifier
@@ -31,6 +32,7 @@ from monai_adv.evaluation.models.segmenter import Segmenter
 from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.run.measure import LiveSource
 from monai_adv.evaluation.store import Store
+from monai_adv.metrics.statistics import bootstrap
 from nnunet_trainers.evaluation.arguments import source_at
 from tests.linear_classifier import problem
 from tests.test_certificates import Sign
@@ -150,7 +152,10 @@ def test_images_have_noise_of_their_own_and_the_same_however_they_are_grouped() 
     network, images, labels = problem(2, (1, 3, 3), count=6)
     given = images[:1].expand(6, -1, -1, -1), labels[:1].expand(6), ["a", "b"]
     found = [
-        [c.radius for c in certify_models([LiveSource(Classifier("x", network, *given, group=g))], SETTINGS, cases=n).cases]
+        [
+            c.radius
+            for c in certify_models([LiveSource(Classifier("x", network, *given, group=g))], SETTINGS, cases=n).cases
+        ]
         for g, n in ((64, None), (2, None), (64, 3))
     ]
     assert found[0] == found[1]
@@ -168,10 +173,7 @@ def test_it_says_first_what_is_certified() -> None:
 
 def test_a_constant_answer_shows() -> None:
     """All certified, with the largest radius there is, and of one class never right."""
-    network = nn.Linear(2, 2)
-    network.load_state_dict({"weight": torch.zeros(2, 2), "bias": torch.tensor([0.0, 1.0])})
-    model = Classifier("constant", network, torch.zeros(4, 2), torch.tensor([0, 1, 1, 1]), ["healthy", "ill"])
-    found = certify_models([LiveSource(model)], SETTINGS)
+    found = certify_models([LiveSource(_constant(8))], SETTINGS)
     assert found.at(0.5) == 0.75
     assert "75.0 without an attack; no image of healthy is right; half of the right images" in repr(found)
     assert "no image" not in repr(certify_models([_classifier()], SETTINGS))
@@ -422,6 +424,86 @@ def test_a_certificate_of_another_folder_is_refused(filed: Path, tmp_path: Path)
     shutil.copy(next((folder / "other" / "certificates").rglob("*.json")), _proven(folder))
     with pytest.raises(InputError, match="copied from elsewhere"):
         read_certified(Store(folder / "out"), "tiny", ["images 0 to 7"])
+
+
+def _constant(count: int = 60) -> Classifier:
+    """Always says "ill", of which it is right in all images but two, up to ``sigma * Phi^-1(alpha ** (1 / n))``."""
+    network, labels = nn.Linear(2, 2), torch.ones(count, dtype=torch.long)
+    network.load_state_dict({"weight": torch.zeros(2, 2), "bias": torch.tensor([0.0, 1.0])})
+    labels[:2] = 0
+    return Classifier("constant", network, torch.zeros(count, 2), labels, ["healthy", "ill"])
+
+
+def _criterion(**given: Any) -> dict[str, Any]:
+    return {"measure": "score", "norm": "l2", "unit": "norm", "reason": "as agreed"} | given
+
+
+def test_criteria_are_passed_by_proof_or_not_decided(tmp_path: Path) -> None:
+    """58 of 60: Wilson's interval begins at 88.6 %; beyond the radius nothing is proven, and nothing is FAILED."""
+    radius = SETTINGS.sigma * stats.norm.ppf(SETTINGS.alpha ** (1 / SETTINGS.n))
+    expected = [
+        (_criterion(eps=0.99 * radius, at_least=0.886), "passed"),
+        (_criterion(eps=0.98 * radius, at_least=0.887), "not decided"),
+        (_criterion(eps=1.01 * radius, at_least=0.1), "not decided"),
+        (_criterion(eps=0.99 * radius, at_least=0.9, measure="sensitivity ill"), "passed"),
+        (_criterion(eps=0.99 * radius, at_least=0.9, measure="sensitivity"), "passed"),
+        (_criterion(eps=0.99 * radius, at_least=0.1, measure="sensitivity healthy"), "not decided"),
+        ({"measure": "score", "at_least": 0.8, "reason": "as agreed"}, "passed"),
+    ]
+    purpose = Purpose.stated("Screening.", [each for each, _ in expected])
+    found = certify_models([LiveSource(_constant())], SETTINGS, tmp_path / "out", purpose=purpose)
+    outcomes = [outcome for _, outcome in expected]
+    assert [each.outcome for each in found.decisions["constant"]] == outcomes
+    assert found.decisions["constant"][2].measured.value == 0
+    assert "constant: acceptance criteria not decided (4 passed, 3 not decided)" in repr(found)
+    content = json.loads((tmp_path / "out" / "evidence.json").read_text())
+    assert content["intended_use"] == "Screening."
+    assert [each["outcome"] for each in content["models"][0]["acceptance"]] == outcomes
+    assert "DIFFERS" not in {line.outcome for line in verify(tmp_path / "out")}
+    again = certify_models([LiveSource(_constant())], SETTINGS, tmp_path / "out")  # as stated before
+    assert again.decisions == found.decisions
+    assert certify_models([LiveSource(_constant())], SETTINGS).decisions == {"constant": ()}
+
+
+def test_the_dice_of_volumes_reaches_a_criterion_within_the_radius_alone() -> None:
+    settings = replace(SETTINGS, sigma=1.5)
+    radius = settings.sigma * stats.norm.ppf(0.75)
+    found = certify_models([_segmenter(7)], settings)
+    interval = bootstrap([case.score for case in found.cases], seed=settings.seed)
+    assert 0 < interval.low < interval.high
+    given = [(0.99 * radius, interval.low), (0.98 * radius, interval.low + 1e-6), (1.01 * radius, 0.0)]
+    criteria = [_criterion(eps=eps, at_least=low, measure=m) for m in ("score", "dice lesion") for eps, low in given]
+    decided = certify_models([_segmenter(7)], settings, purpose=Purpose.stated(None, criteria)).decisions["sign"]
+    assert [each.outcome for each in decided] == 2 * ["passed", "not decided", "not decided"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"unit": "rms", "eps": 0.1},
+        {"norm": "linf", "eps": 0.1},
+        {"measure": "share kept", "eps": 0.1},
+        {"measure": "specificity", "eps": 0.1},
+    ],
+)
+def test_criteria_that_no_certificate_can_decide(tmp_path: Path, given: dict[str, Any]) -> None:
+    purpose = Purpose.stated(None, [_criterion(at_least=0.5, **given)])
+    with pytest.raises(
+        InputError, match="acceptance: .* norm: l2, eps and unit: norm; a certificate proves nothing else"
+    ):
+        certify_models([LiveSource(_constant())], SETTINGS, tmp_path / "out", purpose=purpose)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_file_states_the_criteria(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"factory": [f"{tiny_models.__file__}:classifier"], "sigma": 0.1, "n0": 5, "n": 30, "cases": 8,
+             "device": "cpu", "output": str(tmp_path / "out"), "intended_use": "Telling a from b.",
+             "acceptance": [_criterion(eps=9.0, at_least=0.5)]}  # fmt: skip
+    (tmp_path / "run.yaml").write_text(json.dumps(asked))  # JSON is YAML
+    assert main(["certify", "--run", str(tmp_path / "run.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert "tiny: acceptance criteria not decided (1 not decided)" in said
+    assert "score at least 50 %, l2-9: not decided (the certificate does not reach it" in said
 
 
 def test_what_needs_attacks_says_that_there_are_none(

@@ -20,13 +20,13 @@ from monai_adv.attacks.corruptions import Corruption
 from monai_adv.errors import InputError
 from monai_adv.evaluation.described import CorruptionEntry, ModelEntry
 from monai_adv.evaluation.models.protocol import Model
-from monai_adv.random_streams import random_stream
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.search.plan import AttackPlan, Stage, stages
 from monai_adv.evaluation.search.runner import _Run, check_threat, reproducible, run_case
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store, read_pictures, read_records
 from monai_adv.files import write_whole
+from monai_adv.random_streams import random_stream
 from monai_adv.statistics import Passes
 from monai_adv.tasks import Target, Task
 from monai_adv.threats import Threat

@@ -16,7 +16,14 @@ from monai_adv.cli import main
 from monai_adv.errors import InputError
 from monai_adv.evaluation.checks.verdict import Verdict
 from monai_adv.evaluation.codec import plain, typed
-from monai_adv.evaluation.evidence.decisions import Outcome, decide, median_distance, share_kept, together
+from monai_adv.evaluation.evidence.decisions import (
+    Outcome,
+    decide,
+    decide_proven,
+    median_distance,
+    share_kept,
+    together,
+)
 from monai_adv.evaluation.evidence.history import Session, purpose_of, sessions, told_late
 from monai_adv.evaluation.evidence.purpose import Purpose, measures_of
 from monai_adv.evaluation.evidence.summary import draft_sentence, summary_of, told
@@ -135,6 +142,21 @@ def test_a_criterion_under_attack_is_passed_by_reliable_figures_only(tmp_path: P
     assert decide(clean, model, figures).outcome == "passed"  # no attack has a part in it
 
 
+def test_a_certificate_proves_what_the_attacks_leave_open_and_fails_nothing(tmp_path: Path) -> None:
+    """Proven of 80 of 100: Wilson's interval begins at 71.1 %. The attacks left 80, by too few figures."""
+    figures, proven = classifier(tmp_path, 80), [1.0] * 80 + [0.0] * 20
+    model = figures.models[0]
+    passed = decide(criterion(at_least=0.711), model, figures, proven)
+    assert (passed.outcome, passed.why) == ("passed", "proven by the certificate")
+    assert decide(criterion(at_least=0.712), model, figures, proven).outcome == "not decided"
+    assert decide(criterion(at_least=0.9), model, figures, proven).outcome == "FAILED"  # by the attacks
+    assert decide(criterion(at_least=0.5, measure="sensitivity"), model, figures, proven).outcome == "not decided"
+    alone = decide_proven(criterion(at_least=0.9), proven, "classification", 0)
+    assert (alone.outcome, alone.measured.value) == ("not decided", 0.8)
+    assert "only an attack can show that it is missed" in alone.why
+    assert decide_proven(criterion(), [], "classification", 0).outcome == "not measured"
+
+
 def test_every_measure_is_decided_by_its_own_figure(tmp_path: Path) -> None:
     figures = classifier(tmp_path, 80, clean=90)
     model = replace(figures.models[0], verdict=RELIABLE)
@@ -204,7 +226,7 @@ def test_what_is_stated_after_the_results_is_told(tmp_path: Path) -> None:
     ).keep(store)
     (sentence,) = told_late(sessions(figures_folder))
     assert "changed on 2026-11-22 15:00, after 200 results were known" in sentence
-    summary = summary_of(gather(figures_folder), sessions(figures_folder), "")
+    summary = summary_of(gather(figures_folder), sessions(figures_folder), "", figures_folder)
     assert summary is not None
     assert summary.models[0].decisions[0].criterion.bound == 0.4
     assert told(summary) == ["net: acceptance criteria not decided (1 not decided)"]
@@ -215,7 +237,7 @@ def test_what_is_stated_after_the_results_is_told(tmp_path: Path) -> None:
 def test_no_purpose_no_summary(tmp_path: Path) -> None:
     classifier(tmp_path, 80)
     assert "Summary for the file" not in write_report(tmp_path / "f").read_text()
-    assert told(summary_of(gather(tmp_path / "f"), sessions(tmp_path / "f"), "")) == []
+    assert told(summary_of(gather(tmp_path / "f"), sessions(tmp_path / "f"), "", tmp_path / "f")) == []
 
 
 def test_the_draft_names_the_figures_or_says_why_there_is_none(tmp_path: Path) -> None:

@@ -50,15 +50,17 @@ def count_votes(
         regions: the channels are overlapping regions; the answers are 0 or 1 for each, ``(B, K, *spatial)``.
 
     Raises:
-        InputError: not one id of its own for each image, images that swallow the noise, or a network that answers by chance, or otherwise beside other
-            images: its draws would not be those that the proof is about.
+        InputError: not one id of its own for each image; images that swallow the noise; or a network that answers by
+            chance, or otherwise beside other images: its draws would not be those that the proof is about.
     """
     settings.noise.check(images)
     device = device_of(network)
     images = images.to(device).as_subclass(Tensor)
     names = range(len(images)) if ids is None else ids
     if len(set(names)) != len(images) or len(names) != len(images):
-        raise InputError.of("ids", f"{len(names)}, {len(set(names))} of them different", f"{len(images)} different ones")
+        raise InputError.of(
+            "ids", f"{len(names)}, {len(set(names))} of them different", f"{len(images)} different ones"
+        )
     streams = [random_stream(settings.seed, name, device=device) for name in names]
     with frozen(network) as model:
         output = answers_alike(model, images, settings)

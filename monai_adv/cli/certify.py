@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from monai_adv.cli.models import add_models, cases, device, folder, models
 from monai_adv.cli.pools import add_pool, pool_of
+from monai_adv.cli.purpose import add_purpose, add_run_file, criteria
 from monai_adv.openmp import wait_passively
 from monai_adv.optional import require
 
@@ -36,6 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Certify the smoothed versions of models by randomized smoothing.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    add_run_file(parser)
     add_models(parser)
     what = parser.add_argument_group("what is certified")
     what.add_argument("--sigma", type=float, required=True, metavar="S",
@@ -51,6 +53,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_pool(where)
     where.add_argument("-o", "--output", required=True, metavar="FOLDER", help="new folder, or one to go on with")
     where.add_argument("--dry-run", action="store_true", help="predict the cost, write nothing")
+    file = parser.add_argument_group("for the file", "easier said in a run file, see docs/evidence.md")
+    add_purpose(file)
     parser.set_defaults(run=run, box=None)
 
 
@@ -75,11 +79,13 @@ def run(args: argparse.Namespace) -> int:
     from monai_adv.certificates import Certification
     from monai_adv.evaluation.certify.run import certify_models
     from monai_adv.evaluation.evidence.document import CERTIFICATES, NAME, digest_in
+    from monai_adv.evaluation.evidence.purpose import Purpose
     from monai_adv.foreign_text import say
 
     settings = Certification(
         args.sigma, args.n0, args.n, args.alpha, args.tau, args.seed, inputs_per_pass=args.inputs_per_pass
     )
+    purpose = Purpose.stated(args.intended_use, criteria(args.acceptance))
     args.device = device(args.device)
     output, chosen = folder(args.output), cases(args.cases)
     sources = models(args)
@@ -90,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         found = certify_models(
             sources, settings, output, cases=chosen, device=args.device, bars=True, pool=pool,
-            asked=shlex.join(["monai-adv", *args.words]),
+            asked=shlex.join(["monai-adv", *args.words]), purpose=purpose,
         )  # fmt: skip
     finally:
         pool.close()

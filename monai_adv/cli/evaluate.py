@@ -10,17 +10,16 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING
 
 from monai_adv import given
 from monai_adv.cli.certify import add_draws
 from monai_adv.cli.models import add_models, cases, device, folder, models
 from monai_adv.cli.pools import add_pool, pool_of
+from monai_adv.cli.purpose import add_purpose, add_run_file, criteria
 from monai_adv.cli.run_file import as_run_file
 from monai_adv.cli.subgroups import add_subgroups, groups_of
-from monai_adv.errors import InputError, first_cause
+from monai_adv.errors import InputError
 from monai_adv.openmp import wait_passively
 from monai_adv.optional import require
 
@@ -59,10 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Attack models and write a report. Several models in one call become one comparison.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument(
-        "--run", dest="run_file", metavar="FILE",
-        help="YAML with these options under their long names (eps: [1, 2]); what is given here as well comes first",
-    )  # fmt: skip
+    add_run_file(parser)
     add_models(parser)
     what = parser.add_argument_group("what the attacker may do")
     what.add_argument(
@@ -126,11 +122,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="at the end, hand the figures to tensorboard, mlflow or wandb, into the run that their own variables name",
     )  # fmt: skip
     file = parser.add_argument_group("for the file", "easier said in a run file, see docs/evidence.md")
-    file.add_argument("--intended-use", metavar="TEXT", help="what the model is for; the report begins with it")
-    file.add_argument(
-        "--acceptance", nargs="+", metavar="CRITERION",
-        help="figures to be reached, each as '{measure: score, norm: l2, eps: 0.1, at_least: 0.7, reason: ...}'",
-    )  # fmt: skip
+    add_purpose(file)
     add_subgroups(file)
     then = parser.add_argument_group("for a test that runs by itself")
     then.add_argument("--baseline", metavar="FILE", help="results.json of an earlier report, measured in the same way")
@@ -172,7 +164,7 @@ def run(
     read = [[(given.number("eps", word), word) for word in radii] for radii in args.eps]
     args.eps = [[word if "/" in word else radius for radius, word in radii] for radii in read]  # 8/255 stays that
     args.box = given.box("box", ", ".join(args.box)) if args.box else None
-    args.acceptance = [_mapping(word) for word in args.acceptance] if args.acceptance else None
+    args.acceptance = criteria(args.acceptance)
     asked = as_run_file(args, args.parser)
     from monai_adv.evaluation.evidence.purpose import Purpose
     from monai_adv.evaluation.run.measure import measure
@@ -206,14 +198,6 @@ def run(
         return INTERRUPTED
     finally:
         pool.close()
-
-
-def _mapping(word: str) -> Any:
-    """A criterion, in YAML."""
-    try:
-        return yaml.safe_load(word)
-    except yaml.YAMLError as error:
-        raise InputError.of("acceptance", word, "a mapping in YAML", first_cause(error)) from error
 
 
 def _check_loggers(names: list[str]) -> None:

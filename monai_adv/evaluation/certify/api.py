@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from monai_adv.certificates import Certification
 from monai_adv.evaluation.api import chosen_cases, in_notebook
 from monai_adv.evaluation.certify.results import Certificates
 from monai_adv.evaluation.certify.run import certify_models
+from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.handed_in import HandedIn
 from monai_adv.evaluation.models.hosts import Options
 from monai_adv.optional import require
@@ -35,6 +36,8 @@ def certify(
     seed: int = 0,
     inputs_per_pass: int = 64,
     options: Options | None = None,
+    intended_use: str | None = None,
+    acceptance: Sequence[Mapping[str, Any]] | None = None,
     verbose: bool = False,
 ) -> Certificates:
     """Prove what no attack can do to the smoothed versions of models; see :mod:`monai_adv.certificates`.
@@ -50,6 +53,8 @@ def certify(
             see ``monai-adv verify``. Default: nothing is written.
         seed: of the draws.
         inputs_per_pass: noisy copies in one pass of the network.
+        intended_use: what the model is for, in a sentence or two, for the evidence.
+        acceptance: criteria for the lower bounds, see :meth:`Purpose.stated`; each is passed or not decided.
         verbose: show how far it is, as a notebook always does.
 
     Returns:
@@ -70,13 +75,20 @@ def certify(
         True
     """
     settings = Certification(sigma, n0, n, alpha, tau, seed, None, inputs_per_pass)
+    purpose = Purpose.stated(intended_use, acceptance)
     place = None if folder is None else Path(folder).resolve()
     if folder is not None:
         require("monai_adv.certify(folder=...)", "pandas", "jsonschema")
     handed = HandedIn.of(model, name, device)
     with handed.sources(images, labels, classes=classes, regions=regions, options=options) as sources:
         found = certify_models(
-            sources, settings, place, cases=chosen_cases(cases), device=handed.device, bars=verbose or in_notebook()
+            sources,
+            settings,
+            place,
+            cases=chosen_cases(cases),
+            device=handed.device,
+            bars=verbose or in_notebook(),
+            purpose=purpose,
         )
     if found.problems:
         which = "; ".join(f"{m}{', ' + c if c else ''}: {reason}" for m, c, reason in found.problems[:3])

@@ -20,9 +20,9 @@ from monai_adv.evaluation.certify.cases import Certified, certify_case, voted_sc
 from monai_adv.evaluation.certify.kept import Judged, Proven, keep, read, read_certified
 from monai_adv.evaluation.models.protocol import Case
 from monai_adv.evaluation.models.smoothed import SmoothedVersion
-from monai_adv.random_streams import seed_of
 from monai_adv.evaluation.records import CLEAN, Level
 from monai_adv.evaluation.store import Store
+from monai_adv.random_streams import seed_of
 
 
 def certify(model: SmoothedVersion, case: Case, store: Store) -> None:

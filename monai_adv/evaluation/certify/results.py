@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from monai_adv.certificates import Certification
 from monai_adv.evaluation.certify.cases import Certified
+from monai_adv.evaluation.evidence.decisions import Decision
+from monai_adv.evaluation.evidence.decisions import told as outcomes
 from monai_adv.evaluation.frame_columns import COLUMNS
 from monai_adv.foreign_text import printable
 from monai_adv.metrics.score import Kind, mean_known
@@ -28,12 +30,14 @@ class Certificates:
         settings: noise and draws.
         cases: of all models.
         problems: (model, case, reason) of what could not be used; it is in no figure.
+        decisions: what became of the acceptance criteria, by model: passed, or not decided.
     """
 
     kind: Kind
     settings: Certification
     cases: tuple[Certified, ...]
     problems: tuple[tuple[str, str, str], ...] = ()
+    decisions: Mapping[str, tuple[Decision, ...]] = field(default_factory=dict)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -97,6 +101,12 @@ class Certificates:
             f"deviation {self.settings.sigma:g}. It says nothing about the network without the noise."
         ]
         told += [self._line(model) for model in self.models]
+        for model, decisions in self.decisions.items():
+            told += outcomes(model, decisions)
+            for each in decisions:
+                place = f", {each.criterion.level}" if each.criterion.level else ""
+                why = f" ({each.why})" if each.why else ""
+                told.append(f"  {each.criterion.text}{place}: {each.outcome}{why}")
         if self.problems:
             told.append(f"not used: {len(self.problems)}, see problems")
         return printable("\n".join(told))

@@ -22,9 +22,11 @@ from monai_adv.evaluation.certify.cases import Certified, certify_case, check_ca
 from monai_adv.evaluation.certify.kept import Proven, is_certified, keep, read_certified
 from monai_adv.evaluation.certify.results import Certificates
 from monai_adv.evaluation.described import Evaluation, SettingsEntry
+from monai_adv.evaluation.evidence.certified import decide_alone
 from monai_adv.evaluation.evidence.code import code_hash
 from monai_adv.evaluation.evidence.document import CERTIFICATES, write_evidence
-from monai_adv.evaluation.evidence.history import Session
+from monai_adv.evaluation.evidence.history import Session, purpose_of, sessions
+from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.classifier import first_of
 from monai_adv.evaluation.models.protocol import Model, Source, check_distinct
 from monai_adv.evaluation.report.results import gather
@@ -47,6 +49,7 @@ def certify_models(
     bars: bool = False,
     pool: Pool | None = None,
     asked: str = "",
+    purpose: Purpose = Purpose(),  # noqa: B008  frozen
 ) -> Certificates:
     """Certify all cases of models.
 
@@ -60,6 +63,7 @@ def certify_models(
         bars: show how far it is.
         pool: who does the work; default: this process. The numbers are the same.
         asked: what was asked for on the command line, for the evidence.
+        purpose: what the models are for, with acceptance criteria; empty: as stated before in this folder.
 
     Raises:
         InputError: a model or folder that cannot be used, settings with which nothing can be shown, or no case that
@@ -69,6 +73,9 @@ def certify_models(
     check_distinct("models", [model.name for model in models], "the host says how to name a model")
     if len({model.kind for model in models}) > 1:
         raise InputError.of("models", "classifiers and segmentation models", "one kind in one call")
+    purpose.check_certified()
+    for model in models:
+        purpose.check_model(model.name, model.kind, model.classes)
     chosen = {model.name: selected(cases, model.cases) for model in models}
     if folder is None or not (folder / NAME).exists():
         # What is refused leaves no folder that the corrected command would not fit.
@@ -87,7 +94,8 @@ def certify_models(
                 attacks="none", seed=settings.seed, batch_size=settings.inputs_per_pass, cases=cases, box=None,
                 device=device.split(":")[0], threads=threads, certify=settings,
             )  # fmt: skip
-            store, lock = _begun(folder, models, evaluation, chosen, asked)
+            store, lock = _begun(folder, models, evaluation, chosen, asked, purpose)
+            purpose = purpose_of(sessions(folder))
         found = {} if store is None else _kept(store, [place for _, *place in tasks])
         todo = [i for i in range(len(tasks)) if i not in found]
         with tqdm(total=len(tasks), initial=len(found), desc="certifying", unit="case", disable=not bars) as bar:
@@ -102,7 +110,14 @@ def certify_models(
         every = tuple(one for i in sorted(found) for one in found[i])
         if not every:
             raise InputError(f"cases: none could be used. {': '.join(problems[-1])}")
-        certificates = Certificates(models[0].kind, settings, every, tuple(problems))
+        decisions = {
+            m.name: tuple(
+                decide_alone(c, [one for one in every if one.model == m.name], m, settings.seed)
+                for c in purpose.criteria
+            )
+            for m in models
+        }  # fmt: skip
+        certificates = Certificates(models[0].kind, settings, every, tuple(problems), decisions)
         if folder is not None:
             _file(folder, certificates)
         return certificates
@@ -165,6 +180,7 @@ def _begun(
     settings: SettingsEntry,
     chosen: Mapping[str, tuple[str, ...]],
     asked: str,
+    purpose: Purpose,
 ) -> tuple[Store, TextIO | None]:
     """Start a folder or go on with it; returns it with its lock.
 
@@ -193,6 +209,7 @@ def _begun(
             records=sum(is_certified(store, m.name, case) for m in models for case in chosen[m.name]),
             command=asked,
             code=code_hash(),
+            purpose=purpose,
         ).keep(store)
     except BaseException:
         unlocked(lock)

@@ -30,11 +30,11 @@ from monai_adv.evaluation.certify.cases import alone
 from monai_adv.evaluation.checks.probed import CaseProbe, Consistency, ModelProbe, TrainedAgainst
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.models.radii import case_raw_unit, in_words
-from monai_adv.random_streams import seed_of
 from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.settings import Version
 from monai_adv.metrics.score import Kind, Score, mean_known
 from monai_adv.network_state import device_of, frozen, inputs_untouched
+from monai_adv.random_streams import seed_of
 from monai_adv.statistics import Passes
 from monai_adv.tasks import ClassificationTask, Output, Target, take, to_device
 from monai_adv.tasks.base import are_probabilities

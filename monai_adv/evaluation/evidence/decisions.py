@@ -4,14 +4,17 @@ A figure of few cases is known to some points only. A criterion "at least" is pa
 or above the bound, failed if it lies below, and otherwise not decided by so many cases; "at most" the other way round.
 Several criteria have to be passed together, so that no correction for their number is due (Berger, Technometrics 1982:
 intersection-union tests).
+
+A certificate is a lower bound of the truth: it can show that "at least" is reached, and never that it is missed.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +23,7 @@ from scipy import stats
 from monai_adv.evaluation.evidence.purpose import KEPT, SCORE, Criterion
 from monai_adv.evaluation.report.results import Figures, ModelResults
 from monai_adv.metrics import statistics
+from monai_adv.metrics.score import Kind
 from monai_adv.metrics.statistics import FEWEST, Interval, Scores, wilson
 
 Outcome = Literal["passed", "FAILED", "not decided", "not measured"]
@@ -57,12 +61,67 @@ class Decision:
     why: str
 
 
-def decide(criterion: Criterion, model: ModelResults, figures: Figures) -> Decision:
+def decide(
+    criterion: Criterion, model: ModelResults, figures: Figures, proven: Sequence[float] | None = None
+) -> Decision:
     """Decide one criterion for one model.
 
     A criterion under attack is passed only if the measurement is reliable: where attacks got lost the truth is lower.
-    It can be failed by any measurement.
+    It can be failed by any measurement. What the attacks leave open a certificate may prove.
+
+    Args:
+        criterion: see there.
+        model, figures: what was measured.
+        proven: lower bounds of every case's score at this radius; None: nothing is proven.
     """
+    found = _measured(criterion, model, figures)
+    if proven is not None and criterion.measure == SCORE and found.outcome not in ("passed", "FAILED"):
+        by_proof = decide_proven(criterion, proven, model.kind, figures.evaluation.settings.seed)
+        return by_proof if by_proof.outcome == "passed" else found
+    return found
+
+
+def decide_proven(criterion: Criterion, values: Sequence[float], kind: Kind, seed: int) -> Decision:
+    """Decide a criterion by lower bounds: passed, or not decided.
+
+    Args:
+        criterion: with ``at_least``.
+        values: lower bound of every case; NaN where there is none, as of a class that is not there.
+        kind: of the model.
+        seed: of the bootstrap.
+
+    Example:
+        Of 60 images 58 are proven to stay right: the interval begins at 88.6 %:
+
+        >>> criteria = [Criterion("score", "l2-0.25", bound, True, "as agreed") for bound in (0.85, 0.9)]
+        >>> [decide_proven(each, [1.0] * 58 + [0.0] * 2, "classification", 0).outcome for each in criteria]
+        ['passed', 'not decided']
+    """
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return Decision(criterion, NOTHING, "not measured", "no case has a defined value")
+    interval = bound_interval(known, kind, seed)
+    found = Measured(sum(known) / len(known), interval, len(known))
+    if not interval.exists:
+        return Decision(criterion, found, "not decided", interval.how)
+    if interval.low >= criterion.bound:
+        return Decision(criterion, found, "passed", "proven by the certificate")
+    return Decision(
+        criterion,
+        found,
+        "not decided",
+        "the certificate does not reach it, and only an attack can show that it is missed",
+    )
+
+
+def bound_interval(values: Sequence[float], kind: Kind, seed: int) -> Interval:
+    """95 % interval over cases of a mean lower bound."""
+    if kind == "classification":
+        return wilson(round(sum(values)), len(values))
+    return statistics.bootstrap(values, seed=seed)
+
+
+def _measured(criterion: Criterion, model: ModelResults, figures: Figures) -> Decision:
     if criterion.level not in model.summaries or not model.summaries[criterion.level].count:
         return Decision(criterion, NOTHING, "not measured", "no case has been measured at this radius yet")
     found = measure(criterion, model, figures)
@@ -72,6 +131,13 @@ def decide(criterion: Criterion, model: ModelResults, figures: Figures) -> Decis
     if outcome == "passed" and criterion.level and model.verdict.word != "reliable":
         return Decision(criterion, found, "not decided", f"the figures are {model.verdict.word}")
     return Decision(criterion, found, outcome, why)
+
+
+def told(name: str, decisions: Sequence[Decision]) -> list[str]:
+    """What became of a model's criteria, for a terminal: one line, none without any."""
+    counts = Counter(decision.outcome for decision in decisions)
+    counted = ", ".join(f"{counts[word]} {word}" for word in get_args(Outcome) if counts[word])
+    return [f"{name}: acceptance criteria {together(decisions)} ({counted})"] if counts else []
 
 
 def together(decisions: Sequence[Decision]) -> Outcome | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_adv.evaluation import seal, store
+from monai_adv.evaluation.certify.kept import read_certified
 from monai_adv.evaluation.codec import Json, plain, plain_values, typed
 from monai_adv.evaluation.described import LevelEntry, ModelEntry
 from monai_adv.evaluation.evidence import certified
@@ -139,10 +140,14 @@ def _model(
         for row in (model.variations.rows if model.variations else ()) for strength in row.strengths
     ]  # fmt: skip
     mine += certified.beside_attacks(folder, figures, model)
+    proven = certified.proof(folder, figures, model)
+    decisions = [decide(c, model, figures, proven.get(c.level)) for c in purpose.criteria if not settings.certify]
     trust, checks, word = model.verdict, tuple(model.flags), robustness(model, figures.levels).word
     if settings.certify:  # the tables above are of attacks and empty
         mine, trust, checks = certified.alone(folder, entry, settings.certify)
         word = certified.NOT_ATTACKED
+        cases = read_certified(store.Store(folder), entry.name, entry.cases)
+        decisions = [certified.decide_alone(c, cases, entry, settings.certify.seed) for c in purpose.criteria]
     return ModelEvidence(
         name=model.name,
         kind=model.kind,
@@ -163,7 +168,7 @@ def _model(
         checks=tuple(Check(name=f.name, outcome=f.outcome, measured=f.measured) for f in checks),
         robustness=word,
         figures=tuple(mine),
-        acceptance=tuple(_decided(decide(criterion, model, figures)) for criterion in purpose.criteria),
+        acceptance=tuple(_decided(each) for each in decisions),
     )
 
 

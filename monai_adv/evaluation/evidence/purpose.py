@@ -25,6 +25,8 @@ WORDS = {
     "false_positive": "false positives",
 }  # fmt: skip
 """Measures as the report calls them, where that differs."""
+PROVEN = (SCORE, "dice", "sensitivity")
+"""First words of the measures for which a certificate is a lower bound."""
 KEYS = ("measure", "norm", "eps", "unit", "at_least", "at_most", "most_lost", "reason")
 LONGEST = 2000
 """Characters of a text: the summary is one page."""
@@ -74,6 +76,19 @@ class Criterion:
         if self.measure in WORDS:
             return f"{WORDS[self.measure]} {self._allowed}"
         return f"{WORDS.get(word, word)}{f' of {of}' if of else ''} {self._allowed}"
+
+    @property
+    def proven_at(self) -> float | None:
+        """L2 norm at which a certificate can decide it, 0 for unchanged images; None: at no radius of this kind.
+
+        Example:
+            >>> [Criterion("score", key, 0.7, True, "x").proven_at for key in ("", "l2-0.25", "l2-0.25-rms", "linf-1")]
+            [0.0, 0.25, None, None]
+        """
+        norm, _, size = self.level.partition("-")
+        if not self.level:
+            return 0.0
+        return float(size) if norm == "l2" and not size.endswith(("-rms", "-raw")) else None
 
     @property
     def _allowed(self) -> str:
@@ -137,6 +152,21 @@ class Purpose:
                     "acceptance", f"{criterion.text}, at {criterion.level}",
                     f"a radius that is measured: {'; '.join(known.values())}",
                     "give norm, eps and unit as for the attacks, or measure that radius as well",
+                )  # fmt: skip
+
+    def check_certified(self) -> None:
+        """Refuse criteria about which a certificate says nothing.
+
+        Raises:
+            InputError: names those about which it does.
+        """
+        for criterion in self.criteria:
+            if criterion.proven_at is None or criterion.measure.split()[0] not in PROVEN:
+                place = f", at {criterion.level}" if criterion.level else ""
+                raise InputError.of(
+                    "acceptance", criterion.text + place,
+                    f"{', '.join(PROVEN)} with at_least, of unchanged images or with norm: l2, eps and unit: norm",
+                    "a certificate proves nothing else; monai-adv evaluate --smooth measures the rest",
                 )  # fmt: skip
 
     def check_model(self, name: str, kind: Kind, classes: Sequence[str]) -> None:

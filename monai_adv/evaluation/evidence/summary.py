@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from monai_adv.evaluation.evidence import decisions
+from monai_adv.evaluation.evidence.certified import proof
 from monai_adv.evaluation.evidence.decisions import Decision, Measured, Outcome, decide, together
 from monai_adv.evaluation.evidence.history import Session, purpose_of, told_late
 from monai_adv.evaluation.report.results import Figures, ModelResults
@@ -56,19 +58,27 @@ class Summary:
     records: str
 
 
-def summary_of(figures: Figures, history: Sequence[Session], records: str) -> Summary | None:
-    """The summary page; None where no purpose was stated."""
+def summary_of(figures: Figures, history: Sequence[Session], records: str, folder: Path) -> Summary | None:
+    """The summary page; None where no purpose was stated.
+
+    Args:
+        figures: of the evaluation.
+        history: its sessions.
+        records: hash of the files that the figures rest on.
+        folder: where certificates lie, if there are any.
+    """
     purpose = purpose_of(history)
     if not purpose:
         return None
     models = []
     for model in figures.models:
-        decisions = tuple(decide(criterion, model, figures) for criterion in purpose.criteria)
+        proven = proof(folder, figures, model)
+        decided = tuple(decide(c, model, figures, proven.get(c.level)) for c in purpose.criteria)
         robust = robustness(model, figures.levels)
-        radii = {d.criterion.level for d in decisions if d.criterion.level}
+        radii = {d.criterion.level for d in decided if d.criterion.level}
         models.append(
             ModelSummary(
-                model.name, model.verdict.word, robust.word, robust.tone, decisions, together(decisions),
+                model.name, model.verdict.word, robust.word, robust.tone, decided, together(decided),
                 draft_sentence(model, figures, radii),
             )
         )  # fmt: skip
@@ -77,13 +87,7 @@ def summary_of(figures: Figures, history: Sequence[Session], records: str) -> Su
 
 def told(summary: Summary | None) -> list[str]:
     """What became of the acceptance criteria, for a terminal: a line per model; none where none was stated."""
-    lines = []
-    for model in summary.models if summary else ():
-        if model.outcome:
-            counts = Counter(decision.outcome for decision in model.decisions)
-            counted = ", ".join(f"{counts[word]} {word}" for word in MARKS if counts[word])
-            lines.append(f"{model.name}: acceptance criteria {model.outcome} ({counted})")
-    return lines
+    return [line for m in (summary.models if summary else ()) for line in decisions.told(m.name, m.decisions)]
 
 
 def draft_sentence(model: ModelResults, figures: Figures, keys: set[str]) -> str:

@@ -97,7 +97,7 @@ def write_report(
     folder = Path(folder)
     results = gather(folder) if results is None else results
     main, per_model = _curves(results)
-    summary = summary_of(results, sessions(folder), records_hash(folder).sha256)
+    summary = summary_of(results, sessions(folder), records_hash(folder).sha256, folder)
     bounds = bounds_of(folder, results) if bounds is None else bounds
     groups = kept_subgroups(folder, results)
     page = render(

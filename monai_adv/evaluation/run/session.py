@@ -174,7 +174,7 @@ class Session:
             if (known := trained(found.probes, results.levels)) and known.warning:
                 self.say(f"{found.name}: {known.warning}")
         purpose = import_module("monai_adv.evaluation.evidence.summary")
-        for line in purpose.told(purpose.summary_of(results, history.sessions(self.folder), "")):
+        for line in purpose.told(purpose.summary_of(results, history.sessions(self.folder), "", self.folder)):
             self.say(line)
         for line in both.told(bounds):
             self.say(line)

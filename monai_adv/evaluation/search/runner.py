@@ -29,7 +29,6 @@ from monai_adv.evaluation.checks.probes import consistency
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.models.smoothed import SmoothedVersion
 from monai_adv.evaluation.plans import Plan
-from monai_adv.random_streams import random_stream, seed_of
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.search.plan import NOISE, AttackPlan, Stage, corruption_entry
 from monai_adv.evaluation.search.variations import measured, steps_of, variation_entry
@@ -37,6 +36,7 @@ from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Saved, State, Store
 from monai_adv.metrics.score import Score
 from monai_adv.network_state import device_of, frozen
+from monai_adv.random_streams import random_stream, seed_of
 from monai_adv.tasks import take, to_device
 from monai_adv.threats import Threat, per_sample
 from monai_adv.variations import Step

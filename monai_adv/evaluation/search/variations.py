@@ -13,9 +13,9 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation.codec import Plain
 from monai_adv.evaluation.described import CorruptionEntry
 from monai_adv.evaluation.models.protocol import Case, Model, Picture
-from monai_adv.random_streams import seed_of
 from monai_adv.evaluation.records import CORRUPTION, NOT_APPLICABLE, Record
 from monai_adv.metrics.score import Score
+from monai_adv.random_streams import seed_of
 from monai_adv.variations import NotApplicable, Step, steps
 from monai_adv.variations.scan import Change, Scan
 
