@@ -22,6 +22,7 @@ from monai_adv import InputError
 from monai_adv.certificates import Certification, certify_labels
 from monai_adv.cli import main
 from monai_adv.evaluation.certify.kept import Proven, read_certified
+from monai_adv.evaluation.certify.results import Certificates
 from monai_adv.evaluation.certify.run import certify_models
 from monai_adv.evaluation.evidence.document import document
 from monai_adv.evaluation.evidence.purpose import Purpose
@@ -90,6 +91,9 @@ def test_the_slices_of_a_2d_nnunet_are_one_volume(tmp_path: Path) -> None:
     assert len(case.images) > 1
     assert found.radius == pytest.approx(0.1 * stats.norm.ppf(0.75))
     assert found.voxels == case.images[0].numel()
+    assert found.inputs == len(case.images)
+    said = repr(Certificates("segmentation", SETTINGS, (found,)))
+    assert "under every change of each slice up to L2 0.0674 (RMS " in said
     assert 0 <= found.score <= found.clean <= 1 or found.score != found.score
 
 
@@ -529,3 +533,15 @@ def test_certificates_of_volumes_are_filed_from_python(tmp_path: Path) -> None:
     assert rows[0]["low"] <= rows[0]["value"] <= rows[0]["high"]
     assert model["trust"]["word"] == "reliable"
     assert {line.outcome for line in verify(tmp_path / "out")} == {"matches", "not checked"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [((), "images: received None"), (("{}/imagesTr",), "labels: received None")]
+)
+def test_a_trained_nnunet_needs_its_files(tmp_path: Path, given: tuple[str, ...], said: str) -> None:
+    folder = write_model(tmp_path / "model")
+    write_case(tmp_path)
+    with pytest.raises(
+        InputError, match=f"{said}, allowed is the folder of the .*, in its raw layout; such as nnUNet_raw"
+    ):
+        monai_adv.certify(folder, *(word.format(tmp_path) for word in given), sigma=0.1)

@@ -115,8 +115,11 @@ def source_at(
     places = {}
     for word, place in (("images", images), ("labels", labels)):
         if not isinstance(place, str | Path) or not Path(place).is_dir():
-            found = str(place) if isinstance(place, str | Path) else type(place).__name__
-            raise InputError.of(word, found, f"the folder of the {word} for a trained nnU-Net, in its raw layout")
+            found = str(place) if isinstance(place, str | Path) else type(place).__name__ if place is not None else None
+            raise InputError.of(
+                word, found, f"the folder of the {word} for a trained nnU-Net, in its raw layout",
+                f"such as nnUNet_raw/DATASET/{word}Tr",
+            )  # fmt: skip
         places[f"{word}_folder"] = str(Path(place).resolve())
 
     from nnunet_trainers.evaluation.source import NNUNetSource

@@ -20,6 +20,7 @@ from monai_adv.certificates import (
 )
 from monai_adv.certificates.votes import answers_alike, count_votes
 from monai_adv.errors import InputError
+from monai_adv.evaluation.codec import optional
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.records import Level
 from monai_adv.network_state import frozen
@@ -45,6 +46,8 @@ class Certified:
         voxels: numbers of one input that may change: ``radius / sqrt(voxels)`` is the RMS change per voxel.
         draws: noisy copies of each input.
         seconds: that it took.
+        inputs: of a segmentation: how many inputs are one volume, the slices of a 2D model; each may change by the
+            radius.
     """
 
     model: str
@@ -57,6 +60,7 @@ class Certified:
     voxels: int
     draws: int
     seconds: float
+    inputs: int = optional(1)
 
 
 def certify_case(
@@ -106,7 +110,7 @@ def certify_case(
         Certified(
             model.name, case.name, certificate.radius, score, clean,
             dict(zip(model.classes, per_class.tolist(), strict=True)), float(certificate.abstained.mean()), voxels,
-            draws, time.perf_counter() - start,
+            draws, time.perf_counter() - start, len(case.images),
         )
     ]  # fmt: skip
 

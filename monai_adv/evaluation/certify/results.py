@@ -119,8 +119,9 @@ class Certificates:
             largest, rms = _range([c.radius for c in mine]), _range([c.radius / math.sqrt(c.voxels) for c in mine])
             share = 100 * mean_known(case.abstained for case in mine)
             bound = 100 * mean_known(case.score for case in mine)
+            what = "" if all(case.inputs == 1 for case in mine) else " of each slice"
             return (
-                f"{head}; at least {bound:.1f} under every change up to L2 {largest} (RMS {rms} per voxel); "
+                f"{head}; at least {bound:.1f} under every change{what} up to L2 {largest} (RMS {rms} per voxel); "
                 f"it abstains in {share:.1f} % of the voxels; {_count(mine, 'case')}."
             )
         radii = sorted(case.radius for case in mine if case.score)
