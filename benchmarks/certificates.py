@@ -229,12 +229,13 @@ def where() -> dict[str, Any]:
 def print_table(arguments: argparse.Namespace) -> None:
     """Two Markdown tables."""
     rows = read(arguments.results)
-    heads = ["sigma", "images", "without noise", *(f"certified at {r:g}" for r in RADII), "abstains"]
+    heads = ["sigma", "images", "without noise", "norm anew", *(f"certified at {r:g}" for r in RADII), "abstains"]
     heads += [f"first: certified, attacked at {r:g}" for r in RADII[1:]]
     print("| data | training | " + " | ".join(heads) + " |\n|---|---|" + "---:|" * len(heads))
     for r in rows:
         if r["method"] != "segmentation":
-            cells = [f"{value:.1f}" for value in (r["plain"], *r["certified"].values(), r["abstained"])]
+            plain = r["plain"], r["plain_norm_of_clean"]
+            cells = [f"{value:.1f}" for value in (*plain, *r["certified"].values(), r["abstained"])]
             both = [(r["certified_first"][f"{at:g}"], r["attacked"].get(f"{at:g}")) for at in RADII[1:]]
             cells += ["–" if most is None else f"{least:.1f}, {most:.1f}" for least, most in both]
             print(f"| {r['set']} | {r['method']} | {r['sigma']:g} | {r['images']} | " + " | ".join(cells) + " |")

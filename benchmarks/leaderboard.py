@@ -112,34 +112,43 @@ def certificates() -> Iterator[Row]:
         if run["method"] == "segmentation":
             yield from _certified_volumes(run, rest)
             continue
-        (name, first), certified = names[run["set"]], run["certified"]
-        constant = certified["0"] == certified["0.5"]  # no change alters an answer
+        (name, first), certified, shown = names[run["set"]], run["certified"], run["certified_first"]
+        constant = shown["0"] == shown[max(run["attacked"], key=float)]  # no change alters an answer
+        method, _, more = run["method"].partition(", ")
         why = "; answers as if it did not look at the image" if constant else ""
         for radius, left in run["attacked"].items():
             yield Row(
                 board=Board(f"{name}, first {first} test images", "Small network, 28 x 28 pixels, smoothed",
                             f"L2 {radius}, no box", "PGD-20 on the mean of 50 draws", "accuracy"),
-                method=METHODS[run["method"]].name, settings=f"sigma {run['sigma']}", clean=run["certified_first"]["0"],
-                robust=left, certified=run["certified_first"][radius],
+                method=METHODS[method].name, settings=f"sigma {run['sigma']}{', ' + more if more else ''}",
+                clean=shown["0"], robust=left, certified=shown[radius],
                 note=f"certified on {run['images']} images: {certified[radius]:.1f}{why}", ranked=not constant,
                 command="python benchmarks/certificates.py classify DATA", **rest,
             )  # fmt: skip
 
 
 def _certified_volumes(run: dict[str, Any], rest: dict[str, str]) -> Iterator[Row]:
-    cases = run["cases"]
-    radius = f"L2 {mean(case['radius'] for case in cases):.3g} per volume, no box"
-    board = Board(f"{FOLD}, first {len(cases)} cases, network space", "MONAI UNet 3D, smoothed", radius,
+    (network, training), cases = run["set"].split(", "), run["cases"]
+    names = {"nnU-Net 2D": SMALL_2D, "MONAI 3D": "MONAI UNet 3D"}
+    method, start = {"plain": ("Standard", ""), "FGSM-RS": ("FGSMRS", ", the weights of the bundle")}.get(
+        training,
+        ("Gaussian", ", 2 epochs from the clean weights" if "3D" in network else ", 400 steps from the clean weights"),
+    )
+    one = "volume" if "3D" in network else "slice"
+    radius = f"L2 {mean(case['radius'] for case in cases):.3g} per {one}, no box"
+    board = Board(f"{FOLD}, first {len(cases)} cases, network space", f"{names[network]}, smoothed", radius,
                   "PGD-10 on the Dice of the smoothed model", "mean Dice")  # fmt: skip
-    at = {"certified": board, "rms 0.05": replace(board, radius="L2 0.05 RMS per volume, no box")}
+    at = {"certified": board, "rms 0.05": replace(board, radius=f"L2 0.05 RMS per {one}, no box")}
+    folder = "NAME BUNDLE --weights models/gaussian.pt --data DATASET"
+    if "nnU-Net" in network:
+        folder = "NAME MODEL_FOLDER --images IMAGES --labels LABELS"
     for radius, place in at.items():
         yield Row(
-            board=place, method="Gaussian", settings=f"sigma {run['sigma']}, 2 epochs from the clean weights",
+            board=place, method=method, settings=f"sigma {run['sigma']}{start}",
             clean=100 * mean(case["clean"] for case in cases),
             robust=100 * mean(case["attacked"][radius] for case in cases),
             certified=100 * mean(case["score"] for case in cases) if radius == "certified" else None,
-            command="python benchmarks/certificates.py segment NAME BUNDLE --weights models/gaussian.pt --data DATASET "
-            f"--sigma {run['sigma']}", **rest,
+            command=f"python benchmarks/certificates.py segment {folder} --sigma {run['sigma']}", **rest,
         )  # fmt: skip
 
 

@@ -77,14 +77,15 @@ class Noise:
         copy: what a generator gives depends on how much it is asked for at once, and so would the noise of an image
         depend on what shares a pass with it.
         """
-        like = {"device": images.device, "dtype": images.dtype}
+        device, dtype = images.device, images.dtype
         if isinstance(generator, torch.Generator):
-            noise = torch.randn(count, *images.shape, generator=generator, **like)
+            noise = torch.randn(count, *images.shape, generator=generator, device=device, dtype=dtype)
         else:
-            noise = torch.stack(
-                [torch.stack([torch.randn(images.shape[1:], generator=g, **like) for g in generator])
-                 for _ in range(count)]
-            )  # fmt: skip
+            copies = [
+                torch.stack([torch.randn(images.shape[1:], generator=g, device=device, dtype=dtype) for g in generator])
+                for _ in range(count)
+            ]
+            noise = torch.stack(copies)
         noise = self.sigma * noise
         if self.channels is not None:
             kept = torch.zeros(images.shape[1], dtype=images.dtype, device=images.device)
