@@ -512,7 +512,8 @@ def test_a_zoo_segmentation_from_the_command_line(tmp_path: Path, capsys: pytest
     assert evaluate(tmp_path / "out", *words, models=()) == 2
     assert (
         "bundle: received 'no data', allowed is at least one case that can be read; dataset_dir is "
-        "'/workspace/data/Task09_Cubes', which is not here: name yours, --bundle-override dataset_dir=PATH."
+        "'/workspace/data/Task09_Cubes', which is not here: name yours, --bundle-override dataset_dir=PATH, "
+        "in Python options={'overrides': ['dataset_dir=PATH']}."
     ) in capsys.readouterr().err
     data = tmp_path / "elsewhere" / "data"
     (data / "image1.nii.gz").write_bytes((data / "image1.nii.gz").read_bytes()[:500])

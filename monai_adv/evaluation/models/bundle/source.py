@@ -240,10 +240,12 @@ def _absent(parser: ConfigParser) -> str:
     """What to do about folders that the config names and that are not here: bundles come without their data."""
     paths = [k for k, v in parser.get().items() if isinstance(v, str) and "/" in v and v[0] not in "$@%"]
     absent = [f"{key} is {parser[key]!r}" for key in paths if not Path(parser[key]).exists()]
+    if not absent:
+        return ""
+    word = f"{absent[0].split()[0]}=PATH"
     return (
-        f"{' and '.join(absent)}, which is not here: name yours, --bundle-override {absent[0].split()[0]}=PATH"
-        if absent
-        else ""
+        f"{' and '.join(absent)}, which is not here: name yours, --bundle-override {word}, "
+        f"in Python options={{'overrides': ['{word}']}}"
     )
 
 
