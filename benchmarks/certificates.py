@@ -234,8 +234,8 @@ def print_table(arguments: argparse.Namespace) -> None:
     print("| data | training | " + " | ".join(heads) + " |\n|---|---|" + "---:|" * len(heads))
     for r in rows:
         if r["method"] != "segmentation":
-            plain = r["plain"], r["plain_norm_of_clean"]
-            cells = [f"{value:.1f}" for value in (*plain, *r["certified"].values(), r["abstained"])]
+            shown = r["plain"], r.get("plain_norm_of_clean"), *r["certified"].values(), r["abstained"]
+            cells = ["–" if value is None else f"{value:.1f}" for value in shown]
             both = [(r["certified_first"][f"{at:g}"], r["attacked"].get(f"{at:g}")) for at in RADII[1:]]
             cells += ["–" if most is None else f"{least:.1f}, {most:.1f}" for least, most in both]
             print(f"| {r['set']} | {r['method']} | {r['sigma']:g} | {r['images']} | " + " | ".join(cells) + " |")

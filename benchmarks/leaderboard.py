@@ -129,7 +129,7 @@ def certificates() -> Iterator[Row]:
 
 def _certified_volumes(run: dict[str, Any], rest: dict[str, str]) -> Iterator[Row]:
     (network, training), cases = run["set"].split(", "), run["cases"]
-    names = {"nnU-Net 2D": SMALL_2D, "MONAI 3D": "MONAI UNet 3D"}
+    names = {"nnU-Net 2D": SMALL_2D, "nnU-Net 3D": SMALL_3D, "MONAI 3D": "MONAI UNet 3D"}
     method, start = {"plain": ("Standard", ""), "FGSM-RS": ("FGSMRS", ", the weights of the bundle")}.get(
         training,
         ("Gaussian", ", 2 epochs from the clean weights" if "3D" in network else ", 400 steps from the clean weights"),
@@ -139,7 +139,8 @@ def _certified_volumes(run: dict[str, Any], rest: dict[str, str]) -> Iterator[Ro
     board = Board(f"{FOLD}, first {len(cases)} cases, network space", f"{names[network]}, smoothed", radius,
                   "PGD-10 on the Dice of the smoothed model", "mean Dice")  # fmt: skip
     at = {"certified": board, "rms 0.05": replace(board, radius=f"L2 0.05 RMS per {one}, no box")}
-    folder = "NAME BUNDLE --weights models/gaussian.pt --data DATASET"
+    weights = "model_clean.pt" if training == "plain" else "gaussian.pt"
+    folder = f"NAME BUNDLE --weights models/{weights} --data DATASET"
     if "nnU-Net" in network:
         folder = "NAME MODEL_FOLDER --images IMAGES --labels LABELS"
     for radius, place in at.items():
