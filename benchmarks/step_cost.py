@@ -13,8 +13,9 @@ The least that a batch needs: a gradient, for the weights or for the images, nee
 needs its forwards. For IMA it is counted per sample (monai_adv/defenses/ima.py): every sample 1 F and 1 B_full; every
 sample trained on again 1 F and 1 B_full; Algorithm 2, crossed at step k: k F, k B_in and the halvings; not crossed:
 K - 1 F and K B_in (x_0 is the clean forward, the last check is the noisy forward); Algorithm 3: K - 1 F and K B_in, and
-1 F and the halvings if it crossed. For the other methods it is the passes that were made, which tests/test_<method>.py
-hold against the method's formula. T_min prices the least with the measured seconds of each pass on the whole batch.
+1 F and the halvings if it crossed. For the other methods it is the passes that were made, which
+tests/defenses/test_<method>.py hold against the method's formula. T_min prices the least with the measured seconds of
+each pass on the whole batch.
 Passes of a second network (LBGAT's teacher, FGSM-SDI's generator) are in the measured time only.
 """
 

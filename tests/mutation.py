@@ -23,9 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests import processes
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[1]
-TESTS = {
+CORE = {
     "monai_adv/threats.py": ["test_threats", "test_clip_range"],
     "monai_adv/attacks/pgd.py": ["test_pgd"],
     "monai_adv/attacks/ascent.py": ["test_pgd", "test_early_stops"],
@@ -93,8 +93,9 @@ def mutants(source: str) -> list[tuple[int, str, str, str]]:
 
 def noticed(folder: Path, file: str, timeout: float) -> bool:
     """Whether the tests and examples of the file fail in the copy in ``folder``, or do not end in time."""
-    files = [*(f"tests/{name}.py" for name in TESTS[file]), "--doctest-modules", file]
-    words = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
+    tests = [str(path) for name in CORE[file] for path in (folder / "tests").rglob(f"{name}.py")]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--doctest-modules"]
+    words = [sys.executable, "-m", "pytest", *options, *tests, file]
     variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONDONTWRITEBYTECODE": "1"}
     try:
         return processes.run(words, cwd=folder, env=variables, timeout=timeout).returncode != 0
@@ -104,7 +105,7 @@ def noticed(folder: Path, file: str, timeout: float) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", default=list(TESTS), help="of the core; default: all that have tests here")
+    parser.add_argument("files", nargs="*", default=list(CORE), help="of the core; default: all that have tests here")
     parser.add_argument("--each", type=int, default=12, help="changes per file, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -12,8 +12,8 @@ from hatchling.metadata.core import ProjectMetadata
 from packaging.requirements import Requirement
 
 from monai_adv.optional import EXTRAS, MissingPackageError, explained, missing, require
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 ALL = sorted({package for packages in EXTRAS.values() for package in packages})
 THIRD_PARTY_OF_NNUNET = ["batchgenerators", "batchgeneratorsv2", "dynamic_network_architectures", "timm", "torchvision"]
 DISTRIBUTIONS = {"ignite": "pytorch-ignite", "PIL": "pillow"}

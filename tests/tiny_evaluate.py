@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from planted_evaluation import probed
-
 from monai_adv.cli import main
 from monai_adv.evaluation.checks.probed import ModelProbe
 from monai_adv.evaluation.checks.verdict import Verdict, Word
 from monai_adv.evaluation.report.results import Figures, gather
 from monai_adv.evaluation.run.parts import Parts
+from tests.planted_evaluation import probed
 
 SUBJECTS = Path(__file__).with_name("tiny_models.py")
 

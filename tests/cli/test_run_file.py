@@ -1,0 +1,67 @@
+"""``--run``: a file says what the command line says. ``--baseline``: worse than before has an exit code of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from monai_adv.cli import main
+from monai_adv.evaluation.store import read_evaluation
+from tests.places import TESTS
+
+FACTORY = f"{TESTS / 'tiny_models.py'}:classifier"
+ASKED: dict[str, Any] = {
+    "factory": [FACTORY], "norm": ["linf"], "eps": [[0.02]], "attacks": "quick", "device": "cpu", "cases": [4],
+}  # fmt: skip
+
+
+def run(tmp_path: Path, *words: str, **changed: Any) -> int:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**ASKED, "output": str(tmp_path / "out"), "yes": True, **changed}))
+    return main(["evaluate", "--run", str(file), *words])
+
+
+def test_a_run_file_and_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path) in (0, 3)
+    kept = read_evaluation(tmp_path / "out")
+    assert [level.key for level in kept.levels] == ["linf-0.02"]
+    assert kept.models[0].cases == ("images 0 to 3",)
+    again = yaml.safe_load(kept.run_file)
+    assert again == {**ASKED, "cases": ["4"], "output": str(tmp_path / "out")}
+    assert "--run FILE" in (tmp_path / "out" / "report.html").read_text()
+
+    # The first of four images is wrong, so the clean accuracy is 75 %: 20 points below a baseline of 95 %.
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    content["models"][0]["summaries"][""]["mean"] = 0.95
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert run(tmp_path, "--baseline", str(old), "--max-drop", "19.9") == 5
+    assert "by more than 19.9 points: tiny, clean: 95.0 before, 75.0 now" in capsys.readouterr().out
+    assert run(tmp_path, "--baseline", str(old), "--max-drop", "20.1") in (0, 3)
+    assert run(tmp_path, "--baseline", str(old), "--max-drop", "20", "--norm", "linf", "--eps", "0.03") == 2
+    assert "--baseline: received 'radii linf-0.02', allowed is linf-0.03, as here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "words", "said"),
+    [
+        ({"atacks": "quick"}, (), "did you mean 'attacks'?"),
+        ({"yes": "perhaps"}, (), "yes in "),
+        ({"seed": [1, 2]}, (), "allowed is one value"),
+        ({"seed": None}, (), "allowed is text or a number"),
+        ({"eps": [[-1]]}, (), "eps: received -1.0, allowed is finite radii > 0"),
+        ({}, ("--baseline", "none.json"), "allowed is both or none"),
+        ({}, ("--baseline", "none.json", "--max-drop", "1"), "allowed is the results.json of a report"),
+    ],
+)
+def test_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, Any], words: tuple[str, ...], said: str
+) -> None:
+    assert run(tmp_path, *words, **changed) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,382 @@
+"""``preset: finetune`` in MONAI: from the weights that a bundle names to the best robust ones, within a budget."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator
+from monai.handlers import (
+    CheckpointLoader,
+    CheckpointSaver,
+    LrScheduleHandler,
+    MeanDice,
+    ValidationHandler,
+    from_engine,
+)
+from monai.transforms import AsDiscreted
+from torch import nn
+
+from monai_adv import InputError
+from monai_adv.defenses import method
+from monai_adv.engines import DATTrainer, IMATrainer, RobustMetric, SATTrainer
+from monai_adv.engines.log_words import be_heard
+from monai_adv.engines.run import epochs_within
+from monai_adv.engines.starting_weights import find_plain
+from tests import monai_engine_toys as toys
+from tests import processes
+from tests.places import ROOT
+
+SAT = {"eps": 0.25, "unit": "norm", "steps": 1, "clean_weight": 0.0}
+"""Five forwards per sample."""
+
+
+class Shifted(nn.Module):
+    """Two logits per voxel: foreground where the image is above a threshold, which training moves."""
+
+    def __init__(self, threshold: float = 0.0) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(threshold))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.threshold - x, x - self.threshold], 1)
+
+
+def saved(file: Path, network: nn.Module) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), file)
+    return file
+
+
+def clean_dice() -> MeanDice:
+    return MeanDice(include_background=False, output_transform=from_engine(["pred", "label"]))
+
+
+def bundle(
+    folder: Path, *, cls: Any = SATTrainer, threshold: float = 5.0, epochs: int = 10, interval: int = 1,
+    save: str = "robust", handlers: Any = (), lr: float = 0.1, metric: Any = None, **given: Any,
+) -> Any:  # fmt: skip
+    """A segmentation bundle that saves its best network, by clean Dice, as ``models/<save>/model.pt``."""
+    network = Shifted(threshold)
+    given = {**(SAT if cls is SATTrainer else {}), **given}
+    keeps = CheckpointSaver(
+        str(folder / "models" / save), {"model": network}, save_key_metric=True, key_metric_filename="model.pt"
+    )
+    validator = SupervisedEvaluator(
+        device=torch.device("cpu"), val_data_loader=toys.loader(toys.segment_list()), network=network,
+        key_val_metric={"dice": metric or clean_dice()}, val_handlers=[keeps],
+        postprocessing=AsDiscreted(["pred", "label"], argmax=[True, False], to_onehot=2),
+    )  # fmt: skip
+    return toys.trainer(
+        cls, toys.segment_list(), network, loss=toys.dice_loss(), epochs=epochs, lr=lr, settings=given,
+        train_handlers=[ValidationHandler(interval, validator), *handlers],
+    )  # fmt: skip
+
+
+def lr_of(engine: Any) -> float:
+    return float(engine.optimizer.param_groups[0]["lr"])
+
+
+def test_a_budget_becomes_epochs_by_hand() -> None:
+    """20 plain epochs at 3 forwards are 60; ours cost 10, 5, 21 each."""
+    assert [epochs_within(b, 20, f) for b, f in ((1.0, 10), (0.5, 10), (1.0, 5), (1.0, 21))] == [6, 3, 12, 2]
+    assert epochs_within(0.35, 20, 7) == 3  # exactly: 0.35 * 60 / 7 is a hair below 3 in floating point
+    with pytest.raises(InputError, match="budget: received 0.3, allowed is at least 0.35: one epoch at 21 forwards"):
+        epochs_within(0.3, 20, 21)
+
+
+def test_one_preset_from_the_published_weights_to_the_best_robust_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """10 epochs at 3 forwards pay for 6 at 5. The network of the config segments nothing, the published one all."""
+    published = saved(tmp_path / "models" / "model.pt", Shifted(0.0))
+    rates: list[float] = []
+    with caplog.at_level(logging.INFO):
+        engine = bundle(tmp_path, preset="finetune", plain_epochs=None, interval=4)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: rates.append(lr_of(e)))
+        scores: dict[int, tuple[float, float]] = {}
+        validator = engine.run_around.best.validator
+        validator.add_event_handler(
+            Events.EPOCH_COMPLETED,
+            lambda e: scores.update({e.state.epoch: (e.state.metrics["robust"], engine.network.threshold.item())}),
+        )
+        engine.run()
+    assert engine.state.epoch == engine.state.max_epochs == 6
+    assert rates == pytest.approx([0.1 * (1 + math.cos(math.pi * e / 6)) / 2 for e in range(6)])
+    assert sorted(scores) == [4, 6]  # the bundle validates every fourth epoch, the preset the last one as well
+    best = max(scores, key=lambda epoch: scores[epoch][0])
+    assert engine.network.threshold.item() == scores[best][1]
+    kept = torch.load(tmp_path / "models" / "robust" / "model.pt", weights_only=True)
+    assert kept["threshold"].item() == scores[best][1]
+    assert torch.load(published, weights_only=True)["threshold"].item() == 0.0
+    for said in (
+        f"Fine-tuning from {published}.",
+        "Price: up to 5 network passes per sample and step (in forwards), about 1.7 times a plain epoch.",
+        "Budget 1: 6 epochs, for a plain training of 10 (the config's max_epochs; plain_epochs says another number).",
+        "Learning rate: 0.1 to 0 along half a cosine over 6 epochs",
+        "Chosen by the bundle's validation is now `robust`, under attack, not dice.",
+        "for the last one.",
+        f"The final weights are those of epoch {best}, robust {scores[best][0]:.4f} (`final_weights`).",
+    ):
+        assert said in caplog.text
+
+
+def test_a_bundle_that_chooses_by_a_robust_metric_keeps_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saved(tmp_path / "models" / "model.pt", Shifted())
+    own = RobustMetric(eps=0.5, unit="norm", steps=2)
+    engine = bundle(tmp_path, preset="finetune", budget=0.2, metric=own)
+    best = engine.run_around.best
+    assert (best.name, best.replaced) == ("dice", None)
+    with caplog.at_level(logging.INFO):
+        engine.run()
+    assert "Chosen by the bundle's validation is now `dice`, the bundle's own RobustMetric (robust_" in caplog.text
+    for name in ("eps", "steps", "batches"):
+        given: dict[str, Any] = {"budget": 0.2, f"robust_validation_{name}": 2}
+        with pytest.raises(InputError, match=f"robust_validation_{name}: received 2.* own RobustMetric `dice`"):
+            bundle(tmp_path, preset="finetune", metric=own, **given)
+    assert set(best.validator.state.metrics) == {"dice"}
+    assert best.score == best.validator.state.metrics["dice"]
+
+
+def test_what_is_given_beside_the_preset_wins(tmp_path: Path) -> None:
+    """Named weights, 20 plain epochs, half of the budget, another first rate: 60 / 2 / 5 = 6 epochs from 0.02."""
+    start = saved(tmp_path / "trained.pt", Shifted(0.25))
+    more = {"initial_weights": str(start), "plain_epochs": 20, "budget": 0.5, "initial_lr": 0.02}
+    engine = bundle(tmp_path, preset="finetune", **more, final_weights="last")
+    assert engine.network.threshold.item() == 0.25
+    assert engine.state.max_epochs == 6
+    first: list[float] = []
+    engine.add_event_handler(Events.EPOCH_STARTED, lambda e: first.append(lr_of(e)))
+    engine.run()
+    assert first[0] == pytest.approx(0.02)
+
+
+def test_the_bundles_schedule_gives_way_to_the_cosine_and_only_to_it(tmp_path: Path) -> None:
+    def rates(**given: Any) -> list[float]:
+        network = Shifted()
+        optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        theirs = LrScheduleHandler(torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5), print_lr=False)
+        engine = toys.trainer(
+            SATTrainer, toys.segment_list(), network, loss=toys.dice_loss(), epochs=3, optimizer=optimizer,
+            settings={**SAT, **given}, train_handlers=[theirs],
+        )  # fmt: skip
+        seen: list[float] = []
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=2), lambda e: seen.append(lr_of(e)))
+        engine.run()
+        return seen
+
+    assert rates() == [0.1, 0.05, 0.025]
+    assert rates(schedule="cosine") == pytest.approx([0.1, 0.075, 0.025])
+
+
+def test_another_handler_that_sets_the_rate_ends_the_run(tmp_path: Path) -> None:
+    engine = toys.trainer(
+        SATTrainer, toys.segment_list(), Shifted(), loss=toys.dice_loss(), settings={**SAT, "schedule": "cosine"}
+    )
+    engine.add_event_handler(Events.ITERATION_STARTED, lambda e: e.optimizer.param_groups[0].update(lr=1.0))
+    with pytest.raises(InputError, match="schedule: received 'cosine beside a handler that sets the learning rate"):
+        engine.run()
+
+
+# -------------------------------------------------------------------- which weights
+
+
+def test_the_plain_weights_are_found_among_decoys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what this run writes, nor what a defence has trained; several that are left are an error that names them."""
+    monkeypatch.chdir(tmp_path)
+    network = Shifted()
+    models = tmp_path / "bundle" / "models"
+    saver = CheckpointSaver(
+        str(models / "new"), {"model": network}, save_key_metric=True, key_metric_filename="model.pt"
+    )
+    written = {(models / "new" / "model.pt").resolve()}
+
+    def found() -> Path:
+        return find_plain([saver], written)
+
+    with pytest.raises(InputError, match="allowed is a model.pt of a plain training; there is no model.pt in .*new"):
+        found()
+    saved(models / "new" / "model.pt", network)
+    with pytest.raises(InputError, match="new/model.pt would be replaced by this run's CheckpointSaver"):
+        found()
+    saved(models / "model.pt", network)
+    assert found() == models / "model.pt"
+    saved(tmp_path / "models" / "model.pt", network)
+    with pytest.raises(InputError, match=r"there are several; name one of .*bundle/models/model.pt, models/model.pt"):
+        found()
+    state = {"method": "IMA", "settings": {}, "defense": {}, "threat": {"norm": "l2"}}
+    torch.save({"state": state}, tmp_path / "models" / "robust_state.pt")
+    assert found() == models / "model.pt"
+    (models / "model.pt").unlink()
+    with pytest.raises(InputError, match="models/model.pt was trained by a defence already"):
+        found()
+
+
+def test_a_checkpoint_loader_of_the_bundle_is_its_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = saved(tmp_path / "pretrained.pt", Shifted(0.125))
+    network = Shifted(5.0)
+    loader = CheckpointLoader(str(file), {"model": network})
+    given: dict[str, Any] = {"loss": toys.dice_loss(), "lr": 0.0, "train_handlers": [loader]}
+    with caplog.at_level(logging.INFO):
+        engine = toys.trainer(
+            SATTrainer, toys.segment_list(), network, settings={**SAT, "initial_weights": "plain"}, **given
+        )
+        engine.run()
+    assert network.threshold.item() == 0.125
+    assert f"Fine-tuning from {file}, which the bundle's CheckpointLoader names." in caplog.text
+    other = saved(tmp_path / "other.pt", Shifted())
+    with pytest.raises(InputError, match="none beside a CheckpointLoader of .*pretrained.pt, which loads later"):
+        toys.trainer(SATTrainer, toys.segment_list(), network, settings={**SAT, "initial_weights": str(other)}, **given)
+
+
+def test_a_run_does_not_overwrite_what_it_starts_from(tmp_path: Path) -> None:
+    published = saved(tmp_path / "models" / "model.pt", Shifted())
+    with pytest.raises(InputError, match="models/model.pt would be replaced by this run's CheckpointSaver: give it a"):
+        bundle(tmp_path, preset="finetune", save=".")
+    with pytest.raises(InputError, match="initial_weights: received .*allowed is a file that this run does not write"):
+        bundle(tmp_path, preset="finetune", save=".", initial_weights=str(published))
+
+
+def test_weights_that_get_nothing_right(tmp_path: Path) -> None:
+    """Two batches an epoch, so the eighth is in the fourth; no file has been written by then."""
+    saved(tmp_path / "models" / "model.pt", Shifted(50.0))
+    engine = bundle(tmp_path, preset="finetune", lr=0.0, interval=5)
+    with pytest.raises(InputError, match=r"none of the first 32 training samples is right.*lower `threshold` \(0.6\)"):
+        engine.run()
+    assert list((tmp_path / "models" / "robust").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"preset": "finetune", "budget": 0.1}, "budget: received 0.1, allowed is at least 0.167: one epoch at 5 forw"),
+        ({"budget": 1.0}, "budget: received 1.0, allowed is given beside initial_weights"),
+        ({"plain_epochs": 3}, "plain_epochs: received 3, allowed is given beside budget"),
+        ({"initial_lr": 0.1}, "initial_lr: received 0.1, allowed is given beside schedule: cosine"),
+        ({"initial_weights": "nowhere.pt"}, "initial_weights: received 'nowhere.pt', allowed is an existing file"),
+        ({"preset": "finetune", "budget": "lots"}, "budget: received 'lots'"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, given: dict[str, Any], error: str) -> None:
+    saved(tmp_path / "models" / "model.pt", Shifted())
+    with pytest.raises(InputError, match=error):
+        bundle(tmp_path, **given)
+
+
+def test_nothing_that_validates(tmp_path: Path) -> None:
+    file = saved(tmp_path / "model.pt", Shifted())
+    settings = {**SAT, "preset": "finetune", "budget": None, "initial_weights": str(file)}
+    with pytest.raises(InputError, match="final_weights: received 'best_robust', allowed is last without a validation"):
+        toys.trainer(SATTrainer, toys.segment_list(), Shifted(), loss=toys.dice_loss(), settings=settings)
+
+
+# -------------------------------------------------------------------- a break
+
+
+def test_after_a_break_the_schedule_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Six epochs at once, and three and three: the same rates, the same weights, the same best epoch."""
+    saved(tmp_path / "models" / "model.pt", Shifted())
+    whole = bundle(tmp_path, preset="finetune")
+    whole.run()
+
+    first = bundle(tmp_path, preset="finetune")
+    first.add_event_handler(Events.EPOCH_COMPLETED(once=3), lambda e: e.terminate())
+    first.run_around.best.take = lambda epoch: "interrupted"
+    first.run()
+    parts = {"state": first.robust_state, "network": first.network, "optimizer": first.optimizer}
+    checkpoint = {name: part.state_dict() for name, part in parts.items()}
+    torch.save(checkpoint, tmp_path / "break.pt")
+    read = torch.load(tmp_path / "break.pt", weights_only=True)
+
+    second = bundle(tmp_path, preset="finetune")
+    second.robust_state.load_state_dict(read["state"])
+    second.network.load_state_dict(read["network"])
+    second.optimizer.load_state_dict(read["optimizer"])
+    rates: list[tuple[int, float]] = []
+    second.add_event_handler(Events.ITERATION_COMPLETED, lambda e: rates.append((e.state.epoch, lr_of(e))))
+    second.run()
+    assert [epoch for epoch, _ in rates] == [4, 4, 5, 5, 6, 6]
+    assert rates[0][1] == pytest.approx(0.05)  # half of the way
+    assert second.state.iteration == whole.state.iteration == 12
+    assert second.run_around.best.epoch == whole.run_around.best.epoch
+
+    again = bundle(tmp_path, preset="finetune")
+    again.robust_state.load_state_dict(whole.robust_state.state_dict())
+    with pytest.raises(InputError, match="state: received 'that of a training whose 6 epochs are done'"):
+        again.run()
+
+
+def test_the_file_of_the_best_network_outlives_a_break(tmp_path: Path) -> None:
+    """The saver of a run that goes on knows no score: it would leave an epoch that is worse than the one before."""
+    published = saved(tmp_path / "models" / "model.pt", Shifted(0.0))
+    first = bundle(tmp_path, preset="finetune", lr=0.0)
+    first.add_event_handler(Events.EPOCH_COMPLETED(once=3), lambda e: e.terminate())
+    first.run_around.best.take = lambda epoch: "interrupted"
+    first.run()
+    saved(published, Shifted(0.5))  # where the training has gone since: worse, under attack as well
+    second = bundle(tmp_path, preset="finetune", lr=0.0)
+    second.robust_state.load_state_dict(first.robust_state.state_dict())
+    second.run()
+    written = torch.load(tmp_path / "models" / "robust" / "model.pt", weights_only=True)
+    assert second.run_around.best.epoch == 1
+    assert second.network.threshold.item() == written["threshold"].item() == 0.0
+
+
+# -------------------------------------------------------------------- what is said
+
+
+def test_a_trainer_is_heard_where_nobody_has_configured_logging(tmp_path: Path) -> None:
+    """A Python script, or a bundle without logging.conf: Python would drop what is only information."""
+    code = (
+        "import pathlib, sys; from tests.engines import test_monai_finetune as t; folder = pathlib.Path(sys.argv[1]); "
+        "t.saved(folder / 'models' / 'model.pt', t.Shifted()); t.bundle(folder, preset='finetune', budget=0.2).run()"
+    )
+    done = processes.run([sys.executable, "-c", code, str(tmp_path)])
+    for said in ("SATTrainer settings", "Price: up to 5", "Fine-tuning from", "Budget 0.2", "The final weights are"):
+        assert done.stdout.count(said) == 1, done.stderr
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.ERROR])
+def test_a_logging_that_somebody_has_configured_stays(level: int) -> None:
+    logger = logging.getLogger("test_monai_finetune.configured")
+    logger.setLevel(level)
+    be_heard(logger)  # pytest has handlers at the root
+    assert (logger.handlers, logger.level) == ([], level)
+
+
+def test_a_budget_is_no_setting_that_changes_on_the_way(tmp_path: Path) -> None:
+    saved(tmp_path / "models" / "model.pt", Shifted())
+    first = bundle(tmp_path, preset="finetune")
+    other = bundle(tmp_path, preset="finetune", budget=0.5)
+    with pytest.raises(InputError, match=r"budget: received 0.5, allowed is that of the checkpoint \(1.0\)"):
+        other.robust_state.load_state_dict(first.robust_state.state_dict())
+
+
+def test_every_method_has_the_preset(tmp_path: Path) -> None:
+    """DAT has none of its own: the run's part alone, and 4 steps are 11 forwards, of 270: 24 epochs. IMA has one."""
+    saved(tmp_path / "models" / "model.pt", Shifted())
+    assert "finetune" not in method("DAT").presets
+    assert bundle(tmp_path, cls=DATTrainer, preset="finetune", steps=4, epochs=90).state.max_epochs == 24
+    engine = bundle(tmp_path, cls=IMATrainer, preset="finetune", steps=2, searches=1, epochs=90)
+    assert engine.state.max_epochs == 22  # 12 forwards
+    assert engine.defense.settings.margin_of == "case"
+
+
+def test_the_bundles_own_file_says_what_its_clean_training_was() -> None:
+    """20 epochs of the clean weights pay for 6 of SAT at 10 forwards, which do not replace them."""
+    configs = ROOT / "bundles" / "robust_organ_segmentation" / "configs"
+    ours, clean = (json.loads((configs / f"{name}.json").read_text()) for name in ("finetune", "clean"))
+    given = ours["train#trainer#settings"]
+    assert given["plain_epochs"] == clean["epochs"]
+    assert given["initial_weights"].endswith(f"/models/{clean['model_file']}'")
+    assert ours["model_file"] not in (clean["model_file"], "model.pt")
+    sat = method("SAT")
+    forwards = sat.most(sat.settings(**sat.presets["finetune"]))
+    assert epochs_within(1.0, given["plain_epochs"], forwards) == 6
