@@ -21,7 +21,7 @@ from monai_adv.probe import Outcome
 from nnunet_trainers import doctor as nnunet_doctor
 from nnunet_trainers import trainers
 from nnunet_trainers.discovery import discovery_folder
-from tests.places import TESTS
+from tests.places import ROOT
 
 GOOD_TRAINER = {"name": "IMATrainer", "module": "nnunet_trainers.trainers", "file": "trainers.py"}
 
@@ -133,8 +133,8 @@ STEPS: probe.Steps = {
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
 def test_child_tells_the_step_that_killed_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
-    outcomes = probe.run_steps("test_doctor:STEPS")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    outcomes = probe.run_steps("tests.cli.test_doctor:STEPS")
     assert outcomes == {
         "good": Outcome({"answer": 42}),
         "raises": Outcome(error="ZeroDivisionError: division by zero"),
