@@ -39,7 +39,7 @@ def margins(defense: Defense) -> Tensor:
 
 IMA = {"eps": 2.0, "delta": 0.5, "steps": 8, "searches": 12}
 BY_HAND = {"eps": 2.0, "delta": 0.5, "steps": 8, "searches": 3, "algorithm": 2}
-"""tests/defenses/test_ima.py traces it: from a margin of 0.5, the image 0.375 goes to 0.015625, which is right and stays 0.5."""
+"""test_ima.py traces it: from a margin of 0.5, the image 0.375 goes to 0.015625, which is right and stays 0.5."""
 
 
 def test_the_first_margin_is_the_distance_within_eps() -> None:
