@@ -22,7 +22,8 @@ S = TypeVar("S", bound="DefenseSettings")
 def clean_share() -> float:
     """The setting ``clean_weight`` of methods that train on attacked images alone unless told otherwise."""
     weight: float = setting(
-        0.0, "weight of the loss on clean images, that on attacked ones has the rest (paper: 0); above 0 it costs 3 F",
+        0.0, "weight of the loss on clean images, that on attacked ones has the rest (paper: 0); above 0 it costs "
+        "3 forwards",
         "a number in [0, 1)", lambda v: 0 <= v < 1,
     )  # fmt: skip
     return weight
