@@ -27,6 +27,8 @@ from monai_adv.threats import per_sample
 PRESETS: dict[str, dict[str, Any]] = {
     "free_cifar": {"norm": "linf", "eps": 8 / 255, "replays": 8, "box": (0.0, 1.0)},
     "free_imagenet": {"norm": "linf", "eps": 4 / 255, "replays": 4, "box": (0.0, 1.0)},
+    # Our own, for a trained segmentation model, as measured: docs/results/price.md.
+    "finetune": {"norm": "l2", "eps": 0.1, "unit": "rms", "replays": 4},
 }
 
 

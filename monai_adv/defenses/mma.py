@@ -42,6 +42,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mma_cifar_l2": {"norm": "l2", "eps": 3.0, "unit": "norm", "mineps": 0.5, "box": (0.0, 1.0)},
     "mma_cifar_linf": {"norm": "linf", "eps": 32 / 255, "mineps": 0.005, "box": (0.0, 1.0)},
     "ima_covid": {"norm": "l2", "eps": 12.0, "unit": "norm", "box": (0.0, 1.0)},
+    # Our own, for a trained segmentation model, as measured: docs/results/price.md.
+    "finetune": {"norm": "l2", "eps": 0.15, "unit": "rms", "steps": 3, "searches": 3},
 }  # fmt: skip
 
 
