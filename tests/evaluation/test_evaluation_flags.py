@@ -231,9 +231,9 @@ def test_more_steps_may_not_lower_the_reported_worst_case():
     records = _record_flags(0.9, 0.6, 0.6)
     reported = {f"c{i}": float(i < 6) for i in range(10)}
     left = {name: {name: score} for name, score in reported.items()}
-    assert longer(records, "classification", probed(steps=80, longer={"l2-3": left})).raised is False
-    assert longer(records, "classification", probed(steps=80, longer={"l2-3": left | {"c0": {"c0": 0.0}}})).raised
-    assert longer(records, "classification", None).raised is None
+    assert longer(records, probed(steps=80, longer={"l2-3": left})).raised is False
+    assert longer(records, probed(steps=80, longer={"l2-3": left | {"c0": {"c0": 0.0}}})).raised
+    assert longer(records, None).raised is None
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_more_steps_may_not_lower_the_reported_worst_case():
 def test_quick_attacks_are_a_first_look(version, left, raised):
     records = plant("m", [Score("a", 0.9)], {("l2-3", "APGD-CE"): [Score("a", 0.5)]})
     found = probed(steps=probes.STEPS[version], longer={"l2-3": {"a": {"a": left}}})
-    flag = longer(records, "segmentation", found)
+    flag = longer(records, found)
     assert flag.raised is raised
     assert f"{100 * (0.5 - left):.1f} points less (L2 3)" in flag.measured
 
@@ -268,6 +268,20 @@ def test_the_score_may_not_rise_with_the_radius(second, raised):
 def test_another_norm_or_unit_is_another_radius():
     table = {("l2-3", "APGD-CE"): [Score("a", 0.1)], ("linf-0.5", "APGD-CE"): [Score("a", 0.9)]}
     assert monotone(plant("m", [Score("a", 0.9)], table), FAMILY).outcome == "not run"
+
+
+def test_every_flag_calls_a_radius_as_the_user_wrote_it():
+    """9/255 has no short decimal: nobody chose 0.0352941."""
+    small, written = Level("linf", 4 / 255, words="4/255"), Level("linf", 9 / 255, words="9/255")
+    white_box = {(level.key, "APGD-CE"): [Score("a", left)] for level, left in ((small, 0.3), (written, 0.7))}
+    others = {(written.key, "white noise"): [Score("a", 0.7)], (written.key, "Square"): [Score("a", 0.1)]}
+    records = plant("m", [Score("a", 0.9)], white_box | others)
+    families = {level.key: FAMILIES for level in (small, written)}
+    left = probed(steps=80, longer={written.key: {"a": {"a": 0.0}}}, relative={written.key: 2.0})
+    flags = find_flags(records, "classification", families, left, [small, written])
+    told = {flag.name: flag.measured for flag in flags}
+    for name in ("black-box", "longer", "monotone", "noise", "inputs"):
+        assert "9/255" in told[name], (name, told[name])
 
 
 def test_dead_gradients_of_the_attacks_are_counted():
@@ -337,7 +351,7 @@ def test_scores_that_are_not_defined_pass_no_check():
     found = probed(steps=400, longer={"l2-3": {"a": {"a": 0.1}}}, unbounded={"l2": math.nan})
     records = plant("m", nan, table)
     flags = (
-        longer(records, "segmentation", found),
+        longer(records, found),
         monotone(records, FAMILY),
         noise(records, FAMILY),
         unbounded(found),

@@ -63,7 +63,7 @@ def find_flags(
     names = {level.key: level_name(level) for level in levels}
     return [
         black_box(records, kind, families, names),
-        longer(records, kind, probed, names),
+        longer(records, probed, names),
         monotone(records, families, names),
         noise(records, families, names),
         unbounded(probed),
@@ -78,9 +78,9 @@ def find_flags(
 def black_box(records: Sequence[Record], kind: Kind, families: Mapping[str, Families], names: Names = NO_NAMES) -> Flag:
     """Does an attack without gradients find what the attacks with gradients miss?"""
     gains: dict[str, float] = {}
-    for _, level, names in _levels(records, families):
-        if {"white-box", "black-box"} <= set(names.values()) or {"white-box", "transfer"} <= set(names.values()):
-            gains[level] = mean_known(_gained_without_gradient(records, level, names).values())
+    for _, level, known in _levels(records, families):
+        if {"white-box", "black-box"} <= set(known.values()) or {"white-box", "transfer"} <= set(known.values()):
+            gains[level] = mean_known(_gained_without_gradient(records, level, known).values())
     gains = {level: gain for level, gain in gains.items() if not math.isnan(gain)}
     largest = max(gains, key=gains.__getitem__, default="")
     measured = "No black-box or transfer attack was run; the standard attacks include one."
@@ -104,7 +104,7 @@ def black_box(records: Sequence[Record], kind: Kind, families: Mapping[str, Fami
     )
 
 
-def longer(records: Sequence[Record], kind: Kind, found: ModelProbe | None, names: Names = NO_NAMES) -> Flag:
+def longer(records: Sequence[Record], found: ModelProbe | None, names: Names = NO_NAMES) -> Flag:
     """Do more steps from a new random start still find more than the evaluation did?"""
     gains: dict[str, float] = {}
     scores_left = (found.longer if found else None) or {}
@@ -145,8 +145,8 @@ def longer(records: Sequence[Record], kind: Kind, found: ModelProbe | None, name
 def monotone(records: Sequence[Record], families: Mapping[str, Families], names: Names = NO_NAMES) -> Flag:
     """Does the white-box score rise although the attacker may do more?"""
     means: dict[str, float] = {}
-    for model, level, names in _levels(records, families):
-        own = _lowest_own(records, model, level, names, ("white-box",))
+    for model, level, known in _levels(records, families):
+        own = _lowest_own(records, model, level, known, ("white-box",))
         if any(not math.isnan(score) for score in own.values()):
             means[level] = mean_known(own.values())
     rises: dict[str, float] = {}
@@ -181,9 +181,9 @@ def monotone(records: Sequence[Record], families: Mapping[str, Families], names:
 def noise(records: Sequence[Record], families: Mapping[str, Families], names: Names = NO_NAMES) -> Flag:
     """Does noise without aim do what the attacks do with aim?"""
     shares: dict[str, tuple[float, float, float]] = {}
-    for model, level, names in _levels(records, families):
-        aimed = _lowest_own(records, model, level, names, ("white-box",))
-        aimless = _lowest_own(records, model, level, names, ("random",))
+    for model, level, known in _levels(records, families):
+        aimed = _lowest_own(records, model, level, known, ("white-box",))
+        aimless = _lowest_own(records, model, level, known, ("random",))
         clean = own_scores(records, model, CLEAN)
         if aimed and aimless and clean:
             start = mean_known(s.score for s in clean.values())
@@ -366,19 +366,19 @@ def _levels(records: Sequence[Record], families: Mapping[str, Families]) -> list
 
 
 def _lowest_own(
-    records: Sequence[Record], model: str, level: str, names: Families, wanted: tuple[str, ...]
+    records: Sequence[Record], model: str, level: str, known: Families, wanted: tuple[str, ...]
 ) -> dict[tuple[str, str], float]:
     """Lowest own score of each case over the attacks of some families."""
     lowest: dict[tuple[str, str], float] = {}
     for attack in attacks(records):
-        if names.get(attack) in wanted:
+        if known.get(attack) in wanted:
             own: Scores = own_scores(records, model, attack, level)
             for key, score in own.items():
                 lowest[key] = _low(lowest.get(key, math.nan), score.score)
     return lowest
 
 
-def _gained_without_gradient(records: Sequence[Record], level: str, names: Families) -> dict[tuple[str, str], float]:
+def _gained_without_gradient(records: Sequence[Record], level: str, known: Families) -> dict[tuple[str, str], float]:
     """By how much black-box and transfer attacks lowered the worst case of each score that all before them left.
 
     The worst case counts, not the attack's own score: the slices of a volume share a score, and an attack that wins on
@@ -387,10 +387,10 @@ def _gained_without_gradient(records: Sequence[Record], level: str, names: Famil
     gained: dict[tuple[str, str], float] = {}
     before: dict[tuple[str, str], float] = {}
     for record in records:
-        if record.level == level and record.attack in names:
+        if record.level == level and record.attack in known:
             for score in record.worst:
                 key = record.case, score.case
-                if names[record.attack] in ("black-box", "transfer") and key in before:
+                if known[record.attack] in ("black-box", "transfer") and key in before:
                     gained[key] = gained.get(key, 0.0) + before[key] - score.score
                 before[key] = score.score
     return gained
