@@ -21,6 +21,7 @@ from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import AttackSettings
 from monai_adv.network_state import unwrap_ddp
 from monai_adv.settings import not_negative, positive, setting
+from monai_adv.tasks.segmentation import judged_alone
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Salman et al., CIFAR-10: steps of 2 / K from the clean image; epsilon grows over ten epochs.
@@ -71,7 +72,7 @@ class SmoothAdv(Defense):
         share = min(1.0, (self.epoch + 1) / growing) if growing else 1.0
         radius = images.new_full((len(images),), share * settings.eps)
         scorable = self.task.scorable(batch.target).nonzero()[:, 0]
-        smoothed = _Smoothed(unwrap_ddp(network), noise[:, scorable], self.alone)
+        smoothed = _Smoothed(unwrap_ddp(network), noise[:, scorable], judged_alone(self.task))
         noisy, found, _ = self.attack(smoothed, batch, settings.ascent(self.channels), radius=radius)
         if found is not None:  # each of its passes is one of m copies
             more = settings.draws - 1
@@ -79,11 +80,6 @@ class SmoothAdv(Defense):
             self.statistics.passes.backward_input += more * found.passes.backward_input
         for one in noise:
             yield self.noisy_part(network, batch, noisy + one, 1 / settings.draws)
-
-    @property
-    def alone(self) -> bool:
-        """Whether each channel is judged for itself (a sigmoid)."""
-        return any(getattr(self.task, name, False) for name in ("regions", "sigmoid"))
 
 
 class _Smoothed(nn.Module):

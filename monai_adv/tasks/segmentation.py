@@ -18,7 +18,7 @@ from torch import Tensor
 from monai_adv.errors import InputError
 from monai_adv.settings import Settings, setting
 from monai_adv.tasks import dice_score
-from monai_adv.tasks.base import Output, Points, Target, TrainingLoss, check_labels, full_resolution
+from monai_adv.tasks.base import Output, Points, Target, Task, TrainingLoss, check_labels, full_resolution
 
 SMOOTH = 1e-5  # nnU-Net's own smoothing of the soft Dice
 
@@ -91,6 +91,11 @@ class SegmentationTask:
     def __post_init__(self) -> None:
         if self.deep_supervision_weights is not None:  # nnU-Net's is an array, of which nobody can say if it is equal
             object.__setattr__(self, "deep_supervision_weights", tuple(map(float, self.deep_supervision_weights)))
+
+    @property
+    def alone(self) -> bool:
+        """Whether each channel is judged for itself (a sigmoid), not against the others."""
+        return self.regions or self.sigmoid
 
     @property
     def lowest_margin(self) -> float:
@@ -175,7 +180,7 @@ class SegmentationTask:
         """
         logits = _full_resolution(output)
         there, valid = self._foreground(_whole(target), logits.shape[1])
-        if self._alone:
+        if self.alone:
             found = self._foreground_logits(logits) > 0  # sigmoid > 0.5
         else:
             found = logits.argmax(1, keepdim=True) == _foreground_classes(logits)
@@ -183,7 +188,7 @@ class SegmentationTask:
 
     def probability(self, logits: Tensor) -> Tensor:
         """``(B, K, *spatial)`` of each foreground class or region."""
-        return self._foreground_logits(logits).sigmoid() if self._alone else logits.softmax(1)[:, 1:]
+        return self._foreground_logits(logits).sigmoid() if self.alone else logits.softmax(1)[:, 1:]
 
     def margin(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` Dice minus threshold; a sample without foreground follows ``empty_target``."""
@@ -223,7 +228,7 @@ class SegmentationTask:
         logits, labels = _full_resolution(output), _whole(target)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         valid = self._valid(labels)
-        if self._alone:
+        if self.alone:
             there, _ = self._foreground(labels, logits.shape[1])
             logits = self._foreground_logits(logits)
             pairs = torch.stack([torch.zeros_like(logits), logits], 1)
@@ -242,7 +247,7 @@ class SegmentationTask:
 
     def _leads(self, logits: Tensor, valid: Tensor) -> Tensor:
         """``(B, K)`` of :func:`monai_adv.tasks.dice_score.lead`."""
-        return dice_score.lead(self._foreground_logits(logits) if self._alone else logits, valid, self._alone)
+        return dice_score.lead(self._foreground_logits(logits) if self.alone else logits, valid, self.alone)
 
     def _absent(self, labels: Tensor) -> Tensor:
         """``(B, K)`` bool: classes whose first voxel lowers the score, from maps of where each is."""
@@ -257,7 +262,7 @@ class SegmentationTask:
         if self.settings.empty_target == "wrong":
             return torch.zeros(len(logits), device=logits.device)
         valid = self._valid(_whole(target))
-        found = self._foreground_logits(logits) > 0 if self._alone else logits.argmax(1, keepdim=True) > 0
+        found = self._foreground_logits(logits) > 0 if self.alone else logits.argmax(1, keepdim=True) > 0
         return (~(found & valid).flatten(1).any(1)).float()
 
     def _losses(self, output: Output, target: Target, settings: SegmentationSettings) -> Tensor:
@@ -302,13 +307,13 @@ class SegmentationTask:
         present = voxels > 0
         mean_dice = (dice * present).sum(1) / present.sum(1).clamp(min=1)
         share = predicted.sum(1) / valid.flatten(1).sum(1).clamp(min=1)
-        without = 1 - (share / labels.shape[1] if self._alone else share)
+        without = 1 - (share / labels.shape[1] if self.alone else share)
         return torch.where(present.any(1), mean_dice, without)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """``(B,)`` mean over the voxels that are not ignored (sigmoids: binary, also over regions or classes)."""
         valid = self._valid(target)
-        if self._alone:
+        if self.alone:
             labels, _ = self._foreground(target, logits.shape[1])
             logits = self._foreground_logits(logits)
             loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none").mean(1, keepdim=True)
@@ -316,11 +321,6 @@ class SegmentationTask:
             labels = torch.where(valid, target, 0)[:, 0].long()
             loss = F.cross_entropy(logits, labels, reduction="none")[:, None]
         return (loss * valid).flatten(1).sum(1) / valid.flatten(1).sum(1).clamp(min=1)
-
-    @property
-    def _alone(self) -> bool:
-        """Whether each channel is judged for itself."""
-        return self.regions or self.sigmoid
 
     def _foreground_logits(self, logits: Tensor) -> Tensor:
         """Of the channels that are judged each for itself."""
@@ -339,6 +339,16 @@ class SegmentationTask:
         if self.ignore_label is None:
             return torch.ones_like(target[:, :1], dtype=torch.bool)
         return ~target[:, -1:].bool() if self.regions else target != self.ignore_label
+
+
+def judged_alone(task: Task) -> bool:
+    """Whether each channel of a task's output is judged for itself; see :attr:`SegmentationTask.alone`.
+
+    Example:
+        >>> [judged_alone(SegmentationTask.for_evaluation(regions=found)) for found in (False, True)]
+        [False, True]
+    """
+    return isinstance(task, SegmentationTask) and task.alone
 
 
 def _full_resolution(values: Output) -> Tensor:

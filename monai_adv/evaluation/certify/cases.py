@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +18,12 @@ from monai_adv.certificates import (
     certify_classes,
     certify_labels,
 )
-from monai_adv.certificates.votes import answers_alike, count_votes
-from monai_adv.errors import InputError
+from monai_adv.certificates.votes import count_votes
 from monai_adv.evaluation.codec import optional
 from monai_adv.evaluation.models.protocol import Case, Model
-from monai_adv.evaluation.records import Level
-from monai_adv.network_state import frozen
-from monai_adv.tasks import SegmentationTask, Task
-from monai_adv.tasks.base import are_probabilities
-
-S = TypeVar("S", bound=Certification)
+from monai_adv.evaluation.models.smoothed import attacked_only
+from monai_adv.tasks import SegmentationTask
+from monai_adv.tasks.segmentation import judged_alone
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ def certify_case(
             )
         ]  # fmt: skip
     certificate = certify_labels(
-        network, case.images, settings, ids=_names(model, case), regions=alone(case.task), together=True
+        network, case.images, settings, ids=_names(model, case), regions=judged_alone(case.task), together=True
     )
     per_class, score = _dice(model, case, certificate.labels)
     _, clean = _dice(model, case, certificate.labels.clamp(min=0))
@@ -115,27 +111,6 @@ def certify_case(
     ]  # fmt: skip
 
 
-def check_case(model: Model, case: Case, settings: Certification) -> None:
-    """Refuse what cannot be certified, whatever the network says, before any draw.
-
-    Raises:
-        InputError: noise that is lost in the rounding of the images, too few draws for so many voxels, a network that
-            answers by chance, or one that ends with a sigmoid.
-    """
-    settings = attacked_only(case, settings)
-    settings.noise.check(case.images)
-    if model.kind == "segmentation":
-        regions = len(model.classes) if alone(case.task) else 1
-        settings.check_draws(case.images[:, 0].numel() * regions, settings.tau)
-    else:
-        settings.check_draws()
-    with frozen(case.network) as network:
-        answer = answers_alike(network, case.images, settings)
-    if alone(case.task) and are_probabilities(answer, alone=True):
-        todo = "without its last sigmoid: a logit is a yes above 0, a probability above 0.5"
-        raise InputError.of("network", "outputs that are all from 0 to 1", "logits", f"give the network {todo}")
-
-
 def voted_scores(
     model: Model, case: Case, images: Tensor, settings: Certification, network: nn.Module
 ) -> tuple[dict[str, float], int]:
@@ -146,20 +121,12 @@ def voted_scores(
     """
     settings = attacked_only(case, settings)
     names = _names(model, case)
-    votes = count_votes(network, images, replace(settings, n0=settings.n, n=1), ids=names, regions=alone(case.task))
+    votes = count_votes(
+        network, images, replace(settings, n0=settings.n, n=1), ids=names, regions=judged_alone(case.task)
+    )
     if model.kind == "classification":
         return _right(case, names, votes.chosen.reshape(len(images))), 1
     return {case.name: _dice(model, case, votes.chosen)[1]}, votes.chosen.numel()
-
-
-def alone(task: Task) -> bool:
-    """Whether each channel of the output is a yes or no of its own."""
-    return isinstance(task, SegmentationTask) and (task.regions or task.sigmoid)
-
-
-def attacked_only(case: Case, settings: S) -> S:
-    """The noise is where an attack may be."""
-    return replace(settings, channels=case.threat(Level("l2", 1.0, "norm")).channels)
 
 
 def _names(model: Model, case: Case) -> list[str]:
@@ -181,7 +148,7 @@ def _dice(model: Model, case: Case, labels: Tensor) -> tuple[Tensor, float]:
     target, valid = _truth(task, case.target, len(model.classes))
     if task.sigmoid:  # whose first channel is the background, at which nobody looks
         labels = labels[:, 1:]
-    if alone(task):  # (B, R, *spatial): slices of a volume side by side
+    if task.alone:  # (B, R, *spatial): slices of a volume side by side
         labels, target = labels.transpose(0, 1), target.transpose(0, 1)
         there = (target.bool() & valid).flatten(1).any(1)
         per_class = certified_region_dice(labels[None], target[None], valid=valid[None])[0]

@@ -26,7 +26,6 @@ from monai_adv.attacks.relay import Relay
 from monai_adv.attacks.sea import radius_reduction
 from monai_adv.attacks.sharp_dice import SharpDice
 from monai_adv.errors import InputError
-from monai_adv.evaluation.certify.cases import alone
 from monai_adv.evaluation.checks.probed import CaseProbe, Consistency, ModelProbe, TrainedAgainst
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.models.radii import case_raw_unit, in_words
@@ -38,6 +37,7 @@ from monai_adv.random_streams import seed_of
 from monai_adv.statistics import Passes
 from monai_adv.tasks import ClassificationTask, Output, Target, take, to_device
 from monai_adv.tasks.base import are_probabilities
+from monai_adv.tasks.segmentation import judged_alone
 from monai_adv.threats import ROUNDING, Norm, Threat
 
 T = TypeVar("T")
@@ -250,7 +250,7 @@ def consistency(case: Case, images: Tensor) -> Consistency:
         repeat=max(change(first, again), change(single, repeated)),
         batch=change(first, single),
         training=sum(m.training for m in case.network.modules()),
-        probabilities=are_probabilities(outputs, alone(case.task)),
+        probabilities=are_probabilities(outputs, judged_alone(case.task)),
     )
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from monai_adv.certificates import SmoothedModel, Smoothing
+from monai_adv.certificates import Certification, SmoothedModel, Smoothing
+from monai_adv.certificates.votes import answers_alike
 from monai_adv.errors import InputError
-from monai_adv.evaluation.certify.cases import alone, attacked_only, check_case
 from monai_adv.evaluation.models.plain import digest_of
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.records import Level
 from monai_adv.metrics.score import Kind
+from monai_adv.network_state import frozen
+from monai_adv.tasks.base import are_probabilities
+from monai_adv.tasks.segmentation import judged_alone
 from monai_adv.variations.scan import Change
+
+S = TypeVar("S", bound=Certification)
 
 
 class SmoothedVersion:
@@ -94,10 +100,36 @@ class SmoothedVersion:
                 "smooth", self.settings.sigma, f"a model whose cases have with_network(network), not {self.model.name}",
                 "return a Classifier or a Segmenter",
             )  # fmt: skip
-        settings, regions = attacked_only(loaded, self.settings), alone(loaded.task)
+        settings, regions = attacked_only(loaded, self.settings), judged_alone(loaded.task)
         network = SmoothedModel(
             loaded.network, settings.sigma, settings.draws, seed=settings.seed, regions=regions,
             channels=settings.channels, inputs_per_pass=settings.inputs_per_pass,
         )  # fmt: skip
         smoothed: Case = loaded.with_network(network.eval())
         return smoothed
+
+
+def check_case(model: Model, case: Case, settings: Certification) -> None:
+    """Refuse what cannot be certified, whatever the network says, before any draw.
+
+    Raises:
+        InputError: noise that is lost in the rounding of the images, too few draws for so many voxels, a network that
+            answers by chance, or one that ends with a sigmoid.
+    """
+    settings = attacked_only(case, settings)
+    settings.noise.check(case.images)
+    if model.kind == "segmentation":
+        regions = len(model.classes) if judged_alone(case.task) else 1
+        settings.check_draws(case.images[:, 0].numel() * regions, settings.tau)
+    else:
+        settings.check_draws()
+    with frozen(case.network) as network:
+        answer = answers_alike(network, case.images, settings)
+    if judged_alone(case.task) and are_probabilities(answer, alone=True):
+        todo = "without its last sigmoid: a logit is a yes above 0, a probability above 0.5"
+        raise InputError.of("network", "outputs that are all from 0 to 1", "logits", f"give the network {todo}")
+
+
+def attacked_only(case: Case, settings: S) -> S:
+    """The noise is where an attack may be."""
+    return replace(settings, channels=case.threat(Level("l2", 1.0, "norm")).channels)
