@@ -24,11 +24,10 @@ import torch
 from torch import nn
 
 from monai_adv.evaluation.models.classifier import Classifier
-from monai_adv.evaluation.models.protocol import Model
+from monai_adv.evaluation.models.protocol import LiveSource, Model
 from monai_adv.evaluation.models.segmenter import Segmenter
 from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.report.page import write_report
-from monai_adv.evaluation.run.measure import LiveSource
 from monai_adv.evaluation.run.session import Session
 from monai_adv.evaluation.run.workers import ThisProcess
 from monai_adv.evaluation.settings import EvaluationSettings

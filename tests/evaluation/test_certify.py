@@ -28,9 +28,9 @@ from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.evidence.verify import against, verify
 from monai_adv.evaluation.frame_columns import COLUMNS
 from monai_adv.evaluation.models.classifier import Classifier
+from monai_adv.evaluation.models.protocol import LiveSource
 from monai_adv.evaluation.models.segmenter import Segmenter
 from monai_adv.evaluation.report.results import gather
-from monai_adv.evaluation.run.measure import LiveSource
 from monai_adv.evaluation.store import Store
 from monai_adv.metrics.statistics import bootstrap
 from nnunet_trainers.evaluation.arguments import source_at

@@ -15,8 +15,7 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation.models.hosts import FolderHost, Options, load_hosts
 from monai_adv.evaluation.models.memory import collect, model_of
 from monai_adv.evaluation.models.plain import usable_device
-from monai_adv.evaluation.models.protocol import Source, check_distinct
-from monai_adv.evaluation.run.measure import LiveSource
+from monai_adv.evaluation.models.protocol import LiveSource, Source, check_distinct
 from monai_adv.given import Box
 from monai_adv.network_state import device_of
 

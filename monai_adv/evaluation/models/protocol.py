@@ -194,3 +194,14 @@ class Source(Protocol):
         Raises:
             InputError: why it does not load.
         """
+
+
+@dataclass(frozen=True)
+class LiveSource:
+    """A :class:`Source` of a model that is open already; for one process."""
+
+    model: Model
+
+    def open(self) -> Model:
+        """The model."""
+        return self.model

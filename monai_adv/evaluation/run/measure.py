@@ -4,31 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from monai_adv.evaluation.evidence.group_table import GroupTable
 from monai_adv.evaluation.evidence.purpose import Purpose
-from monai_adv.evaluation.models.protocol import Model, Source
+from monai_adv.evaluation.models.protocol import Source
 from monai_adv.evaluation.run.parts import Finished, Parts
 from monai_adv.evaluation.run.session import Session
 from monai_adv.evaluation.run.workers import Pool, ThisProcess
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import read_evaluation
 from monai_adv.foreign_text import say
-
-
-@dataclass(frozen=True)
-class LiveSource:
-    """A model that is open already; for one process."""
-
-    model: Model
-
-    def open(self) -> Model:
-        """The model."""
-        return self.model
 
 
 def measure(

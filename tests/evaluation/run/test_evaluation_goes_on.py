@@ -25,10 +25,10 @@ from monai_adv.errors import InputError, say_it_last
 from monai_adv.evaluation import store
 from monai_adv.evaluation.checks import flags, probes
 from monai_adv.evaluation.checks.probed import CaseProbe, ModelProbe
+from monai_adv.evaluation.models.protocol import LiveSource
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.report.page import write_report
 from monai_adv.evaluation.run import session, workers
-from monai_adv.evaluation.run.measure import LiveSource
 from monai_adv.evaluation.run.parts import Parts
 from monai_adv.evaluation.run.session import Session
 from monai_adv.evaluation.run.workers import Dask, Killed, ThisProcess

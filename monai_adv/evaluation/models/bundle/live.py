@@ -19,8 +19,9 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation.models.bundle.models import as_model
 from monai_adv.evaluation.models.bundle.opened import OpenBundle, channel_names
 from monai_adv.evaluation.models.bundle.varied import input_names
+from monai_adv.evaluation.models.protocol import LiveSource
 from monai_adv.evaluation.records import Level
-from monai_adv.evaluation.run.measure import LiveSource, measure, threads_for
+from monai_adv.evaluation.run.measure import measure, threads_for
 from monai_adv.evaluation.settings import EvaluationSettings, Version, attacks_of
 from monai_adv.given import Box
 from monai_adv.network_state import device_of, unwrap_ddp
