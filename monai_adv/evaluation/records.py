@@ -107,6 +107,11 @@ class Record:
 
 
 CLEAN = "clean"
+"""What stands for an attack in the record of unchanged images."""
+
+
+WORST = "worst case"
+"""What stands for an attack where something is of the lowest score over all of them."""
 
 
 CORRUPTION = "corruption:"
@@ -204,6 +209,11 @@ def worst_scores(records: Iterable[Record], model: str, level: str) -> Scores:
                 if key not in result or not score.remaining > result[key].remaining:
                     result[key] = score
     return result
+
+
+def scores_at(records: Iterable[Record], model: str, level: str) -> Scores:
+    """Of every case of a model: clean (level ""), or the worst over the attacks."""
+    return worst_scores(records, model, level) if level else own_scores(records, model, CLEAN)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from monai_adv.evaluation.described import Evaluation
 from monai_adv.evaluation.differences import differences
 from monai_adv.evaluation.models.fingerprint import Marks, changed
 from monai_adv.evaluation.models.protocol import Picture
-from monai_adv.evaluation.records import Record
+from monai_adv.evaluation.records import CLEAN, Record
 from monai_adv.evaluation.sealed_folder import AGAIN, NAME, SealedFolder, read_beginning, reading
 from monai_adv.metrics.score import Score
 
@@ -74,7 +74,7 @@ def read_records(folder: str | Path) -> list[Record]:
     """
     store, records = Store(folder), []
     for model in read_evaluation(folder).models:
-        keys = [("", "clean"), *((c.severity, c.name) for c in model.corruptions)]
+        keys = [("", CLEAN), *((c.severity, c.name) for c in model.corruptions)]
         keys += [(level, stage.name) for level, stages in model.stages.items() for stage in stages]
         for case in model.cases:
             found = (store.saved(model.name, case, *key) for key in keys)
@@ -420,7 +420,7 @@ class Store(SealedFolder):
         return path
 
     def _record_path(self, model: str, case: str, level: str, stage: str) -> Path:
-        return self.path("records", model, case, f"{level}.{stage}" if level else "clean")
+        return self.path("records", model, case, f"{level}.{stage}" if level else CLEAN)
 
 
 _ARRAYS = ("clean", "attacked", "truth", "on_clean", "on_attacked")

@@ -10,9 +10,9 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from monai_adv.evaluation.records import CLEAN
+from monai_adv.evaluation.records import CLEAN, WORST
 from nnunet_trainers.demo.progress import clock
-from nnunet_trainers.demo.summary import NOISE, WORST
+from nnunet_trainers.demo.summary import NOISE
 
 
 def render(results: dict[str, Any], factor: float, settings_file: str, pictures: Mapping[str, Path]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from monai_adv.evaluation.codec import plain_values
-from monai_adv.evaluation.records import CLEAN, Record, own_scores, worst_scores
+from monai_adv.evaluation.records import CLEAN, WORST, Record, own_scores, worst_scores
 from monai_adv.evaluation.run.workers import versions
 from monai_adv.evaluation.search.plan import NOISE_DRAWS, Stage, stages
 from monai_adv.first_look.phantom import LABELS
@@ -22,7 +22,6 @@ CLASSES = tuple(LABELS)[1:]
 PREDICTED = "clean, nnUNetv2_predict"
 """Scores of the files which nnU-Net's own command wrote."""
 NOISE = "white noise"
-WORST = "worst case"
 
 
 def summarise(

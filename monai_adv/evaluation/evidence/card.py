@@ -23,7 +23,7 @@ from monai_adv.evaluation.evidence.document import digest_in
 from monai_adv.evaluation.evidence.json_entry import with_entry
 from monai_adv.evaluation.evidence.left_open import not_tested
 from monai_adv.evaluation.evidence.subgroups import kept_subgroups
-from monai_adv.evaluation.records import Level, level_name
+from monai_adv.evaluation.records import CLEAN, WORST, Level, level_name
 from monai_adv.evaluation.report.results import Figures, ModelResults, gather
 from monai_adv.evaluation.report.sentences import robustness
 from monai_adv.files import write_whole
@@ -59,12 +59,12 @@ class CardFigure:
     def of(cls, summary: Summary, level: Level | None = None) -> CardFigure:
         """Of unchanged images, or the worst case at a level."""
         found = cls(
-            attack="clean", value=summary.mean, low=summary.interval.low, high=summary.interval.high,
+            attack=CLEAN, value=summary.mean, low=summary.interval.low, high=summary.interval.high,
             cases=summary.count,
         )  # fmt: skip
         if level is None:
             return found
-        return replace(found, attack="worst case", norm=level.norm, eps=level.eps, unit=level.unit)
+        return replace(found, attack=WORST, norm=level.norm, eps=level.eps, unit=level.unit)
 
 
 @dataclass(frozen=True, kw_only=True)

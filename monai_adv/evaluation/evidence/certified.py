@@ -100,7 +100,7 @@ def alone(folder: Path, entry: ModelEntry, settings: Certification) -> tuple[lis
 def _figures(cases: Sequence[Certified], entry: ModelEntry, settings: Certification) -> Iterable[Figure]:
     kind, seed = entry.kind, settings.seed
     word = "accuracy" if kind == "classification" else "mean Dice"
-    yield _figure([case.clean for case in cases], kind, seed, measure=word, attack="clean")
+    yield _figure([case.clean for case in cases], kind, seed, measure=word, attack=CLEAN)
     for size in _radii(cases, kind, settings):
         level = f"l2-{size:g}" if size else ""
         scores = [(case, case.score if case.radius >= size else 0 * case.score) for case in cases]

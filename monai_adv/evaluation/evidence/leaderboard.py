@@ -19,6 +19,7 @@ from monai_adv.evaluation.evidence.content import Evidence, ModelEvidence
 from monai_adv.evaluation.evidence.document import NAME
 from monai_adv.evaluation.evidence.left_open import LEFT_OUT, NOT_FINISHED
 from monai_adv.evaluation.evidence.verify import FIGURES, verify
+from monai_adv.evaluation.records import CLEAN, WORST
 from monai_adv.files import write_whole
 
 NORMS = {"l2": "L2", "linf": "L-inf"}
@@ -196,7 +197,7 @@ def rows_of(evidence: Evidence, model: ModelEvidence, data: str) -> Iterator[Row
     box = measurement.settings.box
     bounded = "no box" if box is None else f"box [{box[0]:.12g}, {box[1]:.12g}]"
     for level in measurement.levels:
-        worst, clean = figures.get((level.key, "worst case")), figures.get(("", "clean"))
+        worst, clean = figures.get((level.key, WORST)), figures.get(("", CLEAN))
         if worst is None or clean is None:
             continue
         proven = figures.get((level.key, "certificate"))

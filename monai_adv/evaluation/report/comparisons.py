@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from monai_adv.evaluation.records import CLEAN, Record, levels, models, own_scores, worst_scores
+from monai_adv.evaluation.records import Record, levels, models, scores_at
 from monai_adv.metrics.score import Kind
 from monai_adv.metrics.statistics import Comparison, Test, compare, holm
 
@@ -15,10 +15,8 @@ def compare_all(records: Sequence[Record], kind: Kind, *, seed: int = 0) -> list
     found = []
     for first, second in combinations(models(records), 2):
         for level in ["", *(v.key for v in levels(records))]:
-            pair = [
-                worst_scores(records, m, level) if level else own_scores(records, m, CLEAN) for m in (first, second)
-            ]
-            found.append(compare(pair[0], pair[1], kind, names=(first, second), level=level, seed=seed))
+            pair = (scores_at(records, m, level) for m in (first, second))
+            found.append(compare(*pair, kind, names=(first, second), level=level, seed=seed))
     corrected = {
         name: holm([t.p for c in found for t in c.tests if t.name == name])
         for name in {t.name for c in found for t in c.tests}

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from monai_adv.evaluation.records import CLEAN, Level, Record, level_name, own_scores, worst_scores
+from monai_adv.evaluation.records import WORST, Level, Record, level_name, own_scores, scores_at
 from monai_adv.evaluation.report.inline_svg import inline_svg
 from monai_adv.foreign_text import printable
 from monai_adv.metrics.score import Kind, mean_known
@@ -136,7 +136,7 @@ def per_attack_curve(
     plot.fill_between(x, worst.low, worst.high, color="#000000", alpha=0.1, linewidth=0, zorder=0)
     plot.plot(
         x, worst.mean, color="#000000", linewidth=2.6, marker="o", markersize=5, zorder=0, alpha=0.85,
-        label="worst case",
+        label=WORST,
     )  # fmt: skip
     _legend(figure, plot)
     return _drawn(figure, f"attacks-{number}", chain, f"{SCORE[kind]} of {model} against {axis}, one line per attack")
@@ -168,10 +168,10 @@ class _Line:
 
 def _line(records: Sequence[Record], model: str, chain: Sequence[Level], kind: Kind, attack: str = "") -> _Line:
     """Percent at radius 0 and at each level, of one attack or of the worst case."""
-    columns: list[Scores] = [own_scores(records, model, CLEAN)]
+    columns = [scores_at(records, model, "")]
     for level in chain:
         columns.append(
-            own_scores(records, model, attack, level.key) if attack else worst_scores(records, model, level.key)
+            own_scores(records, model, attack, level.key) if attack else scores_at(records, model, level.key)
         )
     mean, low, high = [], [], []
     for scores in columns:

@@ -16,15 +16,12 @@ from monai_adv.evaluation.checks.probed import ModelProbe
 from monai_adv.evaluation.checks.verdict import Flag, Verdict, verdict
 from monai_adv.evaluation.costs import Costs
 from monai_adv.evaluation.described import Evaluation, Family, ModelEntry, StageEntry
-from monai_adv.evaluation.records import CLEAN, Level, Record, Totals
+from monai_adv.evaluation.records import CLEAN, Level, Record, Totals, scores_at
 from monai_adv.evaluation.report.comparisons import compare_all
 from monai_adv.evaluation.report.variation_rows import Inventory, inventory
 from monai_adv.metrics import statistics
 from monai_adv.metrics.score import Kind, mean_known
 from monai_adv.metrics.statistics import ClassRow, Comparison, Detection, Scores, Summary
-
-WORST = "worst case"
-"""What stands for an attack where a row is of the lowest score over all of them."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +103,7 @@ class Figures:
 
     @property
     def kind(self) -> Kind:
+        """Of all models: they are of one kind."""
         return self.models[0].kind
 
     def scores(self, model: str, level: str) -> Scores:
@@ -177,13 +175,6 @@ def _shared(records: Sequence[Record]) -> tuple[str, ...]:
     return tuple(case for case in first if all(case in other for other in others))
 
 
-def scores_at(records: Iterable[Record], model: str, level: str) -> Scores:
-    """Of every case of a model: clean (level ""), or the worst over the attacks."""
-    if level:
-        return kept.worst_scores(records, model, level)
-    return kept.own_scores(records, model, CLEAN)
-
-
 def finished_records(evaluation: Evaluation, records: Sequence[Record]) -> list[Record]:
     """Records of the cases that have all of theirs: another one would be in some means and not in others."""
     unfinished = {entry.name: set(_unfinished(entry, records)) for entry in evaluation.models}
@@ -213,8 +204,7 @@ def _model(
 ) -> ModelResults:
     name, kind, classes = entry.name, entry.kind, entry.classes
     keys = [level.key for level in levels]
-    scores = {"": kept.own_scores(records, name, CLEAN)}
-    scores |= {key: kept.worst_scores(records, name, key) for key in keys}
+    scores = {key: scores_at(records, name, key) for key in ["", *keys]}
     families = {level: {stage.name: stage.family for stage in stages} for level, stages in entry.stages.items()}
     flags = find_flags(records, kind, families, probes, levels)
     meanings: dict[str, str] = {}

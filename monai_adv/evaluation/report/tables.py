@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from monai_adv.evaluation import records as kept
 from monai_adv.evaluation.codec import plain_values
-from monai_adv.evaluation.report.results import WORST, Figures, ModelResults
+from monai_adv.evaluation.report.results import Figures, ModelResults
 from monai_adv.foreign_text import csv_text, printable
 from monai_adv.metrics.score import Score
 
@@ -57,7 +57,7 @@ def as_csv(results: Figures) -> str:
 
 
 def all_scores(results: Figures) -> Iterator[tuple[ModelResults, str, str, str, Score]]:
-    """(model, case, key of the level, attack, score): every attack's own, and :data:`WORST` over them."""
+    """(model, case, key of the level, attack, score): every attack's own, and the worst case over them."""
     for model in results.models:
         for record in results.records:
             if record.model == model.name:
@@ -65,7 +65,7 @@ def all_scores(results: Figures) -> Iterator[tuple[ModelResults, str, str, str, 
                     yield model, record.case, record.level, record.attack, score
         for level in results.levels:
             for (case, _), score in results.scores(model.name, level.key).items():
-                yield model, case, level.key, WORST, score
+                yield model, case, level.key, kept.WORST, score
 
 
 def measures_of(score: Score, classes: Sequence[str]) -> dict[str, float]:
@@ -110,14 +110,14 @@ def table_rows(results: Figures) -> list[dict[str, Cell]]:
     measures = {"dice": "mean Dice", "hd95": "median HD95 in mm", "false_positives": "false positives"}
     levels = {level.key: kept.place_of(level) for level in results.levels}
     for model in results.models:
-        tables = [("", "clean", model.summaries[""], model.rows[""])]
+        tables = [("", kept.CLEAN, model.summaries[""], model.rows[""])]
         for key in levels:
             tables += [
                 (key, attack, found[key], model.attack_rows[attack][key])
                 for attack, found in model.attacks.items()
                 if key in found
             ]
-            tables.append((key, "worst case", model.summaries[key], model.rows[key]))
+            tables.append((key, kept.WORST, model.summaries[key], model.rows[key]))
         for key, attack, summary, rows in tables:
             place: dict[str, Cell] = {"model": model.name, "level": key, "attack": attack, **levels.get(key, {})}
             whole: dict[str, Cell] = {

@@ -29,7 +29,7 @@ from monai_adv.evaluation.checks.probes import consistency
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.models.smoothed import SmoothedVersion
 from monai_adv.evaluation.plans import Plan
-from monai_adv.evaluation.records import Level, Record
+from monai_adv.evaluation.records import CLEAN, Level, Record
 from monai_adv.evaluation.search.plan import NOISE, AttackPlan, Stage, corruption_entry
 from monai_adv.evaluation.search.variations import measured, steps_of, variation_entry
 from monai_adv.evaluation.settings import EvaluationSettings
@@ -155,7 +155,7 @@ class _Run:
     def all_levels(self) -> None:
         if isinstance(self.model, SmoothedVersion) and not is_certified(self.store, self.model.name, self.name):
             both_bounds.certify(self.model, self.case, self.store)
-        clean = self._saved("", "clean") or self._clean()
+        clean = self._saved("", CLEAN) or self._clean()
         self.tell()
         for corruption in self.plan.corruptions:
             self._corruption(corruption, clean)
@@ -190,7 +190,7 @@ class _Run:
         scores = tuple(case.scores(case.images))
         done, notes = torch.cat(finished), getattr(case, "notes", ())
         record = Record(
-            self.model.name, self.name, "", "clean", scores, scores,
+            self.model.name, self.name, "", CLEAN, scores, scores,
             forward=len(case.images), seconds=time.perf_counter() - start + self._load_seconds,
             broken=int(torch.cat(broken).sum()), settings={"notes": list(notes)} if notes else {},
         )  # fmt: skip
