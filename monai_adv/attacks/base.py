@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from monai_adv.errors import InputError
 from monai_adv.network_state import Mode, any_batch_size, frozen
 from monai_adv.statistics import Passes
-from monai_adv.tasks.base import Output, Points, Target, Task, take
+from monai_adv.tasks.base import Output, Points, Target, Task, first_resolution, take
 from monai_adv.threats import Threat, per_sample
 
 Until = Literal["wrong", "lowest"]
@@ -274,7 +274,7 @@ class Strongest:
     def judge(self, output: Output, target: Target) -> Verdict:
         """What the task says of images with this output; nothing is kept."""
         margin = self.task.margin(output, target).to(self.margin)
-        broken = _not_finite(output)
+        broken = not_finite(output)
         margin = torch.where(broken, self.task.lowest_margin, margin)
         return Verdict(broken | ~self.task.correct(output, target), margin, broken)
 
@@ -416,7 +416,7 @@ def sync_interval(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 4
 
 
-def _not_finite(output: Output) -> Tensor:
+def not_finite(output: Output) -> Tensor:
     """``(B,)`` bool: NaN or infinity in the full-resolution output."""
-    values = output if isinstance(output, Tensor) else output[0]
+    values = first_resolution(output)
     return ~values.detach().reshape(len(values), -1).isfinite().all(1)

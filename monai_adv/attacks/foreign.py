@@ -25,7 +25,7 @@ from monai_adv.errors import AttackError, InputError, did_you_mean
 from monai_adv.network_state import device_of, frozen
 from monai_adv.statistics import Passes
 from monai_adv.tasks import ClassificationTask
-from monai_adv.tasks.base import Output, Target, Task, take
+from monai_adv.tasks.base import Output, Target, Task, first_resolution, take
 from monai_adv.threats import Threat, per_sample
 
 ForeignFunction = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
@@ -129,7 +129,7 @@ class Foreign(BaseAttack[AttackResult]):
             with torch.no_grad():
                 clean = model(images)
             labels = _labels(task, clean, target)
-            head = ClassificationTask.logits if labels.ndim == 1 else _full_resolution
+            head = ClassificationTask.logits if labels.ndim == 1 else first_resolution
             best.update(torch.arange(len(images), device=images.device), images, clean, target)
             # They have one radius: images whose radii differ by a thousandth at most share the smallest one.
             groups = (radius.log() * 1000).round()
@@ -289,16 +289,12 @@ def _labels(task: Task, output: Output, target: Target) -> Tensor:
     points = task.points(output, target)
     if points.labels.shape[1] == 1:
         return points.labels[:, 0]
-    logits = _full_resolution(output)
+    logits = first_resolution(output)
     if points.logits.shape[1:] != logits.flatten(2).shape[1:]:
         found = "a segmentation of overlapping regions"
         raise AttackError.of("attack", found, "classes that exclude each other, where the attack is a foreign one")
     labels = torch.where(points.valid, points.labels, points.logits.argmax(1))
     return labels.view(len(logits), *logits.shape[2:])
-
-
-def _full_resolution(output: Output) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
 
 
 def _torchattacks(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from monai_adv.certificates.bounds import check_alpha, differ
 from monai_adv.errors import InputError
+from monai_adv.tasks.base import first_resolution
 
 NO_CLASS = -1
 """In place of a class: the smoothed model abstains."""
@@ -96,7 +97,7 @@ class Noise:
 
 def first(output: Any) -> Tensor:
     """The full resolution of an output with deep supervision; ``(B,)`` logits as ``(B, 1)``."""
-    logits = cast(Tensor, output if isinstance(output, Tensor) else output[0])
+    logits = first_resolution(output)
     return logits[:, None] if logits.ndim == 1 else logits
 
 

@@ -23,7 +23,7 @@ from monai_adv.defenses.ranks import on_any_rank
 from monai_adv.engines.bundle_rule import Rule
 from monai_adv.errors import InputError
 from monai_adv.tasks import Output, Target
-from monai_adv.tasks.base import check_labels, is_one_hot
+from monai_adv.tasks.base import check_labels, first_resolution, is_one_hot
 
 Kind = Literal["classification", "segmentation"]
 KINDS: tuple[Kind, ...] = ("classification", "segmentation")
@@ -75,7 +75,7 @@ class Layout:
 
     def to_bundle(self, target: Target) -> Tensor:
         """The label as the bundle made it."""
-        values = target if isinstance(target, Tensor) else target[0]
+        values = first_resolution(target)
         if self.classes:
             return F.one_hot(values[:, 0], self.classes).movedim(-1, 1).to(self.dtype)
         return values if self.channel else values[:, 0]

@@ -13,6 +13,7 @@ from monai_adv.defenses.base import Defense
 from monai_adv.engines.bundle_task import Layout
 from monai_adv.settings import ENV_FILE, ENV_PREFIX, Settings, table
 from monai_adv.tasks import Output
+from monai_adv.tasks.base import first_resolution
 
 
 def be_heard(logger: logging.Logger) -> None:
@@ -56,7 +57,7 @@ def words_of_the_first_batch(
         raw_unit: intensity of the files in one network unit.
         ids: where they come from; None: not needed.
     """
-    shape = tuple((output if isinstance(output, Tensor) else output[0]).shape)
+    shape = tuple(first_resolution(output).shape)
     if layout is not None:
         what += f" ({layout.words})"
     channels = defense.channels

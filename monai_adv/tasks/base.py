@@ -84,6 +84,16 @@ them with the full resolution first; put a module around the network that picks 
     return first
 
 
+def first_resolution(values: Output | Target) -> Tensor:
+    """A tensor, or the first of those at several resolutions; unlike :func:`full_resolution` it refuses nothing.
+
+    Example:
+        >>> first_resolution([torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 2, 2)]).shape
+        torch.Size([1, 1, 4, 4])
+    """
+    return values if isinstance(values, Tensor) else values[0]
+
+
 def are_probabilities(output: Tensor, alone: bool) -> bool:
     """Whether an output looks as if a softmax or a sigmoid had been applied to it already.
 

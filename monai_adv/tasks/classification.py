@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_adv.errors import InputError
-from monai_adv.tasks.base import Output, Points, Target, TrainingLoss, check_labels, full_resolution, is_one_hot
+from monai_adv.tasks.base import (
+    Output,
+    Points,
+    Target,
+    TrainingLoss,
+    check_labels,
+    first_resolution,
+    full_resolution,
+    is_one_hot,
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class ClassificationTask:
 
     def scorable(self, target: Target) -> Tensor:
         """``(B,)`` bool, all true."""
-        return torch.ones(len(_tensor(target)), dtype=torch.bool, device=_tensor(target).device)
+        return torch.ones(len(first_resolution(target)), dtype=torch.bool, device=first_resolution(target).device)
 
     def points(self, output: Output, target: Target) -> Points:
         """One point per sample."""
@@ -156,11 +165,7 @@ class ClassificationTask:
         return logits, self.labels(target, logits.shape[1])
 
 
-def _tensor(values: Output | Target) -> Tensor:
-    return values if isinstance(values, Tensor) else values[0]
-
-
 def _rows(values: Output | Target) -> Tensor:
     """Without the spatial axes of size 1 that a fully convolutional classifier keeps."""
-    tensor = _tensor(values)
+    tensor = first_resolution(values)
     return tensor.flatten(1) if tensor.ndim > 2 and tensor.shape[2:].numel() == 1 else tensor

@@ -18,7 +18,16 @@ from torch import Tensor
 from monai_adv.errors import InputError
 from monai_adv.settings import Settings, setting
 from monai_adv.tasks import dice_score
-from monai_adv.tasks.base import Output, Points, Target, Task, TrainingLoss, check_labels, full_resolution
+from monai_adv.tasks.base import (
+    Output,
+    Points,
+    Target,
+    Task,
+    TrainingLoss,
+    check_labels,
+    first_resolution,
+    full_resolution,
+)
 
 SMOOTH = 1e-5  # nnU-Net's own smoothing of the soft Dice
 
@@ -124,7 +133,7 @@ class SegmentationTask:
         Raises:
             InputError: says what came.
         """
-        logits, labels = full_resolution(output), _full_resolution(target)
+        logits, labels = full_resolution(output), first_resolution(target)
         heads = logits.shape[1]
         if heads == 1 and not self.regions:
             raise InputError.of(
@@ -156,7 +165,7 @@ class SegmentationTask:
 
     def soft_margin(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` soft Dice minus threshold, at full resolution."""
-        logits = _full_resolution(output)
+        logits = first_resolution(output)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return self._soft_dice(logits, _whole(target), self.settings) - self.settings.threshold
 
@@ -178,7 +187,7 @@ class SegmentationTask:
 
         Ignored voxels are in neither.
         """
-        logits = _full_resolution(output)
+        logits = first_resolution(output)
         there, valid = self._foreground(_whole(target), logits.shape[1])
         if self.alone:
             found = self._foreground_logits(logits) > 0  # sigmoid > 0.5
@@ -225,7 +234,7 @@ class SegmentationTask:
 
     def points(self, output: Output, target: Target) -> Points:
         """A point per voxel; with sigmoids one per voxel and region or class, between the logits 0 and z."""
-        logits, labels = _full_resolution(output), _whole(target)
+        logits, labels = first_resolution(output), _whole(target)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         valid = self._valid(labels)
         if self.alone:
@@ -240,7 +249,7 @@ class SegmentationTask:
 
         See :func:`monai_adv.tasks.dice_score.nearest`.
         """
-        logits = _full_resolution(output)
+        logits = first_resolution(output)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         labels, valid = self._foreground(_whole(target), logits.shape[1])
         return dice_score.nearest(self._leads(logits, valid), self._absent(labels & valid))
@@ -258,7 +267,7 @@ class SegmentationTask:
     @torch.no_grad()
     def _empty_score(self, output: Output, target: Target) -> Tensor:
         """Score of a sample without foreground: 1 if it is right by the policy, otherwise 0."""
-        logits = _full_resolution(output)
+        logits = first_resolution(output)
         if self.settings.empty_target == "wrong":
             return torch.zeros(len(logits), device=logits.device)
         valid = self._valid(_whole(target))
@@ -268,7 +277,7 @@ class SegmentationTask:
     def _losses(self, output: Output, target: Target, settings: SegmentationSettings) -> Tensor:
         """``(B,)`` the loss that these settings name, over the resolutions that they name."""
         if isinstance(output, Tensor) or isinstance(target, Tensor) or not settings.attack_deep_supervision:
-            return self._loss(_full_resolution(output), _whole(target), settings)
+            return self._loss(first_resolution(output), _whole(target), settings)
         weights = self.deep_supervision_weights or [2.0**-i for i in range(len(output))]
         return torch.stack(
             [w * self._loss(o, _whole(t), settings) for w, o, t in zip(weights, output, target, strict=True) if w > 0]
@@ -351,13 +360,9 @@ def judged_alone(task: Task) -> bool:
     return isinstance(task, SegmentationTask) and task.alone
 
 
-def _full_resolution(values: Output) -> Tensor:
-    return values if isinstance(values, Tensor) else values[0]
-
-
 def _whole(target: Target) -> Tensor:
     """Labels at full resolution; those that :func:`whole_labels` lets pass may be a little off."""
-    labels = _full_resolution(target)
+    labels = first_resolution(target)
     return labels.round() if labels.is_floating_point() else labels
 
 

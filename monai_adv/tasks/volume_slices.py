@@ -17,7 +17,7 @@ from torch import Tensor
 
 from monai_adv.errors import InputError
 from monai_adv.tasks import dice_score
-from monai_adv.tasks.base import Output, Target
+from monai_adv.tasks.base import Output, Target, first_resolution
 from monai_adv.tasks.segmentation import SegmentationTask
 
 
@@ -101,14 +101,14 @@ class VolumeSlicesTask(SegmentationTask):
         """
         true_positive, predicted, there = (n.sum(0) for n in counts(task, output, target))
         size = predicted + there
-        return cls.towards(task, expected * 2 * true_positive / size.clamp(min=1), size, len(_full(target)))
+        return cls.towards(task, expected * 2 * true_positive / size.clamp(min=1), size, len(first_resolution(target)))
 
     def sample_loss(self, output: Output, target: Target) -> Tensor:
         """``(B,)`` minus the margin, of probabilities instead of decisions."""
-        logits = _full(output)
+        logits = first_resolution(output)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         probability = self.probability(logits)
-        labels, valid = self._foreground(_full(target), logits.shape[1])
+        labels, valid = self._foreground(first_resolution(target), logits.shape[1])
         probability = probability * valid
         share = self._share((probability * labels).flatten(2).sum(-1), probability.flatten(2).sum(-1))
         leads = self._leads(logits, valid)
@@ -126,7 +126,7 @@ class VolumeSlicesTask(SegmentationTask):
 
     def scorable(self, target: Target) -> Tensor:
         """``(B,)`` bool: a slice without foreground matters to its volume, one without a voxel that counts does not."""
-        return self._valid(_full(target)).flatten(1).any(1)
+        return self._valid(first_resolution(target)).flatten(1).any(1)
 
     def _absent(self, labels: Tensor) -> Tensor:
         """``(B, K)`` bool: the same classes for all slices, those that the whole volume has not."""
@@ -141,7 +141,3 @@ def counts(task: SegmentationTask, output: Output, target: Target) -> tuple[Tens
     """``(B, K)`` voxels of each class that are found and there, found, there."""
     found, there = task.masks(output, target)
     return (found & there).flatten(2).sum(-1), found.flatten(2).sum(-1), there.flatten(2).sum(-1)
-
-
-def _full(values: Output) -> Tensor:
-    return values if isinstance(values, Tensor) else values[0]

@@ -23,6 +23,7 @@ from monai_adv.evaluation.codec import optional
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.models.smoothed import attacked_only
 from monai_adv.tasks import SegmentationTask
+from monai_adv.tasks.base import first_resolution
 from monai_adv.tasks.segmentation import judged_alone
 
 
@@ -160,7 +161,7 @@ def _dice(model: Model, case: Case, labels: Tensor) -> tuple[Tensor, float]:
 
 def _truth(task: SegmentationTask, target: Any, classes: int) -> tuple[Tensor, Tensor]:
     """Labels ``(B, *spatial)``, of yes or no ``(B, R, *spatial)``; and which voxels count ``(B, *spatial)``."""
-    maps = target if isinstance(target, Tensor) else target[0]
+    maps = first_resolution(target)
     if task.regions:
         ignored = maps[:, -1] > 0 if task.ignore_label is not None else torch.zeros_like(maps[:, 0], dtype=torch.bool)
         return (maps if task.ignore_label is None else maps[:, :-1]).long(), ~ignored

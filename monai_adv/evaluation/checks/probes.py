@@ -35,8 +35,8 @@ from monai_adv.metrics.score import Kind, Score, mean_known
 from monai_adv.network_state import device_of, frozen, inputs_untouched
 from monai_adv.random_streams import seed_of
 from monai_adv.statistics import Passes
-from monai_adv.tasks import ClassificationTask, Output, Target, take, to_device
-from monai_adv.tasks.base import are_probabilities
+from monai_adv.tasks import ClassificationTask, Target, take, to_device
+from monai_adv.tasks.base import are_probabilities, first_resolution
 from monai_adv.tasks.segmentation import judged_alone
 from monai_adv.threats import ROUNDING, Norm, Threat
 
@@ -235,12 +235,12 @@ def consistency(case: Case, images: Tensor) -> Consistency:
     # A single volume gets its own mirror image for company, paler: of another mean and spread.
     batch = images[:8] if len(images) > 1 else torch.cat([images, images.flip(-1) / 2])
     with inputs_untouched(case.network):
-        first = _full(case.network(batch))
-        again = _full(case.network(batch))
-        single = torch.cat([_full(case.network(batch[i : i + 1])) for i in range(len(batch))])
-        repeated = torch.cat([_full(case.network(batch[i : i + 1])) for i in range(len(batch))])
+        first = first_resolution(case.network(batch))
+        again = first_resolution(case.network(batch))
+        single = torch.cat([first_resolution(case.network(batch[i : i + 1])) for i in range(len(batch))])
+        repeated = torch.cat([first_resolution(case.network(batch[i : i + 1])) for i in range(len(batch))])
         # A few logits may lie between 0 and 1 by chance; voxels are many.
-        outputs = _full(case.network(images)) if isinstance(case.task, ClassificationTask) else first
+        outputs = first_resolution(case.network(images)) if isinstance(case.task, ClassificationTask) else first
     spread = first.double().std().clamp(min=1e-12)
 
     def change(a: Tensor, b: Tensor) -> float:
@@ -350,10 +350,6 @@ def _outside(values: Tensor, threat: Threat) -> float:
     slack = ROUNDING * (threat.box[1] - threat.box[0])
     rows = values.flatten(1)
     return float(((rows < threat.box[0] - slack) | (rows > threat.box[1] + slack)).any(1).double().mean())
-
-
-def _full(output: Output) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
 
 
 def spread(names: Sequence[Any], count: int) -> list[Any]:

@@ -17,8 +17,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from monai_adv.evaluation.models.protocol import Model
 
 Marks = dict[str, list[Any]]
@@ -106,6 +104,7 @@ def computed(model: Model) -> dict[str, list[float]]:
     import torch
 
     from monai_adv.network_state import device_of, frozen
+    from monai_adv.tasks.base import first_resolution
 
     for name in model.cases[:FEW]:
         try:
@@ -119,7 +118,7 @@ def computed(model: Model) -> dict[str, list[float]]:
                 for _ in range(2):
                     torch.manual_seed(0)
                     outputs.append(_summary(network(image.to(device))))
-            target = case.target if isinstance(case.target, torch.Tensor) else case.target[0]
+            target = first_resolution(case.target)
         except Exception:  # whatever it is, it is said where the case is used
             continue
         found = {"image": _summary(image), "target": _summary(target[index : index + 1])}
@@ -141,7 +140,9 @@ def _summary(values: Any) -> list[float]:
     """The norm, then projections on random directions: a change of relative size d moves them by about d norms."""
     import torch
 
-    tensor: Tensor = (values if isinstance(values, torch.Tensor) else values[0]).detach().cpu().flatten()
+    from monai_adv.tasks.base import first_resolution
+
+    tensor = first_resolution(values).detach().cpu().flatten()
     numbers = tensor.float().nan_to_num(12345.0, 1e6, -1e6)
     rows = -(-len(numbers) // PERIOD)
     table = torch.nn.functional.pad(numbers, (0, rows * PERIOD - len(numbers))).view(rows, PERIOD)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from monai_adv.attacks import budget
-from monai_adv.attacks.base import Until, continued, is_finished
+from monai_adv.attacks.base import Until, continued, is_finished, not_finite
 from monai_adv.attacks.corruptions import CORRUPTIONS, Corruption
 from monai_adv.errors import AttackError, InputError, PlaceError, in_a_sentence
 from monai_adv.evaluation.certify import both_bounds
@@ -182,7 +182,7 @@ class _Run:
                 output = network(case.images[chosen].to(device))
                 target = to_device(take(case.target, chosen), device)
                 margin, right = case.task.margin(output, target), case.task.correct(output, target)
-                bad = ~_finite(output)
+                bad = not_finite(output)
                 margin, wrong = torch.where(bad, lowest, margin), bad | ~right
                 done = is_finished(wrong, margin, lowest, self.until)
                 finished.append((done | ~case.task.scorable(target)).cpu())
@@ -393,8 +393,3 @@ def _rounding(threat: Threat, images: Tensor) -> Tensor:
 def _entries(threat: Threat, images: Tensor) -> int:
     channels = images.shape[1] if threat.channels is None else len(threat.channels)
     return channels * images[0, 0].numel()
-
-
-def _finite(output: Tensor | Sequence[Tensor]) -> Tensor:
-    values = output if isinstance(output, Tensor) else output[0]
-    return values.reshape(len(values), -1).isfinite().all(1)
