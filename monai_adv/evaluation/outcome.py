@@ -22,6 +22,7 @@ from monai_adv.evaluation.records import Level, level_name
 from monai_adv.evaluation.report import tables
 from monai_adv.evaluation.report.results import Figures, ModelResults, gather
 from monai_adv.evaluation.report.sentences import opening, robustness
+from monai_adv.evaluation.sealed_folder import is_begun
 from monai_adv.evaluation.store import read_pictures
 from monai_adv.foreign_text import printable
 from monai_adv.given import number
@@ -201,7 +202,7 @@ class Results:
         """
         require("results.report()", "matplotlib", "jinja2")
         output = Path(folder).resolve()
-        if output != self.folder.resolve() and (output / "evaluation.json").exists():
+        if output != self.folder.resolve() and is_begun(output):
             raise InputError.of("folder", str(folder), "a folder that no other evaluation uses", "give a new one")
         page: Any = import_module("monai_adv.evaluation.report.page")
         written: Path = page.write_report(self.folder, self.numbers, output)

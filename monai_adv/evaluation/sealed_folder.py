@@ -37,6 +37,11 @@ AGAIN = "delete it and give the same command again"
 T = TypeVar("T")
 
 
+def is_begun(folder: str | Path) -> bool:
+    """Whether a folder holds an evaluation, or certificates, that somebody has begun."""
+    return (Path(folder) / NAME).exists()
+
+
 def read_beginning(folder: str | Path, kind: type[T]) -> T:
     """What is evaluated and how.
 
@@ -215,7 +220,7 @@ class SealedFolder:
         Raises:
             PlaceError: it cannot be written, or somebody deleted the folder.
         """
-        if not (self.folder / NAME).exists():
+        if not is_begun(self.folder):
             raise PlaceError(f"{self.folder}: was deleted or moved away while the evaluation ran; start it again.")
         try:
             self._write_whole(path, content)

@@ -45,7 +45,7 @@ from monai_adv.evaluation.differences import differences
 from monai_adv.evaluation.models.fingerprint import Marks, changed
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import CLEAN, Record
-from monai_adv.evaluation.sealed_folder import AGAIN, NAME, SealedFolder, read_beginning, reading
+from monai_adv.evaluation.sealed_folder import AGAIN, SealedFolder, is_begun, read_beginning, reading
 from monai_adv.metrics.score import Score
 
 FOLLOWS = (".stages", ".corruptions", ".data", ".in_files")
@@ -265,7 +265,7 @@ class Store(SealedFolder):
         """
         store = cls(folder)
         store.check_place()
-        if (store.folder / NAME).exists():
+        if is_begun(store.folder):
             here = read_evaluation(folder)
             store.drop_partials(3600)
             found = dict(differences(plain(here), plain(evaluation)))
@@ -291,7 +291,7 @@ class Store(SealedFolder):
     def marks(self, model: str) -> Marks:
         """Content hashes of the files that a model depends on, as :meth:`open` got them; empty where none are known."""
         path = self.folder / "files.json"
-        if path.exists() and (self.folder / NAME).exists():
+        if path.exists() and is_begun(self.folder):
             with suppress(InputError):  # without them every file is read again, which is never wrong
                 return self.read(path, dict[str, Marks]).get(model, {})
         return {}
@@ -421,6 +421,3 @@ class Store(SealedFolder):
 
     def _record_path(self, model: str, case: str, level: str, stage: str) -> Path:
         return self.path("records", model, case, f"{level}.{stage}" if level else CLEAN)
-
-
-_ARRAYS = ("clean", "attacked", "truth", "on_clean", "on_attacked")

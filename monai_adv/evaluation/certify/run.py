@@ -33,7 +33,7 @@ from monai_adv.evaluation.models.smoothed import check_case
 from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.run.measure import threads_for
 from monai_adv.evaluation.run.workers import Killed, Pool, ThisProcess, entry_of, identified, machine, versions
-from monai_adv.evaluation.sealed_folder import NAME
+from monai_adv.evaluation.sealed_folder import is_begun
 from monai_adv.evaluation.search.runner import reproducible
 from monai_adv.evaluation.settings import selected
 from monai_adv.evaluation.store import Store
@@ -78,7 +78,7 @@ def certify_models(
     for model in models:
         purpose.check_model(model.name, model.kind, model.classes)
     chosen = {model.name: selected(cases, model.cases) for model in models}
-    if folder is None or not (folder / NAME).exists():
+    if folder is None or not is_begun(folder):
         # What is refused leaves no folder that the corrected command would not fit.
         for model in models:
             _check_first(model, chosen[model.name], settings)

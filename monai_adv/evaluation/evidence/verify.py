@@ -26,6 +26,7 @@ from monai_adv.evaluation.evidence.content import Evidence, Measurement, ModelEv
 from monai_adv.evaluation.evidence.document import CERTIFICATES, NAME, check_schema, digest_of, document, records_hash
 from monai_adv.evaluation.models.fingerprint import contents, marks_of
 from monai_adv.evaluation.report.results import gather
+from monai_adv.evaluation.sealed_folder import is_begun
 
 REPORT = ("report.html", "results.json", "results.csv", "tables.csv")
 """Files that every report of attacks has."""
@@ -73,7 +74,7 @@ def verify(folder: str | Path, digest: str | None = None) -> list[Line]:
     evidence = typed(Evidence, content, null_is_nan=True)
     certified = evidence.measurement.settings.certify is not None
     lines += _of_report(folder, evidence.hashes.report, [CERTIFICATES] if certified else REPORT)
-    if (folder / "evaluation.json").exists():
+    if is_begun(folder):
         lines += _of_records(folder, content, evidence)
     else:
         lines.append(Line(FIGURES, "not checked", "only the report is here, not the evaluation's folder"))

@@ -14,6 +14,7 @@ from monai_adv.evaluation.models.protocol import Source
 from monai_adv.evaluation.run.parts import Finished, Parts
 from monai_adv.evaluation.run.session import Session
 from monai_adv.evaluation.run.workers import Pool, ThisProcess
+from monai_adv.evaluation.sealed_folder import is_begun
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import read_evaluation
 from monai_adv.foreign_text import say
@@ -69,6 +70,6 @@ def threads_for(folder: Path | None, asked: int | None) -> int:
     """As asked; when an evaluation goes on, as it began; otherwise as torch likes it on this machine."""
     if asked is not None:
         return asked
-    if folder is not None and (folder / "evaluation.json").exists():
+    if folder is not None and is_begun(folder):
         return read_evaluation(folder).settings.threads
     return torch.get_num_threads()

@@ -25,6 +25,7 @@ from monai_adv.evaluation.records import Record, is_variation
 from monai_adv.evaluation.report.trained import trained
 from monai_adv.evaluation.run.parts import Finished, Parts
 from monai_adv.evaluation.run.workers import Described, Job, Killed, Pool, ThisProcess, forget
+from monai_adv.evaluation.sealed_folder import is_begun
 from monai_adv.evaluation.search import cost
 from monai_adv.evaluation.search.cost import Timing, duration
 from monai_adv.evaluation.settings import EvaluationSettings
@@ -124,7 +125,7 @@ class Session:
             models=tuple(self.models),
             run_file=self.asked,
         )
-        goes_on = write and (self.folder / "evaluation.json").exists()
+        goes_on = write and is_begun(self.folder)
         if goes_on:
             self._open()
             self.resumed = bool(read_records(self.folder))

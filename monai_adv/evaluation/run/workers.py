@@ -29,6 +29,7 @@ from monai_adv.evaluation.models.protocol import Model, Source
 from monai_adv.evaluation.models.radii import in_words
 from monai_adv.evaluation.models.smoothed import SmoothedVersion
 from monai_adv.evaluation.run.parts import Parts
+from monai_adv.evaluation.sealed_folder import is_begun
 from monai_adv.evaluation.search import cost
 from monai_adv.evaluation.search.plan import AttackPlan, corruption_entry
 from monai_adv.evaluation.search.runner import check_threat, reproducible, run_case
@@ -171,7 +172,7 @@ class Job:
         return ""
 
     def _store(self) -> Store:
-        if not (Path(self.folder) / "evaluation.json").exists():
+        if not is_begun(self.folder):
             raise InputError(
                 f"{self.folder}: this worker ({platform.node()}) does not see the folder of the evaluation; "
                 "give a path that all workers share."
