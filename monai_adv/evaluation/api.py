@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +9,7 @@ from typing import Any
 
 from monai_adv import given
 from monai_adv.certificates import Smoothing
+from monai_adv.evaluation.doors import chosen_cases, in_notebook, warn_of
 from monai_adv.evaluation.evidence.group_table import GroupTable
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.handed_in import HandedIn
@@ -19,7 +18,7 @@ from monai_adv.evaluation.outcome import Results
 from monai_adv.evaluation.plans import Plan, PlanFunction
 from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.run.measure import measure, threads_for
-from monai_adv.evaluation.settings import CASES, EvaluationSettings, Version, attacks_of
+from monai_adv.evaluation.settings import EvaluationSettings, Version, attacks_of
 from monai_adv.foreign_text import say
 from monai_adv.given import Box
 from monai_adv.optional import require
@@ -155,9 +154,7 @@ def evaluate(
             if temporary:
                 temporary.cleanup()
             raise
-    if results.problems:
-        which = "; ".join(f"{m}{', ' + c if c else ''}: {reason}" for m, c, reason in results.problems[:3])
-        warnings.warn(f"{len(results.problems)} could not be used, see results.problems: {which}", stacklevel=2)
+    warn_of(results.problems, "results.problems")
     return results
 
 
@@ -168,22 +165,3 @@ def _silence(line: str) -> None:
 def _radii(eps: Any) -> list[Any]:
     one = isinstance(eps, str) or not hasattr(eps, "__iter__") or getattr(eps, "ndim", 1) == 0
     return [eps] if one else list(eps)
-
-
-def chosen_cases(cases: Any) -> int | tuple[str, ...] | None:
-    """A number, or names, as :class:`EvaluationSettings` takes them.
-
-    Raises:
-        InputError: neither of them.
-    """
-    if cases is None:
-        return None
-    if isinstance(cases, str) or not hasattr(cases, "__iter__"):
-        return (cases,) if isinstance(cases, str) else given.whole("cases", cases, 1, allowed=CASES)
-    return tuple(map(str, cases))
-
-
-def in_notebook() -> bool:
-    """Whether a notebook's kernel runs this."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return type(shell).__name__ == "ZMQInteractiveShell"

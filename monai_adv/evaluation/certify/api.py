@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai_adv.certificates import Certification
-from monai_adv.evaluation.api import chosen_cases, in_notebook
 from monai_adv.evaluation.certify.results import Certificates
 from monai_adv.evaluation.certify.run import certify_models
+from monai_adv.evaluation.doors import chosen_cases, in_notebook, warn_of
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.handed_in import HandedIn
 from monai_adv.evaluation.models.hosts import Options
@@ -90,7 +89,5 @@ def certify(
             bars=verbose or in_notebook(),
             purpose=purpose,
         )
-    if found.problems:
-        which = "; ".join(f"{m}{', ' + c if c else ''}: {reason}" for m, c, reason in found.problems[:3])
-        warnings.warn(f"{len(found.problems)} could not be used, see problems: {which}", stacklevel=2)
+    warn_of(found.problems, "problems")
     return found
