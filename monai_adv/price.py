@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,6 +42,16 @@ def cheaper_way(method: Method, settings: DefenseSettings, epochs: int, todo: st
     if plain < DEAR:
         return None
     return f"WARNING: {epochs} epochs of {method.name} cost as much as about {plain:.0f} plain ones. {todo}"
+
+
+def whole_epochs(paid: float) -> int:
+    """Epochs of which a budget pays for so many; a whole number that rounding has made a hair smaller stays whole.
+
+    Example:
+        >>> 0.29 * 100, whole_epochs(0.29 * 100), whole_epochs(2.9)
+        (28.999999999999996, 29, 2)
+    """
+    return math.floor(paid * (1 + 1e-12))
 
 
 @dataclass

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from monai_adv.defenses.method import CLEAN_PASSES
 from monai_adv.errors import InputError
+from monai_adv.price import whole_epochs
 from monai_adv.weights import names_in
 from nnunet_trainers.checkpoint import SECTION, read_any
 from nnunet_trainers.run_settings import PLAIN, in_hours
@@ -222,7 +223,7 @@ def epochs_within(budget: float | str, plain: PlainModel, iterations: int, forwa
             "budget", budget, "a share, such as 1.0, with a checkpoint that does not say how long its epochs took"
         )
     share = float(budget) if hours is None else hours / plain.hours
-    epochs = math.floor(share * plain.passes / (iterations * forwards))
+    epochs = whole_epochs(share * plain.passes / (iterations * forwards))
     if epochs < 1:
         needed = iterations * forwards / plain.passes * (1 if hours is None else plain.hours)
         least = f"{math.ceil(1000 * needed) / 1000:g}{'' if hours is None else 'h'}"

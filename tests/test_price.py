@@ -76,6 +76,8 @@ def test_a_budget_becomes_epochs_by_hand() -> None:
     assert epochs_within(1.0, PLAIN, 25, 9) == 66
     assert epochs_within(0.25, PLAIN, 25, 9) == 16
     assert epochs_within(0.015, PLAIN, 25, 9) == 1
+    exactly = replace(PLAIN, epochs=300, iterations=250)  # 0.29 * 225,000 / 750 is a hair below 87 in floating point
+    assert epochs_within(0.29, exactly, 250, 3) == 87
     with pytest.raises(InputError, match=r"budget: received 0.0149, allowed is at least 0.015: one epoch, 25 steps"):
         epochs_within(0.0149, PLAIN, 25, 9)
 

@@ -22,7 +22,7 @@ from monai_adv.engines.run_settings import RunSettings
 from monai_adv.engines.starting_weights import attached, start_from
 from monai_adv.errors import InputError
 from monai_adv.network_state import frozen
-from monai_adv.price import Clock, cheaper_way, forecast, price_line
+from monai_adv.price import Clock, cheaper_way, forecast, price_line, whole_epochs
 from monai_adv.tasks import SegmentationTask, Target
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def epochs_within(budget: float, plain_epochs: int, forwards: float) -> int:
         >>> epochs_within(1.0, 20, 10)
         6
     """
-    epochs = math.floor(budget * plain_epochs * CLEAN_PASSES / forwards * (1 + 1e-12))
+    epochs = whole_epochs(budget * plain_epochs * CLEAN_PASSES / forwards)
     if epochs < 1:
         least = math.ceil(1000 * forwards / (plain_epochs * CLEAN_PASSES)) / 1000
         raise InputError.of(

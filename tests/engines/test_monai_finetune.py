@@ -87,7 +87,7 @@ def lr_of(engine: Any) -> float:
 def test_a_budget_becomes_epochs_by_hand() -> None:
     """20 plain epochs at 3 forwards are 60; ours cost 10, 5, 21 each."""
     assert [epochs_within(b, 20, f) for b, f in ((1.0, 10), (0.5, 10), (1.0, 5), (1.0, 21))] == [6, 3, 12, 2]
-    assert epochs_within(0.35, 20, 7) == 3  # exactly: 0.35 * 60 / 7 is a hair below 3 in floating point
+    assert epochs_within(0.29, 100, 3) == 29  # exactly: 0.29 * 300 / 3 is a hair below 29 in floating point
     with pytest.raises(InputError, match="budget: received 0.3, allowed is at least 0.35: one epoch at 21 forwards"):
         epochs_within(0.3, 20, 21)
 
