@@ -208,6 +208,17 @@ def test_bad_commands(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("taken", "error"), [("r.png", "a file that ends in .png"), ("r.txt", "can be written")])
+def test_a_folder_in_the_place_of_a_file_is_named(
+    taken: str, error: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / taken).mkdir()
+    Image.fromarray(np.random.default_rng(0).normal(100, 10, (40, 40)).astype(np.uint8)).save(tmp_path / "a.png")
+    words = ["--images", str(tmp_path), "--scale", "255", "-o", str(tmp_path / "r.png")]
+    assert main(["radius", *words]) == 2
+    assert error in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_constant_images_leave_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "scans"
     folder.mkdir()

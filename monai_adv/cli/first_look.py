@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monai_adv import openmp
-from monai_adv.errors import InputError
+from monai_adv.cli.pictures import png_file, writing
 from monai_adv.optional import require
 
 if TYPE_CHECKING:
@@ -38,9 +37,7 @@ def run(args: argparse.Namespace) -> int:
         MissingPackageError: matplotlib is not installed.
     """
     require("monai-adv try", "matplotlib")
-    output = Path(args.output)
-    if output.suffix.lower() != ".png" or not output.resolve().parent.is_dir() or output.is_dir():
-        raise InputError.of("-o", args.output, "a file that ends in .png, in a folder that exists")
+    output = png_file(args.output)
     began = time.monotonic()
     openmp.wait_passively()
 
@@ -53,10 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = Recipe()
     looks = first_look(recipe, say)
-    try:
+    with writing(args.output):
         picture({name: look.picture for name, look in looks.items()}, recipe.eps, output)
-    except OSError as error:
-        raise InputError.of("-o", args.output, f"a file that can be written ({error.strerror})") from error
     say("done")
     print(f"\n{table(looks)}\n\nNoise and attack change a voxel by RMS {recipe.eps:g} standard deviations of the scan.")
     print("A phantom and seconds of training: how it works, not how good it is.")

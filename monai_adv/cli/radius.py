@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from monai_adv.cli.pictures import png_file, writing
 from monai_adv.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,9 +57,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: input that cannot be used.
     """
     _check(args)
-    output = Path(args.output)
-    if output.suffix.lower() != ".png" or not output.resolve().parent.is_dir():
-        raise InputError.of("-o", args.output, "a file that ends in .png, in a folder that exists")
+    output = png_file(args.output)
 
     from monai_adv.foreign_text import say
     from monai_adv.radius import picture, suggest, words
@@ -67,8 +66,9 @@ def run(args: argparse.Namespace) -> int:
     lines = words(found)
     for line in lines:
         say(line)
-    picture(found, output)
-    output.with_suffix(".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with writing(args.output):
+        picture(found, output)
+        output.with_suffix(".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     say(f"Picture: {output}, text: {output.with_suffix('.txt')}")
     return 1 if found.problems else 0
 
