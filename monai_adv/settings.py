@@ -184,6 +184,20 @@ def owners(sections: Mapping[str, type[Settings]]) -> dict[str, str]:
     return owner
 
 
+def with_fine_tuning(presets: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Presets of a method, of which "finetune", there or not, gets what a host's run adds to it.
+
+    Args:
+        presets: of the method, whose own values count.
+        run: settings of the run.
+
+    Example:
+        >>> with_fine_tuning({"finetune": {"steps": 3}}, {"budget": 1.0})
+        {'finetune': {'budget': 1.0, 'steps': 3}}
+    """
+    return {**presets, "finetune": {**run, **presets.get("finetune", {})}}
+
+
 def expand_preset(
     sections: Mapping[str, type[Settings]], values: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from monai_adv.errors import InputError
 from monai_adv.network_state import bare, is_compiled
 from monai_adv.price import Clock, forecast
 from monai_adv.sample_state import SampleIds
-from monai_adv.settings import Settings, as_dict, combine, expand_preset, read_settings
+from monai_adv.settings import Settings, as_dict, combine, expand_preset, read_settings, with_fine_tuning
 from monai_adv.tasks import SegmentationSettings, SegmentationTask
 from monai_adv.threats import Threat
 from nnunet_trainers import pretrained
@@ -111,8 +111,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
 
     @classmethod
     def _presets(cls) -> dict[str, Mapping[str, Any]]:
-        own = cls.method.presets
-        return {**own, "finetune": {**FINE_TUNING, **own.get("finetune", {})}}
+        return with_fine_tuning(cls.method.presets, FINE_TUNING)
 
     @property
     def _price(self) -> RunPrice:

@@ -13,6 +13,11 @@ from nnunet_trainers.mixing import own_methods
 
 
 def check_device(device: torch.device) -> None:
+    """nnU-Net's default is a GPU; on a machine without one it would fail deep in its constructor.
+
+    Raises:
+        InputError: says which device there is.
+    """
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError.of(
             "-device", device.type, "a device of this machine, where PyTorch finds no NVIDIA GPU",

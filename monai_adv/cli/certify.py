@@ -113,6 +113,7 @@ def _cost(sources: list[Source], settings: Certification, chosen: int | tuple[st
     import torch
 
     from monai_adv.evaluation.models.classifier import first_of
+    from monai_adv.evaluation.search.cost import duration
     from monai_adv.evaluation.settings import selected
     from monai_adv.network_state import device_of, frozen
 
@@ -128,5 +129,4 @@ def _cost(sources: list[Source], settings: Certification, chosen: int | tuple[st
             network(few)
         seconds += (time.perf_counter() - start) / len(few) * len(case.images) * draws * len(names)
         count += len(case.images) * draws * len(names)
-    took = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-    return f"About {count} passes of one input, {took if seconds >= 60 else f'{seconds:.0f} s'}."
+    return f"About {count} passes of one input, {duration(seconds)}."

@@ -9,7 +9,7 @@ from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.engines.run_settings import FINE_TUNING, RunSettings
 from monai_adv.errors import InputError
-from monai_adv.settings import Settings, combine, expand_preset
+from monai_adv.settings import Settings, combine, expand_preset, with_fine_tuning
 from monai_adv.tasks import SegmentationSettings
 
 
@@ -63,5 +63,4 @@ class Given:
         return self.method, cast(DefenseSettings, sections["defense"])
 
     def _presets(self) -> dict[str, Mapping[str, Any]]:
-        own = self.method.presets
-        return {**own, "finetune": {**FINE_TUNING, **own.get("finetune", {})}}
+        return with_fine_tuning(self.method.presets, FINE_TUNING)
