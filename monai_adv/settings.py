@@ -146,23 +146,17 @@ def _read(field: dataclasses.Field[Any], value: Any, hint: Any, allowed: str) ->
     return value
 
 
-def combine(
-    sections: Mapping[str, type[Settings]],
-    values: Mapping[str, Any],
-    presets: Mapping[str, Mapping[str, Any]] | None = None,
-) -> dict[str, Settings]:
+def combine(sections: Mapping[str, type[Settings]], values: Mapping[str, Any]) -> dict[str, Settings]:
     """Make every section from one flat mapping.
 
     Args:
         sections: name of the section -> its class.
-        values: setting -> value; ``preset`` names one of ``presets``, whose values count where none is given.
-        presets: named groups of values.
+        values: setting -> value, see :func:`expand_preset`.
 
     Raises:
-        InputError: unknown setting or preset (with the nearest known name), or a value that is not allowed.
+        InputError: unknown setting (with the nearest known name), or a value that is not allowed.
     """
     owner = owners(sections)
-    values = expand_preset(sections, values, presets or {})
     for name in values:
         if name not in owner:
             raise InputError.unknown(name, "setting", [*owner, "preset"])

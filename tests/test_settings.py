@@ -20,7 +20,7 @@ SECTIONS = {"defense": IMASettings, "task": SegmentationSettings, "run": RunSett
 
 
 def ima(values: dict) -> dict:
-    return flat(as_dict(combine(SECTIONS, values, PRESETS)))
+    return flat(as_dict(combine(SECTIONS, expand_preset(SECTIONS, values, PRESETS))))
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)

@@ -19,7 +19,7 @@ from monai_adv.evaluation.records import Level, Record
 from monai_adv.first_look.phantom import LABELS, Phantom, make_case
 from monai_adv.first_look.picture import picture
 from monai_adv.metrics.score import Score
-from monai_adv.settings import combine, read_settings
+from monai_adv.settings import combine, expand_preset, read_settings
 from nnunet_trainers import IMATrainer
 from nnunet_trainers.demo import __main__ as demo
 from nnunet_trainers.demo import figures
@@ -82,7 +82,8 @@ def test_ima_trainer_takes_the_settings_file(tmp_path: Path) -> None:
     file.write_text(recipe.ima_settings_file())
     given = read_settings({"MONAI_ADV_SETTINGS": str(file)})
     assert given == yaml.safe_load(recipe.ima_settings_file()) == recipe.ima_settings()
-    sections = combine(IMATrainer._sections(), given, IMATrainer.method.presets)
+    classes = IMATrainer._sections()
+    sections = combine(classes, expand_preset(classes, given, IMATrainer.method.presets))
     assert sections["defense"].eps == given["eps"]
     assert sections["run"].epochs == recipe.epochs
     assert sections["run"].initial_lr == recipe.learning_rate
