@@ -15,8 +15,8 @@ def compare_all(records: Sequence[Record], kind: Kind, *, seed: int = 0) -> list
     found = []
     for first, second in combinations(models(records), 2):
         for level in ["", *(v.key for v in levels(records))]:
-            pair = (scores_at(records, m, level) for m in (first, second))
-            found.append(compare(*pair, kind, names=(first, second), level=level, seed=seed))
+            one, other = (scores_at(records, m, level) for m in (first, second))
+            found.append(compare(one, other, kind, names=(first, second), level=level, seed=seed))
     corrected = {
         name: holm([t.p for c in found for t in c.tests if t.name == name])
         for name in {t.name for c in found for t in c.tests}
