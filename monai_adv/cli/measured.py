@@ -109,9 +109,11 @@ PNEUMONIA = Experiment(
 
 _SEGMENTATION = (
     Measured(PRICE_2D, "FGSMRS", "preset: finetune", 0.92, 83.2, 67.7),
+    Measured(PRICE_2D, "FreeAT", "preset: finetune", 1.00, 82.4, 69.5),
     Measured(PRICE_2D, "SAT", "preset: finetune", 1.00, 83.9, 62.8),
     Measured(PRICE_2D, "FAT", "preset: finetune", 1.03, 84.1, 59.2),
     Measured(PRICE_2D, "IMA", "preset: finetune", 1.00, 84.3, 56.4),
+    Measured(PRICE_2D, "MMA", "preset: finetune", 0.97, 83.5, 55.6),
     Measured(PRICE_2D, "TRADES", "preset: finetune", 0.93, 84.5, 53.5),
     Measured(PRICE_2D, "FGSMRS", "preset: finetune, budget: 0.25", 0.23, 82.9, 59.8),
     Measured(PRICE_2D, "SAT", "preset: finetune, budget: 0.25", 0.27, 83.5, 55.6),

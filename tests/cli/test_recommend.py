@@ -90,7 +90,8 @@ def test_figures_of_prices_are_those_of_the_runs() -> None:
     runs = json.loads((RESULTS / "price.json").read_text())
     by_hand = {
         ("FGSMRS", 0.92): "fgsmrs_2d_lr015", ("SAT", 1.00): "satmix_2d_lr015", ("FAT", 1.03): "fat_2d_lr015",
-        ("IMA", 1.00): "ima_2d_lr015", ("TRADES", 0.93): "trades_2d_lr015",
+        ("IMA", 1.00): "ima_2d_lr015", ("MMA", 0.97): "mma_2d_lr015", ("FreeAT", 1.00): "freeat_2d_lr015",
+        ("TRADES", 0.93): "trades_2d_lr015",
         ("FGSMRS", 0.23): "fgsmrs_2d_quarter", ("SAT", 0.27): "sat_2d_quarter",
     }  # fmt: skip
     rows = {(r.method, r.cost): r for r in MEASURED if r.experiment == measured.PRICE_2D}
