@@ -48,7 +48,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from monai_adv.attacks import PGD
 from monai_adv.attacks.losses import cross_entropy
-from monai_adv.evaluation.report.results import gather
+from monai_adv.evaluation.figures.results import gather
 from monai_adv.network_state import bare
 from monai_adv.settings import ENV_PREFIX
 from monai_adv.tasks import SegmentationTask

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from monai_adv.evaluation.figures.variation_rows import inventory
 from monai_adv.evaluation.models.bundle.source import BundleSource
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import CLEAN, Record
-from monai_adv.evaluation.report.variation_rows import inventory
 from monai_adv.evaluation.report.variations import variation_pictures
 from monai_adv.evaluation.search.variations import measured, steps_of
 from monai_adv.files import write_whole

@@ -10,7 +10,7 @@ from monai_adv.errors import InputError
 
 if TYPE_CHECKING:
     from monai_adv.evaluation.api import evaluate
-    from monai_adv.evaluation.certify.api import certify
+    from monai_adv.evaluation.certify_api import certify
     from monai_adv.threats import Threat
 
 try:
@@ -22,7 +22,7 @@ __all__ = ["InputError", "Threat", "__version__", "certify", "evaluate"]
 
 _NEEDS_TORCH = {
     "Threat": "monai_adv.threats",
-    "certify": "monai_adv.evaluation.certify.api",
+    "certify": "monai_adv.evaluation.certify_api",
     "evaluate": "monai_adv.evaluation.api",
 }
 

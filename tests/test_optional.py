@@ -19,7 +19,7 @@ THIRD_PARTY_OF_NNUNET = ["batchgenerators", "batchgeneratorsv2", "dynamic_networ
 DISTRIBUTIONS = {"ignite": "pytorch-ignite", "PIL": "pillow"}
 CORE = """
 import monai_adv, monai_adv.attacks, monai_adv.certificates, monai_adv.defenses, monai_adv.networks, monai_adv.tasks
-import monai_adv.pretraining, monai_adv.evaluation.certify.api
+import monai_adv.pretraining, monai_adv.evaluation.certify_api
 import torch
 from monai_adv.cli import main
 from monai_adv.defenses import METHODS

@@ -12,7 +12,7 @@ from typing import Any
 from monai_adv.cli import main
 from monai_adv.evaluation.checks.probed import ModelProbe
 from monai_adv.evaluation.checks.verdict import Verdict, Word
-from monai_adv.evaluation.report.results import Figures, gather
+from monai_adv.evaluation.figures.results import Figures, gather
 from monai_adv.evaluation.run.parts import Parts
 from tests.planted_evaluation import probed
 

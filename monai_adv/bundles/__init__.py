@@ -8,7 +8,7 @@ with explained("monai_adv.bundles"):
     from monai_adv.bundles.phantoms import write_phantom
     from monai_adv.bundles.start import check_keys, device
     from monai_adv.bundles.transforms import GreySliced, WithinRanged
-    from monai_adv.evaluation.models.bundle.live import evaluate
+    from monai_adv.evaluation.live_bundle import evaluate
     from monai_adv.weights import load_weights
 
 say_it_last()

@@ -77,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
     wait_passively()
     require("monai-adv certify", "pandas", "jsonschema")  # it writes a table and the evidence
     from monai_adv.certificates import Certification
-    from monai_adv.evaluation.certify.run import certify_models
     from monai_adv.evaluation.evidence.document import CERTIFICATES, NAME, digest_in
     from monai_adv.evaluation.evidence.purpose import Purpose
+    from monai_adv.evaluation.run.certify import certify_models
     from monai_adv.foreign_text import say
 
     settings = Certification(

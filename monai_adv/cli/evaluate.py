@@ -25,8 +25,8 @@ from monai_adv.optional import require
 
 if TYPE_CHECKING:
     from monai_adv.certificates import Smoothing
+    from monai_adv.evaluation.figures.results import Figures
     from monai_adv.evaluation.report.baseline import Baseline
-    from monai_adv.evaluation.report.results import Figures
     from monai_adv.evaluation.run.parts import Parts
     from monai_adv.evaluation.run.workers import Pool
     from monai_adv.evaluation.settings import EvaluationSettings

@@ -13,15 +13,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from monai_adv.errors import InputError, did_you_mean
-from monai_adv.evaluation.certify.results import Certificates
+from monai_adv.evaluation.certified_outcome import Certificates
 from monai_adv.evaluation.checks.verdict import Verdict
 from monai_adv.evaluation.evidence.group_table import GroupTable
+from monai_adv.evaluation.figures import tables
+from monai_adv.evaluation.figures.results import Figures, ModelResults, gather
+from monai_adv.evaluation.figures.sentences import opening, robustness
 from monai_adv.evaluation.frame_columns import COLUMNS
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, level_name
-from monai_adv.evaluation.report import tables
-from monai_adv.evaluation.report.results import Figures, ModelResults, gather
-from monai_adv.evaluation.report.sentences import opening, robustness
 from monai_adv.evaluation.sealed_folder import is_begun
 from monai_adv.evaluation.store import read_pictures
 from monai_adv.foreign_text import printable

@@ -18,7 +18,7 @@ from torch import nn
 from monai_adv.cli import main
 from monai_adv.cli.bundle import copy_bundle
 from monai_adv.errors import InputError
-from monai_adv.evaluation.models.bundle import live as live_bundle
+from monai_adv.evaluation import live_bundle
 from monai_adv.evaluation.models.bundle.opened import OpenBundle
 from monai_adv.evaluation.models.bundle.source import BundleSource
 from monai_adv.evaluation.models.classifier import Classifier

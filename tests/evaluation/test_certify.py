@@ -20,17 +20,17 @@ import monai_adv
 from monai_adv import InputError
 from monai_adv.certificates import Certification, certify_labels
 from monai_adv.cli import main
+from monai_adv.evaluation.certified_outcome import Certificates
 from monai_adv.evaluation.certify.kept import Proven, read_certified
-from monai_adv.evaluation.certify.results import Certificates
-from monai_adv.evaluation.certify.run import certify_models
 from monai_adv.evaluation.evidence.document import document
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.evidence.verify import against, verify
+from monai_adv.evaluation.figures.results import gather
 from monai_adv.evaluation.frame_columns import COLUMNS
 from monai_adv.evaluation.models.classifier import Classifier
 from monai_adv.evaluation.models.protocol import LiveSource
 from monai_adv.evaluation.models.segmenter import Segmenter
-from monai_adv.evaluation.report.results import gather
+from monai_adv.evaluation.run.certify import certify_models
 from monai_adv.evaluation.store import Store
 from monai_adv.metrics.statistics import bootstrap
 from nnunet_trainers.evaluation.arguments import source_at

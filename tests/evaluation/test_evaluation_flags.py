@@ -32,9 +32,9 @@ from monai_adv.evaluation.checks.flags import (
 from monai_adv.evaluation.checks.probed import Consistency, ModelProbe
 from monai_adv.evaluation.checks.verdict import Flag, verdict
 from monai_adv.evaluation.codec import plain, typed
+from monai_adv.evaluation.figures.results import gather
 from monai_adv.evaluation.models.classifier import Classifier
 from monai_adv.evaluation.records import Level, Record
-from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.run.parts import Parts
 from monai_adv.evaluation.search.plan import Stage, stages
 from monai_adv.evaluation.settings import VERSIONS

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation import records as kept
+from monai_adv.evaluation.figures.comparisons import compare_all
 from monai_adv.evaluation.records import Level, Record, own_scores, parse_level, worst_scores
-from monai_adv.evaluation.report.comparisons import compare_all
 from monai_adv.metrics import statistics
 from monai_adv.metrics.score import Score
 from monai_adv.metrics.statistics import (

@@ -20,12 +20,12 @@ from monai_adv.attacks.ensemble import Stage
 from monai_adv.evaluation.described import ModelEntry
 from monai_adv.evaluation.evidence.card import Card
 from monai_adv.evaluation.evidence.left_open import not_tested
+from monai_adv.evaluation.figures.results import gather
 from monai_adv.evaluation.models.bundle.source import BundleSource
 from monai_adv.evaluation.models.segmenter import Segmenter
 from monai_adv.evaluation.plans import Plan
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.report.page import write_report
-from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.report.variations import VariationFigures, variation_figures
 from monai_adv.evaluation.search.plan import AttackPlan
 from monai_adv.evaluation.search.runner import run_case

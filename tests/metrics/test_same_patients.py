@@ -15,10 +15,10 @@ import torch
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 
 from monai_adv.evaluation.checks.probes import _gradients
+from monai_adv.evaluation.figures.results import gather
+from monai_adv.evaluation.figures.tables import as_csv, as_table
 from monai_adv.evaluation.records import parse_level
 from monai_adv.evaluation.report.curves import _line
-from monai_adv.evaluation.report.results import gather
-from monai_adv.evaluation.report.tables import as_csv, as_table
 from monai_adv.metrics.score import Score
 from monai_adv.metrics.segmentation import overlap_score
 from monai_adv.metrics.statistics import mean_over_classes

@@ -1,1 +1,1 @@
-"""Certifying whatever the evaluation can open: cases one by one, kept as they are finished."""
+"""Certificates of what the evaluation can open, a case at a time, and what is kept of them."""

@@ -23,9 +23,9 @@ from monai_adv.evaluation.evidence.document import digest_in
 from monai_adv.evaluation.evidence.json_entry import with_entry
 from monai_adv.evaluation.evidence.left_open import not_tested
 from monai_adv.evaluation.evidence.subgroups import kept_subgroups
+from monai_adv.evaluation.figures.results import Figures, ModelResults, gather
+from monai_adv.evaluation.figures.sentences import robustness
 from monai_adv.evaluation.records import CLEAN, WORST, Level, level_name
-from monai_adv.evaluation.report.results import Figures, ModelResults, gather
-from monai_adv.evaluation.report.sentences import robustness
 from monai_adv.files import write_whole
 from monai_adv.foreign_text import printable
 from monai_adv.metrics.statistics import Summary

@@ -16,9 +16,9 @@ from monai_adv.evaluation.described import ModelEntry
 from monai_adv.evaluation.evidence.content import Figure
 from monai_adv.evaluation.evidence.decisions import Decision, bound_interval, decide_proven
 from monai_adv.evaluation.evidence.purpose import Criterion
+from monai_adv.evaluation.figures.results import Figures, ModelResults
 from monai_adv.evaluation.models.protocol import Model
 from monai_adv.evaluation.records import CLEAN
-from monai_adv.evaluation.report.results import Figures, ModelResults
 from monai_adv.evaluation.store import Store
 from monai_adv.metrics.score import Kind, mean_known
 

@@ -16,8 +16,8 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation.codec import plain, plain_values
 from monai_adv.evaluation.evidence.document import digest_in
 from monai_adv.evaluation.evidence.history import sessions
+from monai_adv.evaluation.figures.results import Figures, ModelResults, gather
 from monai_adv.evaluation.records import level_name, parse_level
-from monai_adv.evaluation.report.results import Figures, ModelResults, gather
 from monai_adv.foreign_text import printable
 from monai_adv.metrics.score import mean_known
 from monai_adv.metrics.statistics import Comparison, compare, holm

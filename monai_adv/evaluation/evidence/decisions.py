@@ -21,7 +21,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from monai_adv.evaluation.evidence.purpose import KEPT, SCORE, Criterion
-from monai_adv.evaluation.report.results import Figures, ModelResults
+from monai_adv.evaluation.figures.results import Figures, ModelResults
 from monai_adv.metrics import statistics
 from monai_adv.metrics.score import Kind
 from monai_adv.metrics.statistics import FEWEST, Interval, Scores, wilson

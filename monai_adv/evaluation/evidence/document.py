@@ -44,9 +44,9 @@ from monai_adv.evaluation.evidence.history import purpose_of, sessions
 from monai_adv.evaluation.evidence.left_open import deviations, not_tested
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.evidence.subgroups import Subgroups, kept_subgroups
-from monai_adv.evaluation.report.results import Figures, ModelResults
-from monai_adv.evaluation.report.sentences import robustness
-from monai_adv.evaluation.report.tables import Cell, table_rows
+from monai_adv.evaluation.figures.results import Figures, ModelResults
+from monai_adv.evaluation.figures.sentences import robustness
+from monai_adv.evaluation.figures.tables import Cell, table_rows
 from monai_adv.files import write_whole
 from monai_adv.metrics.statistics import Summary
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from monai_adv.evaluation.evidence.history import Session, told_late
+from monai_adv.evaluation.figures.results import Figures
 from monai_adv.evaluation.records import level_name
-from monai_adv.evaluation.report.results import Figures
 
 NEVER_TESTED = {
     "poisoning": "Whether training data or pre-trained weights were manipulated, or hold a backdoor, was not tested.",

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from monai_adv.evaluation.evidence.code import code_hash
 from monai_adv.evaluation.evidence.group_table import NOT_GIVEN, GroupTable
 from monai_adv.evaluation.evidence.history import Session
+from monai_adv.evaluation.figures.results import Figures, ModelResults, gather
 from monai_adv.evaluation.records import level_name
-from monai_adv.evaluation.report.results import Figures, ModelResults, gather
 from monai_adv.evaluation.store import Store, read_subgroups
 from monai_adv.foreign_text import printable
 from monai_adv.metrics.score import Kind

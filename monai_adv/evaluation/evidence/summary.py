@@ -11,8 +11,8 @@ from monai_adv.evaluation.evidence import decisions
 from monai_adv.evaluation.evidence.certified import proof
 from monai_adv.evaluation.evidence.decisions import Decision, Measured, Outcome, decide, together
 from monai_adv.evaluation.evidence.history import Session, purpose_of, told_late
-from monai_adv.evaluation.report.results import Figures, ModelResults
-from monai_adv.evaluation.report.sentences import radius_name, robustness
+from monai_adv.evaluation.figures.results import Figures, ModelResults
+from monai_adv.evaluation.figures.sentences import radius_name, robustness
 from monai_adv.metrics import statistics
 
 MARKS: dict[Outcome, str] = {"passed": "✓ passed", "FAILED": "✗ FAILED", "not decided": "? not decided",

@@ -24,8 +24,8 @@ from monai_adv.evaluation.codec import Json, plain_values, typed
 from monai_adv.evaluation.evidence.code import code_hash
 from monai_adv.evaluation.evidence.content import Evidence, Measurement, ModelEvidence
 from monai_adv.evaluation.evidence.document import CERTIFICATES, NAME, check_schema, digest_of, document, records_hash
+from monai_adv.evaluation.figures.results import gather
 from monai_adv.evaluation.models.fingerprint import contents, marks_of
-from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.sealed_folder import is_begun
 
 REPORT = ("report.html", "results.json", "results.csv", "tables.csv")

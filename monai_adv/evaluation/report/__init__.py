@@ -1,1 +1,1 @@
-"""From records to numbers, curves, pictures and one page."""
+"""Curves, pictures and one page of what was found."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from monai_adv.errors import InputError, first_cause
 from monai_adv.evaluation.codec import plain
-from monai_adv.evaluation.report.results import Figures
+from monai_adv.evaluation.figures.results import Figures
 from monai_adv.evaluation.settings import EvaluationSettings
 
 HINT = "measure both in the same way"

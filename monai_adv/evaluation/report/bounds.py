@@ -10,10 +10,10 @@ from pathlib import Path
 import matplotlib.style
 
 from monai_adv.evaluation.certify.both_bounds import Bounds, read_bounds
+from monai_adv.evaluation.figures.results import Figures
 from monai_adv.evaluation.records import CLEAN, Level
 from monai_adv.evaluation.report.curves import COLOURS, SCORE, Curve, ShownFigure
 from monai_adv.evaluation.report.inline_svg import inline_svg
-from monai_adv.evaluation.report.results import Figures
 from monai_adv.foreign_text import csv_text, printable
 from monai_adv.metrics.score import Kind, mean_known
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import PIL.Image
 
 from monai_adv.errors import InputError, did_you_mean
+from monai_adv.evaluation.figures.results import Figures
 from monai_adv.evaluation.records import WORST
-from monai_adv.evaluation.report.results import Figures
 from monai_adv.optional import require
 
 if TYPE_CHECKING:

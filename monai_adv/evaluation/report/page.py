@@ -22,14 +22,14 @@ from monai_adv.evaluation.evidence.history import sessions
 from monai_adv.evaluation.evidence.subgroups import Subgroups, gap_sentence, kept_subgroups
 from monai_adv.evaluation.evidence.summary import MARKS, figure_text, summary_of
 from monai_adv.evaluation.evidence.summary import Summary as FirstPage
+from monai_adv.evaluation.figures.results import Figures, ModelResults, gather
+from monai_adv.evaluation.figures.sentences import opening, robustness, telling_level
+from monai_adv.evaluation.figures.tables import as_csv, as_json, as_table
 from monai_adv.evaluation.records import Level, level_name
 from monai_adv.evaluation.report.as_text import axis_name, duration, interval, number, p_value, percent, points
 from monai_adv.evaluation.report.bounds import ModelBounds, bounds_of
 from monai_adv.evaluation.report.bounds import as_csv as bounds_csv
 from monai_adv.evaluation.report.curves import Curve, chains, per_attack_curve, repetitions, worst_case_curve
-from monai_adv.evaluation.report.results import Figures, ModelResults, gather
-from monai_adv.evaluation.report.sentences import opening, robustness, telling_level
-from monai_adv.evaluation.report.tables import as_csv, as_json, as_table
 from monai_adv.evaluation.report.trained import trained
 from monai_adv.evaluation.report.variations import VariationFigures, variation_figures
 from monai_adv.evaluation.report.worst_cases import WorstCase, worst_cases_of

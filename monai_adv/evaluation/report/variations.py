@@ -15,14 +15,14 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from monai_adv.evaluation.figures.variation_rows import Inventory, VariationRow
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.report.curves import DASHES, DPI, MARKERS, MORE_COLOURS, SCORE, plain_text
-from monai_adv.evaluation.report.variation_rows import Inventory, VariationRow
 from monai_adv.evaluation.store import read_pictures
 from monai_adv.metrics.score import Kind
 
 if TYPE_CHECKING:
-    from monai_adv.evaluation.report.results import Figures
+    from monai_adv.evaluation.figures.results import Figures
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from monai_adv.evaluation.figures.results import Figures, ModelResults
+from monai_adv.evaluation.figures.sentences import telling_level
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, level_name
 from monai_adv.evaluation.report.as_text import percent
 from monai_adv.evaluation.report.pictures import draw, largest_change
-from monai_adv.evaluation.report.results import Figures, ModelResults
-from monai_adv.evaluation.report.sentences import telling_level
 from monai_adv.evaluation.store import read_pictures
 from monai_adv.metrics import statistics
 from monai_adv.metrics.score import Score

@@ -15,8 +15,8 @@ from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.store import Store
 
 if TYPE_CHECKING:
+    from monai_adv.evaluation.figures.results import Figures
     from monai_adv.evaluation.report.bounds import ModelBounds
-    from monai_adv.evaluation.report.results import Figures
 
 
 class Probe(Protocol):
@@ -31,7 +31,7 @@ class Probe(Protocol):
 
 
 def _gather(folder: Path) -> Figures:
-    results: Any = import_module("monai_adv.evaluation.report.results")
+    results: Any = import_module("monai_adv.evaluation.figures.results")
     found: Figures = results.gather(folder)
     return found
 

@@ -157,8 +157,8 @@ class Session:
         self.store.drop_partials()  # nobody has anything left to write
         results = self.parts.gather(self.folder)
         both = import_module("monai_adv.evaluation.report.bounds")  # these draw the statistics of a report in with them
-        words = import_module("monai_adv.evaluation.report.sentences")
-        tables = import_module("monai_adv.evaluation.report.tables")
+        words = import_module("monai_adv.evaluation.figures.sentences")
+        tables = import_module("monai_adv.evaluation.figures.tables")
         bounds = both.bounds_of(self.folder, results)
         page = self.parts.write_page(self.folder, results, bounds)
         problems = results.problems

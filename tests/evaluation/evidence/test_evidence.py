@@ -20,8 +20,8 @@ from monai_adv.evaluation.evidence.history import Session
 from monai_adv.evaluation.evidence.left_open import NEVER_TESTED, deviations
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.evidence.verify import against, exit_code, verify
+from monai_adv.evaluation.figures.results import gather
 from monai_adv.evaluation.report.page import write_report
-from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.store import Store
 from tests.places import TESTS
 from tests.planted_evaluation import dice_score, folder_of, plant

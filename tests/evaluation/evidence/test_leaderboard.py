@@ -18,8 +18,8 @@ from monai_adv.evaluation.checks.verdict import Verdict
 from monai_adv.evaluation.evidence.document import digest_of, document
 from monai_adv.evaluation.evidence.leaderboard import Board, Entry, Row, rows_of
 from monai_adv.evaluation.evidence.leaderboard_tables import markdown, ranked
+from monai_adv.evaluation.figures.results import gather
 from monai_adv.evaluation.report.page import write_report
-from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.store import Store
 from tests.places import ROOT
 from tests.planted_evaluation import dice_score, folder_of, plant

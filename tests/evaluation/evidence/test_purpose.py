@@ -26,9 +26,9 @@ from monai_adv.evaluation.evidence.decisions import (
 from monai_adv.evaluation.evidence.history import Session, purpose_of, sessions, told_late
 from monai_adv.evaluation.evidence.purpose import Purpose, measures_of
 from monai_adv.evaluation.evidence.summary import draft_sentence, summary_of, told
+from monai_adv.evaluation.figures.results import Figures, gather
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.report.page import write_report
-from monai_adv.evaluation.report.results import Figures, gather
 from monai_adv.evaluation.store import Store, read_evaluation
 from monai_adv.metrics.score import Score
 from tests.places import TESTS

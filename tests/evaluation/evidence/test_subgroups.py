@@ -18,10 +18,10 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation.evidence.group_table import GroupTable, edges_of
 from monai_adv.evaluation.evidence.subgroups import gap_sentence, subgroups_of
 from monai_adv.evaluation.evidence.verify import verify
+from monai_adv.evaluation.figures.results import gather
 from monai_adv.evaluation.outcome import Results
 from monai_adv.evaluation.records import Record
 from monai_adv.evaluation.report.page import write_report
-from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.store import Store, read_subgroups
 from monai_adv.metrics.score import Score
 from monai_adv.metrics.two_groups import bootstrap_difference, newcombe

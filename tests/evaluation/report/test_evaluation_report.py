@@ -23,6 +23,8 @@ from monai_adv.evaluation import store
 from monai_adv.evaluation.checks.probed import TrainedAgainst
 from monai_adv.evaluation.checks.verdict import Verdict
 from monai_adv.evaluation.described import StageEntry
+from monai_adv.evaluation.figures.results import gather
+from monai_adv.evaluation.figures.sentences import opening, robustness
 from monai_adv.evaluation.models.protocol import Picture
 from monai_adv.evaluation.records import Level, Record, levels
 from monai_adv.evaluation.report import curves, pictures
@@ -32,8 +34,6 @@ from monai_adv.evaluation.report.curves import chains, repetitions
 from monai_adv.evaluation.report.inline_svg import inline_svg
 from monai_adv.evaluation.report.page import _settings_of, write_report
 from monai_adv.evaluation.report.pictures import draw, largest_change
-from monai_adv.evaluation.report.results import gather
-from monai_adv.evaluation.report.sentences import opening, robustness
 from monai_adv.evaluation.report.worst_cases import worst_cases_of
 from monai_adv.metrics import statistics
 from monai_adv.metrics.score import Score

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from monai_adv.evaluation.figures.results import gather
 from monai_adv.evaluation.report import curves, pictures
 from monai_adv.evaluation.report.page import write_report
-from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.store import read_evaluation
 from tests.planted_evaluation import dice_score, folder_of, plant
 

@@ -13,9 +13,9 @@ import pytest
 
 from monai_adv.certificates import Certification
 from monai_adv.errors import InputError
-from monai_adv.evaluation.certify.run import certify_models
 from monai_adv.evaluation.models.factory import FactorySource
 from monai_adv.evaluation.records import Level
+from monai_adv.evaluation.run.certify import certify_models
 from monai_adv.evaluation.run.workers import Dask, Job, ThisProcess
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store

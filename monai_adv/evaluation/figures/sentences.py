@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from monai_adv.evaluation.figures.results import Figures, ModelResults
 from monai_adv.evaluation.records import Level, level_name
-from monai_adv.evaluation.report.results import Figures, ModelResults
 
 HOLDS, WEAK = 0.75, 0.5
 """Shares of the clean score: from the first on a model holds, below the second it is not robust."""

@@ -2,7 +2,7 @@
 
 In a bundle's ``configs/robustness.json``, on top of ``train.json`` and ``evaluate.json``::
 
-    "run": ["$monai_adv.evaluation.models.bundle.live.evaluate(@bundle_root, @network, @validate#inferer, ...)"]
+    "run": ["$monai_adv.evaluation.live_bundle.evaluate(@bundle_root, @network, @validate#inferer, ...)"]
 """
 
 from __future__ import annotations

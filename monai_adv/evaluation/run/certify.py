@@ -18,19 +18,19 @@ from tqdm.auto import tqdm
 
 from monai_adv.certificates import Certification
 from monai_adv.errors import InputError, in_a_sentence
+from monai_adv.evaluation.certified_outcome import Certificates
 from monai_adv.evaluation.certify.cases import Certified, certify_case
 from monai_adv.evaluation.certify.kept import Proven, is_certified, keep, read_certified
-from monai_adv.evaluation.certify.results import Certificates
 from monai_adv.evaluation.described import Evaluation, SettingsEntry
 from monai_adv.evaluation.evidence.certified import decide_alone
 from monai_adv.evaluation.evidence.code import code_hash
 from monai_adv.evaluation.evidence.document import CERTIFICATES, write_evidence
 from monai_adv.evaluation.evidence.history import Session, purpose_of, sessions
 from monai_adv.evaluation.evidence.purpose import Purpose
+from monai_adv.evaluation.figures.results import gather
 from monai_adv.evaluation.models.classifier import first_of
 from monai_adv.evaluation.models.protocol import Model, Source, check_distinct
 from monai_adv.evaluation.models.smoothed import check_case
-from monai_adv.evaluation.report.results import gather
 from monai_adv.evaluation.run.measure import threads_for
 from monai_adv.evaluation.run.workers import Killed, Pool, ThisProcess, entry_of, identified, machine, versions
 from monai_adv.evaluation.sealed_folder import is_begun

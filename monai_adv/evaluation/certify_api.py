@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from monai_adv.certificates import Certification
-from monai_adv.evaluation.certify.results import Certificates
-from monai_adv.evaluation.certify.run import certify_models
+from monai_adv.evaluation.certified_outcome import Certificates
 from monai_adv.evaluation.doors import chosen_cases, in_notebook, warn_of
 from monai_adv.evaluation.evidence.purpose import Purpose
 from monai_adv.evaluation.models.handed_in import HandedIn
 from monai_adv.evaluation.models.hosts import Options
+from monai_adv.evaluation.run.certify import certify_models
 from monai_adv.optional import require
 
 

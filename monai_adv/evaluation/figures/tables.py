@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from monai_adv.evaluation import records as kept
 from monai_adv.evaluation.codec import plain_values
-from monai_adv.evaluation.report.results import Figures, ModelResults
+from monai_adv.evaluation.figures.results import Figures, ModelResults
 from monai_adv.foreign_text import csv_text, printable
 from monai_adv.metrics.score import Score
 

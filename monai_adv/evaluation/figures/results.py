@@ -16,9 +16,9 @@ from monai_adv.evaluation.checks.probed import ModelProbe
 from monai_adv.evaluation.checks.verdict import Flag, Verdict, verdict
 from monai_adv.evaluation.costs import Costs
 from monai_adv.evaluation.described import Evaluation, Family, ModelEntry, StageEntry
+from monai_adv.evaluation.figures.comparisons import compare_all
+from monai_adv.evaluation.figures.variation_rows import Inventory, inventory
 from monai_adv.evaluation.records import CLEAN, Level, Record, Totals, scores_at
-from monai_adv.evaluation.report.comparisons import compare_all
-from monai_adv.evaluation.report.variation_rows import Inventory, inventory
 from monai_adv.metrics import statistics
 from monai_adv.metrics.score import Kind, mean_known
 from monai_adv.metrics.statistics import ClassRow, Comparison, Detection, Scores, Summary
