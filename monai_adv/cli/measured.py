@@ -120,6 +120,7 @@ _SEGMENTATION = (
     Measured(PRICE_2D, "SAT", "preset: finetune, budget: 0.25", 0.27, 83.5, 55.6),
     Measured(PRICE_2D, "FAT", "preset: finetune, budget: 0.25", 0.25, 83.8, 48.2),
     Measured(PRICE_2D, "TRADES", "preset: finetune, budget: 0.25", 0.26, 84.1, 45.0),
+    Measured(PRICE_2D, "MMA", "preset: finetune, budget: 0.25", 0.25, 83.7, 45.4),
     Measured(PRICE_2D, "IMA", "preset: finetune, budget: 0.25", 0.25, 84.2, 44.5),
     Measured(PRICE_3D, "SAT", "preset: finetune, clean_weight: 0.65", 1.00, 86.2, 70.1),
     Measured(PRICE_NNUNET_3D, "SAT", "preset: finetune, clean_weight: 0.6", 1.00, 83.6, 69.0),

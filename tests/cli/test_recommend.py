@@ -94,7 +94,7 @@ def test_figures_of_prices_are_those_of_the_runs() -> None:
         ("TRADES", 0.93): "trades_2d_lr015",
         ("FGSMRS", 0.23): "fgsmrs_2d_quarter", ("SAT", 0.27): "sat_2d_quarter",
         ("FreeAT", 0.26): "freeat_2d_quarter", ("FAT", 0.25): "fat_2d_quarter", ("IMA", 0.25): "ima_2d_quarter",
-        ("TRADES", 0.26): "trades_2d_quarter",
+        ("TRADES", 0.26): "trades_2d_quarter", ("MMA", 0.25): "mma_2d_quarter",
     }  # fmt: skip
     rows = {(r.method, r.cost): r for r in MEASURED if r.experiment == measured.PRICE_2D}
     assert rows.keys() == by_hand.keys()
