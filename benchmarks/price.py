@@ -269,7 +269,8 @@ def final(this: Job, folder: Path, runs: Path) -> dict[str, Any]:
     clean, worst = model.summaries[""], model.summaries[level]
     return {
         "job": this, "clean": 100 * clean.mean, "worst": 100 * worst.mean, "lowest": 100 * worst.lowest,
-        "interval": [100 * worst.interval.low, 100 * worst.interval.high], "cases": worst.count,
+        "interval": [100 * worst.interval.low, 100 * worst.interval.high] if worst.interval.exists else None,
+        "cases": worst.count,
         "verdict": str(model.verdict), "date": date.today().isoformat(),
     }  # fmt: skip
 
@@ -285,7 +286,8 @@ def table(arguments: argparse.Namespace) -> None:
         folder = arguments.folder / this["name"]
         if (folder / "figures.json").exists():
             found[this["name"]] = json.loads((folder / "figures.json").read_text())
-            found[this["name"]]["job"] = {**found[this["name"]]["job"], **{k: this[k] for k in ("label",) if k in this}}
+            if "label" in this:  # may have been given after the job was done
+                found[this["name"]]["job"]["label"] = this["label"]
         elif (folder / "failed").exists():
             found[this["name"]] = {"job": this, "failed": (folder / "failed").read_text().strip()}
         if this.get("weights") and this["name"] in found:

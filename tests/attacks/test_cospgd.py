@@ -8,27 +8,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_adv import Threat
 from monai_adv.attacks.cospgd import CosPGD, cospgd_loss
-from monai_adv.tasks import ClassificationTask, Points, SegmentationSettings, SegmentationTask
-
-
-def judge(regions: bool = False, ignore_label: int | None = None) -> SegmentationTask:
-    settings = SegmentationSettings(empty_target="empty_prediction")
-    return SegmentationTask(lambda o, t: o.mean(), settings, regions=regions, ignore_label=ignore_label)
-
-
-class Voxelwise(nn.Module):
-    """Logits ``[0, x]`` (softmax) or ``x`` (region) of every voxel: each voxel decides for itself."""
-
-    def __init__(self, regions: bool = False) -> None:
-        super().__init__()
-        self.regions = regions
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x if self.regions else torch.cat([torch.zeros_like(x), x], 1)
+from monai_adv.tasks import ClassificationTask, Points
+from tests.voxel_networks import Voxelwise, judge
 
 
 def points_of(logits: Tensor, labels: Tensor) -> Points:

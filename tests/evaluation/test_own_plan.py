@@ -28,8 +28,7 @@ from tests.linear_classifier import problem
 from tests.places import TESTS
 
 EPS = 0.12
-HERE = TESTS
-FILE = HERE / "own_plan.py"
+FILE = TESTS / "own_plan.py"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def named(function: str) -> str:
 
 
 def command(folder: Path, attacks: str, *more: str) -> int:
-    words = ["evaluate", "--factory", f"{HERE / 'tiny_models.py'}:classifier", "--norm", "linf", "--eps", "0.05"]
+    words = ["evaluate", "--factory", f"{TESTS / 'tiny_models.py'}:classifier", "--norm", "linf", "--eps", "0.05"]
     return main([*words, "--unit", "norm", "--attacks", attacks, "-o", str(folder), "-y", *more])
 
 

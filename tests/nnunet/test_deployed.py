@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import pickle
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from monai_adv.errors import InputError
 from nnunet_trainers.deployed import DeployedModel
 from nnunet_trainers.sliding_window import SlidingWindow
+from tests.malicious import Malicious
 from tests.tiny_nnunet import CLASSES, REGIONS, write_case, write_model
 
 PATCHES = {"2d": (16, 12), "3d": (8, 12, 8)}
@@ -181,14 +181,6 @@ def test_weights_of_other_plans_are_refused(tmp_path: Path) -> None:
     (other / "fold_0" / "checkpoint_final.pth").replace(folder / "fold_0" / "checkpoint_final.pth")
     with pytest.raises(InputError, match="weights that fit the plans beside them; PyTorch says: .*size mismatch"):
         DeployedModel.from_folder(folder)
-
-
-class Malicious:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.folder),)
 
 
 def test_a_checkpoint_that_runs_code_is_refused_unread(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import pickle
 import re
 import shutil
@@ -34,6 +33,7 @@ from monai_adv.evaluation.models.fingerprint import contents, marks_of
 from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.store import read_records
 from monai_adv.networks.inferer import BundleNetwork
+from tests.malicious import Malicious
 from tests.tiny_evaluate import evaluate
 
 AFFINE = np.diag([2.0, 1.0, 1.0, 1.0])
@@ -348,14 +348,6 @@ def test_bundles_that_do_not_load_say_why(tmp_path: Path, change: Any, message: 
     change(tmp_path / "b")
     with pytest.raises(InputError, match=message):
         source.open()
-
-
-class Malicious:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.folder),)
 
 
 def test_weights_that_run_code_are_refused_unread(tmp_path: Path) -> None:

@@ -43,12 +43,10 @@ from tests.places import TESTS
 from tests.planted_evaluation import dice_score, folder_of, plant, probed
 from tests.tiny_evaluate import evaluate, figures_only
 
-HERE = TESTS
-
 
 def bad(folder: Path, model: str, *words: str, **handed: Any) -> int:
     """The exit code of a small evaluation of one of ``bad_models``."""
-    factory = ("--factory", f"{HERE / 'bad_models.py'}:{model}")
+    factory = ("--factory", f"{TESTS / 'bad_models.py'}:{model}")
     return evaluate(folder, *factory, *(words or ("--norm", "linf", "--eps", "0.02")), models=(), **handed)
 
 
