@@ -15,6 +15,7 @@ has a ``label``. The plan is read again before every job, so that jobs can be ad
       - {name: sat_2d, configuration: 2d, trainer: SATTrainer, base: plain_2d, budget: 1.0, factor: 7, lr: 0.005,
          settings: {eps: 0.1, unit: rms, norm: l2, steps: 2}}
       - {name: final_sat_2d, of: sat_2d, cases: 8}     # by `monai-adv evaluate --attacks standard`
+      - {name: sat_2d_90, robust: sat_2d, share: 0.9}  # between base and model: by `monai-adv interpolate`
 
 ``budget`` is a share of the passes of ``base``; ``factor`` are the passes per sample (in forwards; a clean step has 3)
 that the number of steps is reckoned with, and the passes that were made are what the table shows. ``ema``: decay of a
@@ -30,6 +31,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -55,8 +57,9 @@ from monai_adv.tasks import SegmentationTask
 from monai_adv.tasks.dice_score import mean_dice
 from monai_adv.tasks.volume_slices import VolumeSlicesTask
 from monai_adv.threats import Threat
-from nnunet_trainers.checkpoint import read_any
+from nnunet_trainers.checkpoint import read_any, write_checkpoint
 from nnunet_trainers.deployed import DeployedModel
+from nnunet_trainers.interpolation import checkpoints_between
 from nnunet_trainers.short_training import short_training
 
 CLEAN = 3  # forwards' worth of a clean step, per sample
@@ -104,7 +107,12 @@ def job(arguments: argparse.Namespace) -> None:
     plan = yaml.safe_load(arguments.plan.read_text())
     this = next(j for j in plan["jobs"] if j["name"] == arguments.name)
     folder = arguments.folder / this["name"]
-    figures = final(this, folder, arguments.folder) if "of" in this else trained(this, folder, arguments.folder, plan)
+    if "of" in this:
+        figures = final(this, folder, arguments.folder)
+    elif "share" in this:
+        figures = between(this, folder, arguments.folder, plan)
+    else:
+        figures = trained(this, folder, arguments.folder, plan)
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
@@ -118,6 +126,25 @@ def trained(this: Job, folder: Path, runs: Path, plan: dict[str, Any]) -> dict[s
         rms = this.get("rms", RMS)
         figures["measured"][checkpoint] = measure(model, checkpoint, plan["cases"], plan["attacks"], rms)
     return figures
+
+
+def between(this: Job, folder: Path, runs: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Measure what lies between a model and the plain one that it comes from; its price is that of the model."""
+    figures = json.loads((runs / this["robust"] / "figures.json").read_text())
+    trained_as = figures["job"]
+    (plain,) = (runs / trained_as["base"]).glob(f"*/*/fold_{FOLD}/{FINAL}")
+    (robust,) = (runs / this["robust"]).glob(f"*/*/fold_{FOLD}/{FINAL}")
+    model = folder / robust.relative_to(runs / this["robust"]).parents[1]
+    (model / f"fold_{FOLD}").mkdir(parents=True, exist_ok=True)
+    for name in ("plans.json", "dataset.json"):
+        shutil.copy(robust.parents[1] / name, model)
+    (checkpoint,) = checkpoints_between(plain, robust, [this["share"]])
+    write_checkpoint(checkpoint, model / f"fold_{FOLD}" / FINAL)
+    rms = this.get("rms", trained_as.get("rms", RMS))
+    measured = measure(model, FINAL, plan["cases"], plan["attacks"], rms)
+    known = {k: figures[k] for k in ("steps", "batch", "passes_per_sample", "passes", "budget", "machine")}
+    job = {**trained_as, "label": None, **this}
+    return {"job": job, **known, "measured": {FINAL: measured}, "date": date.today().isoformat()}
 
 
 # ---------------------------------------------------------------------- training
@@ -315,7 +342,7 @@ def table(arguments: argparse.Namespace) -> None:
 
 def draw(found: dict[str, Any], file: Path) -> None:
     """Worst Dice against passes, clean Dice as colour, a marker for each method; a panel for each configuration."""
-    shown = [f for f in found.values() if "label" in f["job"] and f.get("measured")]
+    shown = [f for f in found.values() if f["job"].get("label") and f.get("measured")]
     configurations = sorted({f["job"]["configuration"] for f in shown})
     markers = dict(zip(dict.fromkeys(f["job"]["label"] for f in shown), "oPsD^vX<>*ph8d", strict=False))
     figure, axes = plt.subplots(1, len(configurations), figsize=(6 * len(configurations), 5), squeeze=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from monai_adv.errors import InputError, first_cause
 
@@ -18,8 +18,7 @@ def load_weights(network: Network, file: str | Path, name: str = "bundle-weights
 
     Args:
         network: what the weights are for.
-        file: a state dict, or a dictionary with one under ``state_dict``, ``model``, ``network`` or ``net``. The prefix
-            ``module.`` of DistributedDataParallel is taken off.
+        file: as :func:`read_weights` takes it.
         name: what an error calls the argument.
 
     Returns:
@@ -27,6 +26,25 @@ def load_weights(network: Network, file: str | Path, name: str = "bundle-weights
 
     Raises:
         InputError: no such file, a file that is no state dict, or weights of another network.
+    """
+    weights = read_weights(file, name)
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise InputError.of(name, str(file), "weights that fit the network", first_cause(error)) from error
+    return network
+
+
+def read_weights(file: str | Path, name: str = "weights") -> dict[str, Tensor]:
+    """Read a state dict onto the CPU; nothing in the file can run.
+
+    Args:
+        file: a state dict, or a dictionary with one under ``state_dict``, ``model``, ``network`` or ``net``. The prefix
+            ``module.`` of DistributedDataParallel is taken off.
+        name: what an error calls the argument.
+
+    Raises:
+        InputError: no such file, or a file that is no state dict.
     """
     file = Path(file)
     if not file.is_file():
@@ -44,11 +62,9 @@ def load_weights(network: Network, file: str | Path, name: str = "bundle-weights
     for key in ("state_dict", "model", "network", "net"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    try:
-        network.load_state_dict({key.removeprefix("module."): value for key, value in content.items()})
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise InputError.of(name, str(file), "weights that fit the network", first_cause(error)) from error
-    return network
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError.of(name, str(file), "a state dict, whose values are tensors")
+    return {key.removeprefix("module."): value for key, value in content.items()}
 
 
 def names_in(folder: Path) -> str:

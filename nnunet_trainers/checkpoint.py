@@ -99,6 +99,15 @@ def load_data(filename: str | Path) -> Any:
         ) from error  # fmt: skip
 
 
+def is_nnunet(filename: str | Path) -> bool:
+    """Whether a file is a readable checkpoint of nnU-Net."""
+    try:
+        content = load_data(filename)
+    except Exception:  # torch and pickle raise a dozen kinds for what they cannot read
+        return False
+    return isinstance(content, dict) and {"trainer_name", "network_weights"} <= content.keys()
+
+
 def read_any(filename: str | Path) -> dict[str, Any]:
     """Read the checkpoint of any nnU-Net trainer, onto the CPU.
 

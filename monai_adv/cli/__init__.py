@@ -21,6 +21,7 @@ from monai_adv.cli import (
     evaluate,
     export,
     first_look,
+    interpolate,
     methods,
     radius,
     report,
@@ -31,7 +32,10 @@ from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.optional import explained
 
 # Parsers are built at every start: these modules import torch and the like only inside what they run.
-COMMANDS = (bundle, card, certify, compare, demo, doctor, evaluate, export, first_look, methods, radius, report, verify)
+COMMANDS = (
+    bundle, card, certify, compare, demo, doctor, evaluate, export, first_look, interpolate, methods, radius, report,
+    verify,
+)  # fmt: skip
 UNEXPECTED = 4
 """Exit code of an error that none of us foresaw; 1, Python's own, is a result of ``monai-adv evaluate``."""
 BROKEN_PIPE = 141
