@@ -88,19 +88,22 @@ def test_figures_of_seven_methods_are_those_of_the_evaluation() -> None:
 
 def test_figures_of_prices_are_those_of_the_runs() -> None:
     runs = json.loads((RESULTS / "price.json").read_text())
+    quarter, between = ", budget: 0.25", ", then monai-adv interpolate --share 0.75"
     by_hand = {
-        ("FGSMRS", 0.92): "fgsmrs_2d_lr015", ("SAT", 1.00): "satmix_2d_lr015", ("FAT", 1.03): "fat_2d_lr015",
-        ("IMA", 1.00): "ima_2d_lr015", ("MMA", 0.97): "mma_2d_lr015", ("FreeAT", 1.00): "freeat_2d_lr015",
-        ("TRADES", 0.93): "trades_2d_lr015",
-        ("FGSMRS", 0.23): "fgsmrs_2d_quarter", ("SAT", 0.27): "sat_2d_quarter",
-        ("FreeAT", 0.26): "freeat_2d_quarter", ("FAT", 0.25): "fat_2d_quarter", ("IMA", 0.25): "ima_2d_quarter",
-        ("TRADES", 0.26): "trades_2d_quarter", ("MMA", 0.25): "mma_2d_quarter",
+        ("FGSMRS", ""): "fgsmrs_2d_lr015", ("SAT", ""): "satmix_2d_lr015", ("FAT", ""): "fat_2d_lr015",
+        ("IMA", ""): "ima_2d_lr015", ("MMA", ""): "mma_2d_lr015", ("FreeAT", ""): "freeat_2d_lr015",
+        ("TRADES", ""): "trades_2d_lr015", ("FGSMRS", between): "fgsmrs_2d_75",
+        ("FGSMRS", quarter): "fgsmrs_2d_quarter", ("SAT", quarter): "sat_2d_quarter",
+        ("FreeAT", quarter): "freeat_2d_quarter", ("FAT", quarter): "fat_2d_quarter",
+        ("IMA", quarter): "ima_2d_quarter", ("TRADES", quarter): "trades_2d_quarter",
+        ("MMA", quarter): "mma_2d_quarter",
     }  # fmt: skip
-    rows = {(r.method, r.cost): r for r in MEASURED if r.experiment == measured.PRICE_2D}
+    in_2d = [row for row in MEASURED if row.experiment == measured.PRICE_2D]
+    rows = {(row.method, row.settings.removeprefix("preset: finetune")): row for row in in_2d}
     assert rows.keys() == by_hand.keys()
     pairs = [(runs[by_hand[key]], row, runs["plain_2d"]) for key, row in rows.items()]
     solid = {(row.method, row.cost): row for row in MEASURED if row.experiment == measured.PRICE_NNUNET_3D}
-    in_3d = {("SAT", 1.00): "satmix_3d_lr02", ("FGSMRS", 1.04): "fgsmrs_3d_lr02", ("FGSMRS", 0.23): "fgsmrs_3d_quarter"}
+    in_3d = {("SAT", 1.00): "satmix_3d_lr02", ("FGSMRS", 0.99): "fgsmrs_3d_lr02", ("FGSMRS", 0.23): "fgsmrs_3d_quarter"}
     pairs += [(runs[job], solid.pop(key), runs["plain_3d"]) for key, job in in_3d.items()]
     assert not solid
     breast = {row.method: row for row in MEASURED if row.experiment == measured.PRICE_BREAST}
