@@ -8,7 +8,8 @@ its paper and code define it (Croce & Hein, ICML 2020): APGD-CE, targeted APGD-D
 min(classes - 1, 9) targets, then Square with 5000 queries and the schedule of 10 000, each on the samples that the
 ones before left. ``torchattacks.AutoAttack`` itself makes 10 steps instead of 100 and shrinks the schedule;
 ``--contenders reference ours shipped`` measures it too. What the reference cannot run (the targeted DLR loss has no
-meaning below four classes) is tried, and the error is shown.
+meaning below four classes) is tried, and the error is shown. ``fused`` is ours on ``monai_adv.networks.fused``'s copy
+of the network, as ``evaluate(..., fuse=True)`` searches; its images are judged by the network itself.
 
 Both get the same frozen network, images, batch and number of threads; they take turns. Robust accuracy is counted
 here, from the attacked images: the network is wrong and the image lies in the ball and in the box. Passes are counted
@@ -39,6 +40,7 @@ from autoattack_models import RECIPES, Recipe, load, network
 from torch import Tensor, nn
 
 from monai_adv.attacks.autoattack import AutoAttack
+from monai_adv.networks.fused import fused
 from monai_adv.tasks.classification import ClassificationTask
 from monai_adv.threats import Threat
 
@@ -184,16 +186,25 @@ def run_in_turn(problem: Problem, attacks: dict[str, Callable[[Tensor, Tensor], 
 
 def run_ours(problem: Problem) -> Run:
     """Our standard ensemble."""
+    return run_on(problem, problem.model)
+
+
+def run_fused(problem: Problem) -> Run:
+    """The same on a copy with BatchNorm folded; a sample whose image fools only that is left."""
+    return run_on(problem, fused(problem.model, problem.images[:8]))
+
+
+def run_on(problem: Problem, model: nn.Module) -> Run:
+    """Our standard ensemble on a network, its images judged by the problem's."""
     attack = AutoAttack(problem.threat, classes=problem.recipe.classes, version="standard")
     meter = Meter()
-    with meter.measure(problem.model):
+    with meter.measure(model):
         result = attack(
-            problem.model, problem.images, problem.labels, ClassificationTask(),
-            generator=torch.Generator().manual_seed(0),
-        )  # fmt: skip
+            model, problem.images, problem.labels, ClassificationTask(), generator=torch.Generator().manual_seed(0)
+        )
     everything = torch.arange(len(problem.images))
     counts, longest = problem.fooled(result.images, everything)
-    if not torch.equal(counts, result.wrong):
+    if model is problem.model and not torch.equal(counts, result.wrong):
         raise SystemExit("our AutoAttack claims other samples than its images show")
     if (result.passes.forward, result.passes.backward_input) != (meter.forward, meter.backward):
         raise SystemExit(f"our AutoAttack counts {result.passes}, the hooks {meter}")
@@ -203,6 +214,7 @@ def run_ours(problem: Problem) -> Run:
 CONTENDERS: dict[str, Callable[[Problem], Run]] = {
     "reference": run_reference,
     "ours": run_ours,
+    "fused": run_fused,
     "shipped": run_shipped,
 }
 

@@ -90,6 +90,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="natural variations beside the attacks: ct, mri, ultrasound, xray, or auto (as the data set says); "
         "mri:motion: one of them; mri:motion=1,3: at these severities",
     )  # fmt: skip
+    how.add_argument(
+        "--fuse", action="store_true",
+        help="search on a copy of each network with BatchNorm folded into its convolutions: about half of the time, "
+        "other last digits; scores are the network's own, which has to confirm what was found (default: off)",
+    )  # fmt: skip
     how.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
     how.add_argument("--batch-size", type=int, default=64, metavar="N", help="inputs attacked at once (default: 64)")
     how.add_argument(
@@ -237,7 +242,7 @@ def _settings(args: argparse.Namespace) -> EvaluationSettings:
     return EvaluationSettings(
         levels, attacks_of(args.attacks), args.seed, args.batch_size, cases(args.cases), args.box,
         args.device.split(":")[0], threads_for(Path(args.output), args.threads), _smoothing(args),
-        tuple(args.variations),
+        tuple(args.variations), args.fuse,
     )  # fmt: skip
 
 

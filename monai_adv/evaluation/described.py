@@ -96,6 +96,7 @@ class SettingsEntry:
         smooth: noise and draws, where the smoothed versions of the models are attacked and certified.
         certify: noise and draws, where they are certified and not attacked.
         variations: natural variations that are measured beside the attacks.
+        fuse: the attacks searched on copies of the networks with BatchNorm folded.
     """
 
     attacks: str
@@ -109,6 +110,7 @@ class SettingsEntry:
     smooth: Smoothing | None = optional()
     certify: Certification | None = optional()
     variations: tuple[str, ...] = ()
+    fuse: bool = optional(False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,8 @@ class EvaluationSettings:
         smooth: attack and certify the smoothed versions of the models; ``None``: the models themselves.
         variations: natural variations that are measured beside the attacks, in the words of
             :func:`monai_adv.variations.checked_words`.
+        fuse: search on a copy of each network with BatchNorm folded, see :func:`monai_adv.networks.fused.fused`; what
+            is reported is the network's own. The last digits of the search differ.
 
     Raises:
         InputError: for a value that is not allowed.
@@ -65,6 +67,7 @@ class EvaluationSettings:
     threads: int = 1
     smooth: Smoothing | None = None
     variations: tuple[str, ...] = ()
+    fuse: bool = False
 
     def __post_init__(self) -> None:
         if not self.levels:
@@ -96,6 +99,10 @@ class EvaluationSettings:
         if self.smooth is not None and all(level.norm != "l2" for level in self.levels):
             raise InputError.of("smooth", self.smooth.sigma, "given with radii of l2", "a certificate holds for l2")
         object.__setattr__(self, "variations", checked_words(self.variations))
+        if not isinstance(self.fuse, bool):
+            raise InputError.of("fuse", self.fuse, "True or False")
+        if self.fuse and self.smooth is not None:
+            raise InputError.of("fuse", True, "given without smooth", "a last digit can turn a whole vote")
         if self.cases is not None and not isinstance(self.cases, tuple):
             object.__setattr__(self, "cases", given.whole("cases", self.cases, 1, allowed=CASES))
         if self.cases == ():
@@ -133,6 +140,7 @@ class EvaluationSettings:
             attacks_code=plan.code if plan else "",
             smooth=self.smooth,
             variations=self.variations,
+            fuse=self.fuse,
         )
 
 

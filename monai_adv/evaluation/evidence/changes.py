@@ -148,7 +148,7 @@ def changes(old: str | Path, new: str | Path) -> Changes:
             found.append((one, other, compare(*scores, now.kind, names=(one.name, other.name), level=key, seed=seed)))
     corrected = holm([c.tests[0].p for _, _, c in found])
     rows = [_row(before, now, *each, p) for each, p in zip(found, corrected, strict=True)]
-    for word in ("seed", "batch_size", "threads", "device"):
+    for word in ("seed", "batch_size", "threads", "device", "fuse"):
         was, is_now = (getattr(f.evaluation.settings, word) for f in (before, now))
         if was != is_now:
             told.append(f"{word.replace('_', ' ')}: {was} before, {is_now} now; the last digits depend on it.")

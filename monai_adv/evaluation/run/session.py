@@ -92,6 +92,7 @@ class Session:
         self._evaluation: Evaluation | None = None
         self._marks: dict[str, Marks] = {}
         self._at_most: Cost | None = None
+        self._timings = [(Timing(1.0, 1.0), Timing(1.0, 1.0)) for _ in sources]
         self._sampled = 1.0
         self._lock: TextIO | None = None
 
@@ -271,8 +272,10 @@ class Session:
         """An upper bound of the cost, from the time of a pass."""
         total = Cost(0, 0, 0.0)
         timings = self._all([(job.timing, spread(self._good(i), SAMPLE)) for i, job in enumerate(self.jobs)])
-        for i, timing in enumerate(timings):
-            for part in self._most(i, timing):
+        if self.settings.fuse:  # a pass of the probes takes longer than one of the attacks
+            self._timings = timings
+        for i, of_model in enumerate(timings):
+            for part in self._most(i, *of_model):
                 total += part
         read, levels = sum(map(len, self.sizes)), len(self.settings.levels)
         cases = round(read / self._sampled)
@@ -287,17 +290,17 @@ class Session:
         self.say(f"Radii, for an input of {self.models[0].name}: {'; '.join(radii)}.")
         self._at_most = total
 
-    def _most(self, i: int, timing: Timing) -> tuple[Cost, Cost]:
-        """Upper bounds for a model's cases, and for its probes."""
+    def _most(self, i: int, attacks: Timing, probes: Timing) -> tuple[Cost, Cost]:
+        """Upper bounds for a model's cases, and for its probes, whose passes take so long."""
         model, sizes = self.models[i], self.sizes[i]
         varied = sum(is_variation(entry.name) for entry in model.corruptions)
         corrupted = len(model.corruptions) - varied
         largest = self.varied[i].values() if varied else None
-        smooth = self.settings.smooth
-        attacks = cost.bound(self._passes[i], sizes.values(), timing, corrupted, varied, largest, smooth)
-        attacks = attacks.times(1 / self._sampled)
+        smooth, fuse = self.settings.smooth, self.settings.fuse
+        cases = cost.bound(self._passes[i], sizes.values(), attacks, corrupted, varied, largest, smooth, fuse)
         probed = most_passes(model.kind, self.settings.levels, self.settings.version, self.settings.box is not None)
-        return attacks, cost.priced(probed, [sizes[case] for case in self._probed(i)], timing)
+        probing = cost.priced(probed, [sizes[case] for case in self._probed(i)], probes)
+        return cases.times(1 / self._sampled), probing
 
     def _run_cases(self) -> None:
         """The pilot, a prediction, then the probes and all other cases."""
@@ -374,7 +377,7 @@ class Session:
                 seconds = _seconds(records, model.name)
                 whole = cost.predict(seconds, sizes)
                 # The probes take what the cases take, in proportion to the passes that both make at most.
-                attacks, probes = self._most(i, Timing(1.0, 1.0))
+                attacks, probes = self._most(i, *self._timings[i])
                 total += whole * (1 + probes.seconds / attacks.seconds)
             known = Predicted(total, len(pilot))
             self.store.add_cost(Costs(predicted=known))

@@ -127,8 +127,10 @@ class Job:
         loaded = self._model().load(case)
         return [in_words(loaded, level) for level in self.settings.levels]
 
-    def timing(self, cases: Sequence[str]) -> cost.Timing:
-        """Seconds of a pass on the first of these cases that the network takes.
+    def timing(self, cases: Sequence[str]) -> tuple[cost.Timing, cost.Timing]:
+        """Seconds of a pass on the first of these cases that the network takes: in attacks, and in the probes.
+
+        They differ with ``fuse``: the probes are about the network itself.
 
         Raises:
             InputError: it takes none of them; says why not the first.
@@ -137,7 +139,9 @@ class Job:
         for case in cases:
             try:
                 with reproducible(self.settings.threads):
-                    return cost.measure(self._model().load(case), self.settings.batch_size)
+                    loaded, size = self._model().load(case), self.settings.batch_size
+                    probes = cost.measure(loaded, size)
+                    return cost.measure(loaded, size, fuse=True) if self.settings.fuse else probes, probes
             except InputError as error:
                 refused = refused or error
         assert refused is not None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from monai_adv.attacks.base import Attack
 from monai_adv.attacks.pgd import PGD
@@ -19,6 +20,7 @@ from monai_adv.evaluation.costs import Cost, Size
 from monai_adv.evaluation.models.protocol import Case
 from monai_adv.evaluation.records import Record
 from monai_adv.network_state import device_of
+from monai_adv.networks.fused import fused
 from monai_adv.statistics import Passes
 from monai_adv.tasks import take, to_device
 from monai_adv.threats import Threat
@@ -57,17 +59,20 @@ class Timing:
     scoring: float = 0.0
 
 
-def measure(case: Case, batch_size: int, clock: Callable[[], float] = time.perf_counter) -> Timing:
+def measure(
+    case: Case, batch_size: int, clock: Callable[[], float] = time.perf_counter, *, fuse: bool = False
+) -> Timing:
     """Time steps of attacks and a scoring on one case, each after one that warms up.
 
     Both a full batch and a single input are timed, and the dearer one counts: what survives long attacks is few inputs,
-    and a pass of few costs more for each.
+    and a pass of few costs more for each. With ``fuse`` the steps are those of the fused copy, and scoring is not.
 
     Raises:
-        InputError: a network that cannot be called on these images, or only where no gradient is wanted.
+        InputError: a network that cannot be called on these images, or only where no gradient is wanted, or not fused.
     """
     try:
-        return _timing(case, batch_size, clock)
+        network = fused(case.network, case.images[:batch_size]) if fuse else case.network
+        return _timing(case, network, batch_size, clock)
     except InputError:
         raise
     except Exception as error:  # of the network's own code, or of a loss that does not fit its output
@@ -77,12 +82,12 @@ def measure(case: Case, batch_size: int, clock: Callable[[], float] = time.perf_
         raise InputError.of("network", found, allowed, in_a_sentence(error).rstrip(".")) from error
 
 
-def _timing(case: Case, batch_size: int, clock: Callable[[], float]) -> Timing:
+def _timing(case: Case, network: nn.Module, batch_size: int, clock: Callable[[], float]) -> Timing:
     forward = backward = 0.0
     for count in sorted({1, min(batch_size, len(case.images))}):
         voxels = case.images[:count].numel()
-        query = max(_seconds(case, count, attack, clock) / 3 for attack in _without_gradients(case))
-        step = _seconds(case, count, PGD(SOME, 2), clock) / 3
+        query = max(_seconds(case, network, count, attack, clock) / 3 for attack in _without_gradients(case))
+        step = _seconds(case, network, count, PGD(SOME, 2), clock) / 3
         forward, backward = max(forward, query / voxels), max(backward, 1.5 * (step - query) / voxels)
     case.scores(case.images)
     start = clock()
@@ -96,14 +101,14 @@ def _without_gradients(case: Case) -> list[Attack]:
     return attacks if case.images.ndim < 3 else [*attacks, Square(SOME, queries=2, until="lowest")]
 
 
-def _seconds(case: Case, count: int, attack: Attack, clock: Callable[[], float]) -> float:
+def _seconds(case: Case, network: nn.Module, count: int, attack: Attack, clock: Callable[[], float]) -> float:
     """The longer of two runs on the first inputs, after one that warms up."""
-    device = device_of(case.network)
+    device = device_of(network)
     images, target = case.images[:count].to(device), to_device(take(case.target, torch.arange(count)), device)
     seconds = []
     for _ in range(3):
         start = clock()
-        attack(case.network, images, target, case.task, generator=torch.Generator(device).manual_seed(0))
+        attack(network, images, target, case.task, generator=torch.Generator(device).manual_seed(0))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(clock() - start)
@@ -118,6 +123,7 @@ def bound(
     variations: int = 0,
     varied: Iterable[Size] | None = None,
     smooth: Smoothing | None = None,
+    fuse: bool = False,
 ) -> Cost:
     """What one model costs if no input is ever finished: nothing can cost more passes.
 
@@ -129,6 +135,8 @@ def bound(
         variations: number of natural variations of files, at all severities.
         varied: the largest sizes that these can give the cases; None: those that they have.
         smooth: of smoothed models, whose every input is ``draws`` of the network; they are certified as well.
+        fuse: what attacks find on fused copies is confirmed by the networks. An attack that is repeated because it was
+            not is left out: there are next to none.
 
     Example:
         One level of PGD with 10 steps: 11 forwards and 10 backwards, and 10 forwards for what is opened, scores and
@@ -141,7 +149,7 @@ def bound(
     """
     stages = [passes for level in most.values() for passes in level]
     sizes = list(sizes)
-    scored = OPENED + CLEAN + corruptions + PICTURES * len(most) + SCORING * len(stages)
+    scored = OPENED + CLEAN + corruptions + PICTURES * len(most) + (SCORING + fuse) * len(stages)
     attacks = sum(stages, Passes())
     if smooth:
         attacks += Passes(forward=_certified(smooth, sum(key.startswith("l2") for key in most)))
