@@ -84,3 +84,21 @@ def segmenter() -> Segmenter:
 def failing() -> Classifier:
     """A model that does not load."""
     raise FileNotFoundError("weights.pt is not there")
+
+
+def batch_normed() -> Classifier:
+    """A linear network with BatchNorm; it is wrong on the first of 20 images and right on the others."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 4, bias=False), nn.BatchNorm2d(2), nn.Flatten())
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for values in (network[0].weight, network[1].bias):
+            values.copy_(torch.randn(values.shape, generator=draw))  # type: ignore[operator, arg-type, union-attr]
+        network[1].running_var.copy_(torch.tensor([0.5, 2.0]))  # type: ignore[operator, union-attr]
+    x = torch.rand(20, 1, 4, 4, generator=draw)
+    with torch.no_grad():
+        logits = network.eval()(x)
+        # Both classes are as frequent, whatever was drawn.
+        network[1].running_mean[0] += (logits[:, 0] - logits[:, 1]).median() * 0.5**0.5  # type: ignore[index, operator]
+        labels = network(x).argmax(1)
+    labels[0] = 1 - labels[0]
+    return Classifier("batch normed", network, x, labels, "ab", box=(0.0, 1.0), group=8)

@@ -103,11 +103,14 @@ def test_models_are_paired_by_name_or_alone(tmp_path: Path) -> None:
 
 def test_what_else_differs_is_told(tmp_path: Path) -> None:
     old = version(tmp_path / "old", lambda n: 0.3)
-    new = version(tmp_path / "new", lambda n: 0.3, settings={"seed": 8}, space="patches", fingerprint="cd", data="")
+    new = version(
+        tmp_path / "new", lambda n: 0.3, settings={"seed": 8, "fuse": True}, space="patches", fingerprint="cd", data=""
+    )
     told = "\n".join(changes(old, new).told)
     assert "could not be checked" in told
     assert "deployed in another way" in told
     assert "seed: 7 before, 8 now" in told
+    assert "fuse: False before, True now; the last digits depend on it." in told
     assert "are the same in both" in "\n".join(changes(old, old).told)
 
 
