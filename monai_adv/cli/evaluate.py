@@ -92,9 +92,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )  # fmt: skip
     how.add_argument(
         "--fuse", action="store_true",
-        help="search on a copy of each network with BatchNorm folded into its convolutions: half to three quarters "
-        "of the time on a CPU, other last digits; scores are the network's own, which has to confirm what was found "
-        "(default: off)",
+        help="search on a copy of each network with BatchNorm folded into its convolutions: a pass takes half to "
+        "three quarters of the time on a CPU, and has other last digits; scores are the network's own, which has to "
+        "confirm what was found (default: off)",
     )  # fmt: skip
     how.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
     how.add_argument("--batch-size", type=int, default=64, metavar="N", help="inputs attacked at once (default: 64)")

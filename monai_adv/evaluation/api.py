@@ -101,8 +101,8 @@ def evaluate(
             the data set names its modality; or some of them, ["mri:motion", "mri:spike=1,3"] (severities). A network's
             inputs need their ``box``, whose ends are black and white.
         fuse: let the attacks search on a copy of each network whose BatchNorm is folded into its convolutions: the same
-            function but for the last digits, on a CPU in half to three quarters of the time. Scores are the network's
-            own, and where it does not confirm what was found on the copy, the attack is repeated on it.
+            function but for the last digits, and a pass takes half to three quarters of the time on a CPU. Scores are
+            the network's own, and where it does not confirm what was found on the copy, the attack is repeated on it.
         verbose: print what the command line prints. Progress bars are shown then, and always in a notebook.
 
     Returns:
