@@ -227,9 +227,7 @@ def test_fuse_is_kept_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert (
-        "a copy of each network with BatchNorm folded into its convolutions: a pass takes half" in said
-    )
+    assert "a copy of each network with BatchNorm folded into its convolutions: a pass takes half" in said
     assert "scores are the network's own" in said
 
 
