@@ -171,7 +171,7 @@ def price() -> Iterator[Row]:
             yield Row(
                 board=board, method=trained["job"]["trainer"].removesuffix("Trainer").replace("nnUNet", "Standard"),
                 settings=_listed({**trained["job"].get("settings", {}), "initial_lr": trained["job"]["lr"]})
-                + (", averaged weights" if "averaged" in file else ""),
+                + (", averaged weights" if "averaged" in file else "") + _interpolated(trained["job"]),
                 clean=found["clean"], robust=found["worst"], passes=trained["passes_per_sample"],
                 share=trained["budget"] or 1.0, source="results/price.json", date=run["date"],
                 note="`standard` left 52.3 on the first 2 cases" if name == "earlier_satmix_h" else "",
@@ -186,7 +186,7 @@ def price() -> Iterator[Row]:
                 clean=100 * run["clean"], robust=100 * run[f"pgd20_rms_0_{short}"],
                 noise=100 * run[f"noise_rms_0_{short}"] if f"noise_rms_0_{short}" in run else None,
                 passes=run["passes_per_sample"], share=run["budget"] or 1.0,
-                note="the cases chose the epoch" if run.get("chosen_on_these") else "", **_of_3d(found),
+                note="the cases chose the epoch" if run.get("chosen_on_these") else "", **_of_3d(found, run),
             )  # fmt: skip
     board = Board(f"{FOLD}, first 12 cases, network space", "MONAI UNet 3D", "L2 0.1 RMS per volume, no box", "PGD-5",
                   "mean Dice")  # fmt: skip
@@ -196,19 +196,24 @@ def price() -> Iterator[Row]:
             yield Row(
                 board=board, **_method_of_3d(run, epoch), clean=100 * figures["clean"],
                 robust=100 * figures["pgd5_rms_0_1"], passes=run["passes_per_sample"],
-                share=run["budget"] * int(epoch) / run["epoch"], **_of_3d(found),
+                share=run["budget"] * int(epoch) / run["epoch"], **_of_3d(found, run),
             )  # fmt: skip
 
 
 def _method_of_3d(run: dict[str, Any], epoch: int | str) -> dict[str, str]:
     if "settings" not in run:
         return {"method": "Standard", "settings": ""}
-    return {"method": "SAT", "settings": f"{_listed(run['settings'])}, epoch {epoch}"}
+    settings = f"{_listed(run['settings'])}, epoch {epoch}{_interpolated(run)}"
+    return {"method": run.get("method", "SAT"), "settings": settings}
 
 
-def _of_3d(found: dict[str, Any]) -> dict[str, str]:
+def _interpolated(run: dict[str, Any]) -> str:
+    return f", then monai-adv interpolate --share {run['share']}" if "share" in run else ""
+
+
+def _of_3d(found: dict[str, Any], run: dict[str, Any]) -> dict[str, str]:
     command = "python -m monai.bundle run --config_file configs/train.json, as docs/results/price.md says"
-    return {"command": command, "source": "results/price_3d.json", "date": found["date"]}
+    return {"command": command, "source": "results/price_3d.json", "date": run.get("date", found["date"])}
 
 
 def hippocampus() -> Iterator[Row]:

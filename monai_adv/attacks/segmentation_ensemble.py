@@ -1,8 +1,9 @@
 """The ensemble that an evaluation of a segmentation runs: complementary attacks, then a polish of the worst image.
 
 Classification has AutoAttack; for segmentation there is no such standard. The parts are APGD (Croce & Hein, ICML 2020)
-on a class-balanced cross-entropy and on the task's own loss, also with the radius-reduction schedule of SEA (Croce,
-Singh, Hein, ECCV 2024); sharp Dice, whose loss becomes the score during the run; SEA's losses; and Square
+on a class-balanced cross-entropy and on the task's own loss; the radius-reduction schedule of SEA (Croce, Singh, Hein,
+ECCV 2024) on the Jensen-Shannon divergence, whose gradient fades where a voxel is lost: it finds what lies beyond the
+basin of the clean image; sharp Dice, whose loss becomes the score during the run; SEA's other losses; and Square
 (Andriushchenko et al., ECCV 2020), which needs no gradient and so shows where gradients lie. Composition and schedules
 were chosen by measuring, see benchmarks/segmentation_strength.py.
 """
@@ -14,7 +15,7 @@ from typing import Literal, get_args
 
 from monai_adv.attacks.ensemble import Ensemble, EnsembleAttack, Stage
 from monai_adv.attacks.relay import Phase, Relay
-from monai_adv.attacks.sea import SEA, balanced_masked_cross_entropy, radius_reduction
+from monai_adv.attacks.sea import SEA, balanced_masked_cross_entropy, jensen_shannon, radius_reduction
 from monai_adv.attacks.sharp_dice import SharpDice
 from monai_adv.attacks.square import Square
 from monai_adv.errors import InputError
@@ -51,7 +52,7 @@ def stages(threat: Threat, version: Version = "standard") -> tuple[Stage, ...]:
         return Stage("APGD relay", relay(threat, 10, 10)), Stage("sharp Dice", last)
     search = (
         Stage("APGD relay", relay(threat, 20, 20)),
-        Stage("APGD, falling radius", Relay(threat, radius_reduction(None, 60))),
+        Stage("APGD, falling radius", Relay(threat, radius_reduction(jensen_shannon, 60))),
         Stage("sharp Dice", SharpDice(threat, 100)),
     )
     if version == "standard":

@@ -112,6 +112,7 @@ _SEGMENTATION = (
     Measured(PRICE_2D, "FGSMRS", "preset: finetune, then monai-adv interpolate --share 0.75", 0.92, 84.0, 63.2),
     Measured(PRICE_2D, "FreeAT", "preset: finetune", 1.00, 82.4, 69.5),
     Measured(PRICE_2D, "SAT", "preset: finetune", 1.00, 83.9, 62.8),
+    Measured(PRICE_2D, "MIRST", "preset: finetune", 0.93, 83.8, 63.0),
     Measured(PRICE_2D, "FAT", "preset: finetune", 1.03, 84.1, 59.2),
     Measured(PRICE_2D, "IMA", "preset: finetune", 1.00, 84.3, 56.4),
     Measured(PRICE_2D, "MMA", "preset: finetune", 0.97, 83.5, 55.6),

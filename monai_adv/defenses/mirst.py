@@ -36,6 +36,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # With the step 0.001 of the paper's evaluation the strongest instance goes 0.008 far, not half the radius.
     "mirst_busi_short_step": {"norm": "linf", "eps": 5 / 255, "relative_step": 0.001 / (5 / 255), "alpha": 1.0,
                               "box": (0.0, 1.0)},
+    # Our own, for a trained segmentation model, as measured: docs/results/price.md.
+    "finetune": {"norm": "l2", "eps": 0.1, "unit": "rms", "instances": "1,2", "betas": "0.5,0.5", "relative_step": 1.0},
 }  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def test_figures_of_prices_are_those_of_the_runs() -> None:
     by_hand = {
         ("FGSMRS", ""): "fgsmrs_2d_lr015", ("SAT", ""): "satmix_2d_lr015", ("FAT", ""): "fat_2d_lr015",
         ("IMA", ""): "ima_2d_lr015", ("MMA", ""): "mma_2d_lr015", ("FreeAT", ""): "freeat_2d_lr015",
-        ("TRADES", ""): "trades_2d_lr015", ("FGSMRS", between): "fgsmrs_2d_75",
+        ("TRADES", ""): "trades_2d_lr015", ("MIRST", ""): "mirst_2d_lr015", ("FGSMRS", between): "fgsmrs_2d_75",
         ("FGSMRS", quarter): "fgsmrs_2d_quarter", ("SAT", quarter): "sat_2d_quarter",
         ("FreeAT", quarter): "freeat_2d_quarter", ("FAT", quarter): "fat_2d_quarter",
         ("IMA", quarter): "ima_2d_quarter", ("TRADES", quarter): "trades_2d_quarter",
