@@ -120,6 +120,7 @@ _SEGMENTATION = (
     Measured(PRICE_2D, "FGSMRS", "preset: finetune, budget: 0.25", 0.23, 82.9, 59.8),
     Measured(PRICE_2D, "FreeAT", "preset: finetune, budget: 0.25", 0.26, 79.6, 57.2),
     Measured(PRICE_2D, "SAT", "preset: finetune, budget: 0.25", 0.27, 83.5, 55.6),
+    Measured(PRICE_2D, "MIRST", "preset: finetune, budget: 0.25", 0.27, 83.4, 53.3),
     Measured(PRICE_2D, "FAT", "preset: finetune, budget: 0.25", 0.25, 83.8, 48.2),
     Measured(PRICE_2D, "TRADES", "preset: finetune, budget: 0.25", 0.26, 84.1, 45.0),
     Measured(PRICE_2D, "MMA", "preset: finetune, budget: 0.25", 0.25, 83.7, 45.4),
