@@ -48,16 +48,16 @@ def interpolated(plain: Mapping[str, Tensor], robust: Mapping[str, Tensor], shar
             "a model and one that was fine-tuned from it (0.9 and more)",
             "between models that were trained apart lies none that works",
         )  # fmt: skip
-    made: dict[tuple[int, int], Tensor] = {}
+    made: dict[tuple[object, ...], Tensor] = {}
     found = {}
     for name, end in robust.items():
         if not end.is_floating_point():
             found[name] = end.clone()
             continue
-        places = (plain[name].data_ptr(), end.data_ptr()) if end.numel() else (len(made), 0)
-        if places not in made:
-            made[places] = torch.lerp(plain[name].to(end), end, share)
-        found[name] = made[places].view_as(end)
+        one = plain[name].data_ptr(), end.data_ptr(), end.shape, end.stride()
+        if one not in made:
+            made[one] = torch.lerp(plain[name].to(end), end, share)
+        found[name] = made[one]
     return found
 
 
