@@ -195,7 +195,7 @@ def test_raw_units_are_refused_where_there_are_none() -> None:
         ("nothing", "package.module:function or path/to/file.py:function"),
         ("no_such_package:make", "No module named 'no_such_package'"),
         ("nowhere.py:make", "no file nowhere.py"),
-        (f"{SUBJECTS}:nothing", f"a function in {SUBJECTS}; known are classifier, failing"),
+        (f"{SUBJECTS}:nothing", f"a function in {SUBJECTS}; known are batch_normed, classifier, failing"),
         (f"{SUBJECTS}:failing", "FileNotFoundError: weights.pt is not there"),
         ("builtins:dict", "this one's lacks name, kind, classes"),
     ],
