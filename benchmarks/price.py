@@ -143,7 +143,7 @@ def between(this: Job, folder: Path, runs: Path, plan: dict[str, Any]) -> dict[s
     rms = this.get("rms", trained_as.get("rms", RMS))
     measured = measure(model, FINAL, plan["cases"], plan["attacks"], rms)
     known = {k: figures[k] for k in ("steps", "batch", "passes_per_sample", "passes", "budget", "machine")}
-    job = {**trained_as, "label": None, **this}
+    job = {**{k: v for k, v in trained_as.items() if k != "label"}, **this}
     return {"job": job, **known, "measured": {FINAL: measured}, "date": date.today().isoformat()}
 
 
@@ -342,7 +342,7 @@ def table(arguments: argparse.Namespace) -> None:
 
 def draw(found: dict[str, Any], file: Path) -> None:
     """Worst Dice against passes, clean Dice as colour, a marker for each method; a panel for each configuration."""
-    shown = [f for f in found.values() if f["job"].get("label") and f.get("measured")]
+    shown = [f for f in found.values() if "label" in f["job"] and f.get("measured")]
     configurations = sorted({f["job"]["configuration"] for f in shown})
     markers = dict(zip(dict.fromkeys(f["job"]["label"] for f in shown), "oPsD^vX<>*ph8d", strict=False))
     figure, axes = plt.subplots(1, len(configurations), figsize=(6 * len(configurations), 5), squeeze=False)

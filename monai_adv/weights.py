@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,9 @@ def load_weights(network: Network, file: str | Path, name: str = "bundle-weights
     Raises:
         InputError: no such file, a file that is no state dict, or weights of another network.
     """
-    weights = read_weights(file, name)
+    content = _content(Path(file), name)
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(_bare_names(content))
     except (RuntimeError, AttributeError, TypeError) as error:
         raise InputError.of(name, str(file), "weights that fit the network", first_cause(error)) from error
     return network
@@ -44,9 +45,16 @@ def read_weights(file: str | Path, name: str = "weights") -> dict[str, Tensor]:
         name: what an error calls the argument.
 
     Raises:
-        InputError: no such file, or a file that is no state dict.
+        InputError: no such file, or a file that is no state dict of tensors alone.
     """
-    file = Path(file)
+    content = _content(Path(file), name)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError.of(name, str(file), "a state dict, whose values are tensors")
+    return _bare_names(content)
+
+
+def _content(file: Path, name: str) -> Any:
+    """What should be a state dict."""
     if not file.is_file():
         todo = (
             f"in {file.parent} there is {names_in(file.parent)}; train the bundle, download its weights, or name them"
@@ -62,8 +70,11 @@ def read_weights(file: str | Path, name: str = "weights") -> dict[str, Tensor]:
     for key in ("state_dict", "model", "network", "net"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError.of(name, str(file), "a state dict, whose values are tensors")
+    return content
+
+
+def _bare_names(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Without DistributedDataParallel's prefix."""
     return {key.removeprefix("module."): value for key, value in content.items()}
 
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -59,8 +60,13 @@ def as_written(save: Callable[[Any], None]) -> dict[str, Any] | None:
     return checkpoint
 
 
-def write_checkpoint(checkpoint: dict[str, Any], filename: str | Path) -> None:
+def write_checkpoint(checkpoint: dict[str, Any], filename: str | Path, then: str = "then continue with --c") -> None:
     """Write a checkpoint; whatever happens, one whole checkpoint remains.
+
+    Args:
+        checkpoint: anything that torch saves.
+        filename: where.
+        then: what to do once there is room for it.
 
     Raises:
         InputError: the checkpoint could not be written (disk full, no permission); the previous one is intact.
@@ -72,15 +78,18 @@ def write_checkpoint(checkpoint: dict[str, Any], filename: str | Path) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
         kept = "the previous checkpoint is intact" if path.exists() else "there is no earlier one"
         raise InputError(
-            f"{path}: the checkpoint could not be written ({error}); {kept}; "
-            "free space or fix the permissions, then continue with --c."
+            f"{path}: the checkpoint could not be written ({error}); {kept}; free space or fix the permissions, {then}."
         ) from error
 
 
-def load_data(filename: str | Path) -> Any:
+def load_data(filename: str | Path, mmap: bool = False) -> Any:
     """``torch.load`` onto the CPU of tensors, text and numbers, those of numpy as well; reading them runs no code.
 
     Once this has passed, the same file is safe for nnU-Net's own loader, which does not check.
+
+    Args:
+        filename: of the checkpoint.
+        mmap: leave the tensors in the file, for a look at what else there is.
 
     Raises:
         InputError: there are other Python objects in the file.
@@ -88,7 +97,7 @@ def load_data(filename: str | Path) -> Any:
     """
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            return torch.load(filename, map_location="cpu", weights_only=True)
+            return torch.load(filename, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         unknown = re.search(r"GLOBAL (\S+)", str(error))  # as torch calls what it refuses to make
         if not unknown:
@@ -102,7 +111,7 @@ def load_data(filename: str | Path) -> Any:
 def is_nnunet(filename: str | Path) -> bool:
     """Whether a file is a readable checkpoint of nnU-Net."""
     try:
-        content = load_data(filename)
+        content = load_data(filename, mmap=is_zipfile(filename))  # as torch writes them since 1.6
     except Exception:  # torch and pickle raise a dozen kinds for what they cannot read
         return False
     return isinstance(content, dict) and {"trainer_name", "network_weights"} <= content.keys()

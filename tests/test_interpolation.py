@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from monai_adv import cli
 from monai_adv.errors import InputError
 from monai_adv.interpolation import LEAST_COSINE, has_running_statistics, interpolated, similarity
+from monai_adv.weights import load_weights, read_weights
 from nnunet_trainers.deployed import DeployedModel
 from tests.tiny_nnunet import write_model
 
@@ -155,6 +156,37 @@ def test_wrong_files_are_refused_in_a_sentence(tmp_path: Path, capsys: pytest.Ca
         assert _command(*pair, "--share", share) == 2
         assert told in capsys.readouterr().err
     assert robust.with_name("checkpoint_final_share_0.5.pth").read_text() == "mine"
+
+
+def test_a_file_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("unexpected pos")  # torch's word for a full disk
+
+    pair = _fine_tuned(tmp_path)
+    monkeypatch.setattr(torch, "save", full)
+    assert _command(*pair, "--share", 0.5) == 2
+    assert "free space or fix the permissions, then give the command again." in capsys.readouterr().err
+    assert [p.name for p in pair[1].parent.iterdir()] == [pair[1].name]
+
+
+def test_what_a_network_keeps_beside_its_tensors_is_loaded_but_has_no_share(tmp_path: Path) -> None:
+    class Keeps(nn.Linear):
+        said = "nothing"
+
+        def get_extra_state(self) -> dict[str, str]:
+            return {"said": self.said}
+
+        def set_extra_state(self, state: dict[str, str]) -> None:
+            self.said = state["said"]
+
+    network = Keeps(2, 2)
+    network.said = "this"
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    assert load_weights(Keeps(2, 2), tmp_path / "model.pt").said == "this"
+    with pytest.raises(InputError, match="a state dict, whose values are tensors"):
+        read_weights(tmp_path / "model.pt")
 
 
 def test_batchnorm_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     written = zip(files.items(), _between(args.plain, args.robust, list(files)), strict=True)
     for (share, file), content in written:
-        write_checkpoint(content, file)
+        write_checkpoint(content, file, "then give the command again")
         say(f"{file}: {100 * share:g} % of {args.robust}, {100 * (1 - share):g} % of {args.plain}")
         if has_running_statistics(content.get("network_weights", content)):
             say("WARNING: its BatchNorm has statistics between both, which are not those that its weights would have.")
