@@ -6,7 +6,6 @@ is the host's own. trainers.py makes one for every method of the registry.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -412,14 +411,15 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         super().on_train_end()
 
     def _take_best_robust(self) -> None:
+        """A file of an earlier run may lie there: that run began at another instant. One that goes on keeps its own."""
+        began = [self.logger.get_value("epoch_start_timestamps", step=0)]
         if self.is_ddp:
-            dist.barrier()  # the first rank may still be writing its best
+            dist.broadcast_object_list(began)  # of the rank that writes the file; it has done so by now
         file = Path(self.output_folder) / "checkpoint_best_robust.pth"
-        none = all(math.isnan(row["robust_dice_ema"]) for row in self.robustness.rows)  # a file is of an earlier run
-        if none or not file.exists():
+        best = read_any(file) if file.exists() else None
+        if best is None or best["logging"]["epoch_start_timestamps"][0] != began[0]:
             self.print_to_log_file(f"This run has no {file.name}, so the final weights are the last (`final_weights`).")
             return
-        best = read_any(file)
         bare(self.network).load_state_dict(best["network_weights"])
         row = best[SECTION]["robustness"][-1]
         self.print_to_log_file(

@@ -29,10 +29,11 @@ def worker(rank: int, port: int, folder: str) -> None:
     trainer.initialize()
     task = trainer.defense.task
     trainer.defense.task = replace(task, settings=type(task.settings)(threshold=1e-6))  # attacks from the first step
+    trainer.robustness.last_is_best = lambda: len(trainer.robustness.rows) == 1  # the first epoch of two
     trainer.run_training()
     result: dict[str, Any] = {
         "margins": trainer.defense.margins.values,
-        "weights": [p.detach() for p in trainer.network.parameters()],
+        "weights": trainer.network.module.state_dict(),
         "rows": trainer.robustness.rows,
         "batch": trainer.batch_size,
     }
@@ -46,6 +47,7 @@ def test_two_ranks_train_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     for name, value in toy.SHORT.items():
         monkeypatch.setenv(f"MONAI_ADV_{name.upper()}", json.dumps(value))
+    monkeypatch.setenv("MONAI_ADV_FINAL_WEIGHTS", "best_robust")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -54,7 +56,10 @@ def test_two_ranks_train_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert one["batch"] + two["batch"] == 4  # the plan's batch, shared
     assert torch.equal(one["margins"], two["margins"])
     assert one["margins"].unique().numel() > 1
-    assert all(torch.equal(a, b) for a, b in zip(one["weights"], two["weights"], strict=True))
+    file = next((tmp_path / "results").rglob("checkpoint_best_robust.pth"))
+    for name, best in torch.load(file, weights_only=True)["network_weights"].items():
+        assert torch.equal(best, one["weights"][name])
+        assert torch.equal(best, two["weights"][name])
     for mine, theirs in zip(one["rows"], two["rows"], strict=True):
         assert mine.keys() == theirs.keys()
         for name in ("attacked", "crossed", "robust_dice", "margin_mean", "passes_per_sample"):

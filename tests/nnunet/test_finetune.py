@@ -54,20 +54,41 @@ def test_from_the_plain_model_within_its_budget_to_the_best_robust_weights(host:
     ) in log
 
 
-def test_the_best_weights_of_an_earlier_run_are_not_taken_for_this_one(host: Any, plain: Any) -> None:
-    """Nothing is attacked at radius 0, and the file of a run before lies in the folder."""
+@pytest.mark.parametrize("writes_none", ["nothing is attacked", "--disable_checkpointing"])
+def test_the_best_weights_of_an_earlier_run_are_not_taken_for_this_one(host: Any, plain: Any, writes_none: str) -> None:
     earlier = host(SATTrainer, **FINETUNE, budget=0.19)
     earlier.run_training()
-    trainer = host(SATTrainer, **FINETUNE, budget=0.19, eps=0.0)
+    unattacked = {"eps": 0.0} if writes_none == "nothing is attacked" else {}
+    trainer = host(SATTrainer, **FINETUNE, budget=0.19, **unattacked)
+    trainer.disable_checkpointing = not unattacked
+    last: list[Any] = []
+    trainer.on_epoch_end = lambda own=trainer.on_epoch_end: (own(), last.append(weights(trainer)))
     trainer.run_training()
     folder = Path(trainer.output_folder)
     assert "This run has no checkpoint_best_robust.pth, so the final weights are the last" in "".join(
         log.read_text() for log in folder.glob("training_log*")
     )
-    assert (folder / "checkpoint_best_robust.pth").exists()
-    final, old = (load_data(folder / f"checkpoint_{name}.pth")["network_weights"] for name in ("final", "best_robust"))
-    assert same(weights(trainer), list(final.values()))
+    old = load_data(folder / "checkpoint_best_robust.pth")["network_weights"]
+    assert same(weights(trainer), last[-1])
     assert not same(weights(trainer), list(old.values()))
+
+
+def test_a_run_that_goes_on_keeps_its_best_weights(host: Any, plain: Any) -> None:
+    """Epoch 1 is done again, and is not the best: what the file says of its first time is in no row that is left."""
+    broken = host(SATTrainer, **FINETUNE, budget=0.19)
+    broken.save_every = 1
+    broken.run_training()
+    folder = Path(broken.output_folder)
+    best = load_data(folder / "checkpoint_best_robust.pth")
+    best["monai_adv"]["robustness"][-1]["note"] = 0.0  # a row that the second part does not have
+    best["network_weights"] = {k: v + 1 for k, v in best["network_weights"].items()}
+    torch.save(best, folder / "checkpoint_best_robust.pth")
+    trainer = host(SATTrainer, epochs=None)
+    trainer.load_checkpoint(str(folder / "checkpoint_final.pth"))
+    trainer.current_epoch = 1
+    trainer.robustness.last_is_best = lambda: False
+    trainer.run_training()
+    assert same(weights(trainer), list(best["network_weights"].values()))
 
 
 def test_weights_of_another_fold_are_warned_of(host: Any, plain: Any) -> None:
