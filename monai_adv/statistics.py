@@ -53,18 +53,24 @@ class Statistics:
         self._counts[name] = self._counts.get(name, 0) + (len(values) if of is None else of)
 
     def summary(self) -> dict[str, float]:
-        """Means over the whole epoch and all ranks, and passes per sample in forwards; then starts afresh."""
-        names = sorted(self._sums)
-        rows = [[float(self._sums[n]), float(self._counts[n])] for n in names]
-        total = torch.tensor([*rows, [self.passes.in_forwards(), float(self.samples)]], dtype=torch.float64)
+        """Means over the whole epoch and all ranks, and passes per sample in forwards; then starts afresh.
+
+        What only some ranks have added is a mean over their samples.
+        """
+        own = {name: (float(self._sums[name]), self._counts[name]) for name in sorted(self._sums)}
+        own["passes_per_sample"] = float(self.passes.in_forwards()), self.samples
+        ranks = [own]
         if dist.is_available() and dist.is_initialized():
-            gathered: list[Tensor | None] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, total)
-            total = torch.stack([t for t in gathered if t is not None]).sum(0)
-        self.counted = dict(zip(names, total[:-1, 1].long().tolist(), strict=True))
-        means = (total[:, 0] / total[:, 1].clamp(min=1)).tolist()
+            ranks *= dist.get_world_size()
+            dist.all_gather_object(ranks, own)
+        names = sorted({name for rank in ranks for name in rank} - {"passes_per_sample"})
+        total = {
+            name: [sum(parts) for parts in zip(*(rank[name] for rank in ranks if name in rank), strict=True)]
+            for name in [*names, "passes_per_sample"]
+        }
+        self.counted = {name: int(total[name][1]) for name in names}
         self._sums, self._counts, self.passes, self.samples = {}, {}, Passes(), 0
-        return dict(zip([*names, "passes_per_sample"], means, strict=True))
+        return {name: value / max(count, 1) for name, (value, count) in total.items()}
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:

@@ -49,6 +49,12 @@ class Ascended:
     steps: Tensor
     passes: Passes
 
+    @classmethod
+    def of_nothing(cls, images: Tensor) -> Ascended:
+        """The result for none of ``images``."""
+        none = torch.zeros(0, dtype=torch.bool, device=images.device)
+        return cls(images[:0], none, none, images[:0], none.long(), Passes())
+
 
 @dataclass
 class Iterate:

@@ -83,8 +83,7 @@ class ATES(Defense):
 
         ascent = self.settings.ascent(self.channels, leave=leave if self.lam < 1 else None)  # nothing is harder than 1
         noisy, result, _ = self.attack(network, batch, ascent)
-        if result is not None:
-            self.statistics.add("attack_steps", result.steps, of=len(batch.images))
+        self.statistics.add("attack_steps", result.steps, of=len(batch.images))
         yield self.noisy_part(network, batch, noisy)
 
 

@@ -274,7 +274,7 @@ class Defense(ABC):
         radius: Tensor | None = None,
         start_radius: Tensor | None = None,
         only: Tensor | None = None,
-    ) -> tuple[Tensor, Ascended | None, Tensor]:
+    ) -> tuple[Tensor, Ascended, Tensor]:
         """Attack the samples of a batch that can be attacked, and book the passes and dead gradients.
 
         Args:
@@ -288,8 +288,7 @@ class Defense(ABC):
             only: ``(B,)`` bool: attack only these; default: all that are scorable. Samples of radius 0 are left out.
 
         Returns:
-            the batch's images with the attacked ones replaced, the attack's result (None if nothing was attacked), and
-            the positions of the attacked samples.
+            the batch's images with the attacked ones replaced, the attack's result for these, and their positions.
         """
         chosen = self.task.scorable(batch.target) if only is None else only
         index = torch.empty(0, dtype=torch.long, device=batch.images.device)
@@ -297,7 +296,7 @@ class Defense(ABC):
             index = (chosen if radius is None else chosen & (radius > 0)).nonzero()[:, 0]
         if len(index) == 0:
             self.count_no_attack(batch)
-            return batch.images, None, index
+            return batch.images, Ascended.of_nothing(batch.images), index
         self.statistics.add("attacked", torch.ones_like(index, dtype=torch.float), of=len(batch.images))
         images = batch.images[index]
         scale = self.threat.scale(images)
@@ -321,10 +320,10 @@ class Defense(ABC):
         self.statistics.passes.backward_input += backward_input * size
         self.statistics.passes.backward_full += full * size
 
-    def count_no_attack(self, batch: Batch) -> None:
-        """Book a batch of which nothing is attacked."""
+    def count_no_attack(self, batch: Batch, *more: str) -> None:
+        """Book a batch of which nothing is attacked; ``more`` are a method's own figures of attacked samples."""
         none = torch.zeros(0, device=batch.images.device)
-        for name in ("attacked", "dead_gradient"):
+        for name in ("attacked", "dead_gradient", *more):
             self.statistics.add(name, none, of=len(batch.images))
 
     def part(

@@ -141,10 +141,9 @@ class CustomizedAT(Defense):
         noisy, result, index = self.attack(network, batch, ascent, task=task, target=target, radius=tried)
 
         output = network(noisy)
-        if result is not None:
-            right = self.task.correct(detached(output), batch.target)[index] if agree else ~result.wrong
-            radius = radius.index_copy(0, index, torch.where(right, tried[index], radius[index]))
-            self.radii.update(ids[index], radius[index])
+        right = self.task.correct(detached(output), batch.target)[index] if agree else ~result.wrong
+        radius = radius.index_copy(0, index, torch.where(right, tried[index], radius[index]))
+        self.radii.update(ids[index], radius[index])
         if soft:
             hard = self.task.sample_training_loss(output, batch.target)
             points = self.task.all_points(output, batch.target)

@@ -109,8 +109,7 @@ class DAT(Defense):
         off = self.criterion == 0 and settings.fosc_around == "clean"
         ascent = settings.ascent(self.channels, leave=None if off else self._converged(batch.images))
         noisy, result, _ = self.attack(network, batch, ascent)
-        if result is not None:
-            self.statistics.add("attack_steps", result.steps, of=len(batch.images))
+        self.statistics.add("attack_steps", result.steps, of=len(batch.images))
         yield self.noisy_part(network, batch, noisy)
 
     def _converged(self, images: Tensor) -> Callable[[Iterate], Tensor]:

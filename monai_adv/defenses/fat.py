@@ -103,7 +103,7 @@ class FAT(Defense):
         noisy, _, _ = self.friendly(network, batch)
         yield self.noisy_part(network, batch, noisy, 1 - clean)
 
-    def friendly(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Ascended | None, Tensor]:
+    def friendly(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Ascended, Tensor]:
         """The early-stopped attack, as :meth:`Defense.attack` returns it."""
         slips = torch.full((len(batch.images),), self.tau, device=batch.images.device)
 
@@ -115,8 +115,7 @@ class FAT(Defense):
 
         ascent = self.settings.ascent(self.channels, noise=self.settings.omega, leave=leave)
         found = self.attack(network, batch, ascent)
-        if found[1] is not None:
-            self.statistics.add("attack_steps", found[1].steps, of=len(batch.images))
+        self.statistics.add("attack_steps", found[1].steps, of=len(batch.images))
         return found
 
 

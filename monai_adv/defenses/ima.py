@@ -191,7 +191,7 @@ class IMA(Defense):
         clean_loss = self.task.training_loss(output, batch.target)
         attacked = self._attacked(network, output, batch)
         if self.settings.eps == 0 or not on_any_rank(bool(attacked.any()), batch.images.device):
-            self._book(batch, None)
+            self.count_no_attack(batch, "crossed")
             yield self.part(batch, clean_loss, output)
             return
         yield self.part(batch, (1 - weight) * clean_loss, output)
@@ -201,7 +201,7 @@ class IMA(Defense):
         noisy = batch.images.index_copy(0, found.index, found.images)
         part = self.noisy_part(network, batch, noisy, weight)
         yield part
-        self._book(batch, found)
+        self.statistics.add("crossed", found.crossed.float(), of=len(batch.images))
         if found.wrong is None:
             assert part.noisy_output is not None
             found.wrong = ~self.task.correct(part.noisy_output, batch.target)[found.index]
@@ -269,9 +269,6 @@ class IMA(Defense):
         )
         start_radius = (margin - settings.growth).clamp(min=settings.growth)
         _, result, index = self.attack(network, batch, ascent, radius=margin, start_radius=start_radius, only=attacked)
-        if result is None:  # only other ranks attack
-            none = torch.zeros(0, dtype=torch.bool, device=index.device)
-            return _Found(index, batch.images[:0], none, none, none)
         found = _Found(index, result.images, result.wrong, result.wrong.clone(), result.dead)
         to_search = result.wrong
         if settings.algorithm == 2 and not settings.random_start:
@@ -328,12 +325,6 @@ class IMA(Defense):
         margin = torch.where(first, torch.where(found.crossed, distance, settings.eps), margin)
         self.margins.update(ids, margin.clamp(0, settings.eps))
         self._known.remember(ids[searched])
-
-    def _book(self, batch: Batch, found: _Found | None) -> None:
-        if found is None:
-            self.count_no_attack(batch)
-        crossed = torch.zeros(0, device=batch.images.device) if found is None else found.crossed.float()
-        self.statistics.add("crossed", crossed, of=len(batch.images))
 
 
 @dataclass

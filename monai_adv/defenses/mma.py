@@ -126,7 +126,7 @@ class MMA(Defense):
             clean_loss = clean_weight * self.task.training_loss(output, batch.target)
             if self.settings.eps == 0 or not on_any_rank(bool(right.any()), batch.images.device):
                 wrong_loss = self._weighted(~right, output, batch.target)
-                self.count_no_attack(batch)
+                self.count_no_attack(batch, "crossed")
                 self._remember(batch, scorable, right, torch.zeros_like(right, dtype=batch.images.dtype))
                 yield self.part(batch, clean_loss + (1 - clean_weight) * wrong_loss, output)
                 return
@@ -173,9 +173,7 @@ class MMA(Defense):
         )
         images = batch.images
         margin = torch.zeros_like(radius)
-        noisy, result, index = self.attack(network, batch, ascent, task=task, target=packed, radius=radius, only=right)
-        if result is None:
-            return images, margin
+        noisy, _, index = self.attack(network, batch, ascent, task=task, target=packed, radius=radius, only=right)
         direction = (noisy[index] - images[index]) / per_sample(radius[index], images)  # at most one unit of eps
         found = self._zero_crossing(network, images[index], take(batch.target, index), direction, radius[index])
         delta = self._in_box(images[index], direction, torch.where(found < settings.eps, found, 0))
@@ -188,6 +186,8 @@ class MMA(Defense):
     ) -> Tensor:
         """``(b,)`` distance along ``direction`` at which the soft margin is 0, halving [0, 1.05 eps] from ``start``."""
         count = len(images)
+        if count == 0:  # only other ranks attack
+            return start
         index = padded(torch.arange(count, device=images.device), network)
         images, target, direction = images[index], take(target, index), direction[index]
         distance = start[index]

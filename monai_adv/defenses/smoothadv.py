@@ -74,10 +74,9 @@ class SmoothAdv(Defense):
         scorable = self.task.scorable(batch.target).nonzero()[:, 0]
         smoothed = _Smoothed(unwrap_ddp(network), noise[:, scorable], judged_alone(self.task))
         noisy, found, _ = self.attack(smoothed, batch, settings.ascent(self.channels), radius=radius)
-        if found is not None:  # each of its passes is one of m copies
-            more = settings.draws - 1
-            self.statistics.passes.forward += more * found.passes.forward
-            self.statistics.passes.backward_input += more * found.passes.backward_input
+        more = settings.draws - 1  # each of its passes is one of m copies
+        self.statistics.passes.forward += more * found.passes.forward
+        self.statistics.passes.backward_input += more * found.passes.backward_input
         for one in noise:
             yield self.noisy_part(network, batch, noisy + one, 1 / settings.draws)
 

@@ -43,3 +43,21 @@ def test_repeated_and_lingering_samples_change_nothing(key: str, kind: str, monk
     assert other["passes_per_sample"] > figures["passes_per_sample"]
     for name in ("attack_steps", "kappa"):
         assert other.get(name) == figures.get(name)
+
+
+@pytest.mark.parametrize("key", ["ates", "dat", "fat"])
+def test_samples_that_nothing_attacks_count_as_no_steps(key: str) -> None:
+    """A batch without foreground beside one that is attacked as before: half as many steps per sample."""
+    problem = toy("segmentation 2D", key, torch.float64)
+    problem.network.eval()
+    for labels in problem.target:
+        labels[6:] = 0
+    found = []
+    for batches in ([range(6)], [range(6), range(6, 12)]):
+        defense = problem.defense(key, norm="linf", eps=0.5, steps=9)
+        defense.on_epoch_start(3, 4)  # the ramps are over
+        for ids in batches:
+            list(defense.losses(problem.network, problem.batch(torch.tensor(ids))))
+        found.append(defense.on_epoch_end())
+    assert found[1]["attacked"] == found[0]["attacked"] / 2 == 0.5
+    assert found[1]["attack_steps"] == found[0]["attack_steps"] / 2 > 0

@@ -223,13 +223,19 @@ def test_memory_of_other_samples_is_refused(key: str, kind: str) -> None:
 
 # ------------------------------------------------------------------ two processes
 
+OF_SLICES = [key for key, kind in CASES if kind == "segmentation 2D"]
+ONE_RANK = "no foreground on the other rank"
+
 
 def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     found = {}
-    for key, kind in CASES:
-        problem = toy(kind, key)
+    for key, kind in [*CASES, *((key, ONE_RANK) for key in OF_SLICES)]:
+        problem = toy("segmentation 2D" if kind == ONE_RANK else kind, key)
+        if kind == ONE_RANK and rank == 1:
+            for labels in problem.target:
+                labels.zero_()
         network = DistributedDataParallel(problem.network)
         defense, optimizer = problem.defense(key), optimizer_of(network)
         try:
@@ -266,6 +272,13 @@ def test_two_ranks_stay_together(ranks: list[dict[Any, Any]], key: str, kind: st
     assert all(torch.equal(a, b) for a, b in zip(weights, other_weights, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(memory, other_memory, strict=True))
     assert figures == other_figures
+
+
+@pytest.mark.parametrize("key", OF_SLICES)
+def test_two_ranks_stay_together_where_one_has_nothing_to_attack(ranks: list[dict[Any, Any]], key: str) -> None:
+    test_two_ranks_stay_together(ranks, key, ONE_RANK)
+    figures = ranks[0][key, ONE_RANK][2]
+    assert figures.get("attacked", 0) <= 0.5
 
 
 # ------------------------------------------------------------------ registry

@@ -66,7 +66,6 @@ def test_the_order_of_the_batch_is_kept() -> None:
     assert bool(wrong.any())
     # Friendly: wrong, but only just. Each wrong image was right one step earlier.
     _, result, _ = fat.friendly(network, Batch(images, labels))
-    assert result is not None
     assert bool((network(result.previous).argmax(1) == labels)[wrong].all())
 
 
@@ -129,7 +128,6 @@ def test_the_gradient_is_computed_only_where_somebody_goes_on() -> None:
     """
     fat = make()
     images, found, _ = fat.friendly(Line(), ones(0.375, -1.0))
-    assert found is not None
     assert (found.passes.forward, found.passes.backward_input) == (2 + 1 + 1, 2 + 1)
     longer, _, _ = fat.friendly(Line(), ones(0.375, -1.0, 5.0))
     assert torch.equal(images, longer[:2])
@@ -157,7 +155,6 @@ def test_segmentation_stops_when_the_dice_falls_to_the_threshold(dims: int) -> N
     problem_.task = replace(problem_.task, settings=SegmentationSettings(threshold=threshold))
     fat = problem_.defense("fat", eps=0.5, steps=10, start="clean", omega=0.0)
     noisy, result, _ = fat.friendly(problem_.network, batch)
-    assert result is not None
     left = result.steps < 10
     moved = left & (result.steps > 0)
     assert bool(moved.any())
