@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -13,11 +13,15 @@ from zipfile import is_zipfile
 import numpy as np
 import torch
 
+from monai_adv.defenses import METHODS
 from monai_adv.errors import InputError
 from monai_adv.files import whole_file
 
 SECTION = "monai_adv"
 """Our part of an nnU-Net checkpoint: settings, state of the defence, log."""
+
+KEPT = ("threat", "interpolated")
+"""Of it, what a checkpoint keeps that nobody trains on: what the model was trained against, and how it was made."""
 
 # nnU-Net's own trainers leave numpy scalars in the log. They are data: allowing them keeps weights_only=True possible.
 _SCALAR = np.float32(0).__reduce__()[0]
@@ -115,6 +119,30 @@ def is_nnunet(filename: str | Path) -> bool:
     except Exception:  # torch and pickle raise a dozen kinds for what they cannot read
         return False
     return isinstance(content, dict) and {"trainer_name", "network_weights"} <= content.keys()
+
+
+def trained_by(checkpoint: Mapping[str, Any]) -> str:
+    """The trainer's name; of an exported model that of the one that has trained it."""
+    return str(checkpoint.get("exported_from", checkpoint["trainer_name"]))
+
+
+def is_plain(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether no defence has trained a model, nor one that it was exported or interpolated from.
+
+    Example:
+        >>> is_plain({"trainer_name": "nnUNetTrainer_250epochs"})
+        True
+        >>> is_plain({"trainer_name": "nnUNetTrainer", "exported_from": "SATTrainer"})
+        False
+    """
+    return SECTION not in checkpoint and trained_by(checkpoint) not in {m.trainer for m in METHODS.values()}
+
+
+def kept(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Our part for a checkpoint that nobody trains on; nothing if it has none. It names no cases."""
+    if SECTION not in checkpoint:
+        return {}
+    return {SECTION: {name: checkpoint[SECTION][name] for name in KEPT if name in checkpoint[SECTION]}}
 
 
 def read_any(filename: str | Path) -> dict[str, Any]:

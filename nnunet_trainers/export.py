@@ -24,7 +24,7 @@ from torch import nn
 from monai_adv.errors import InputError
 from monai_adv.files import whole_file, whole_folder
 from monai_adv.networks.dual_batch_norm import converted
-from nnunet_trainers.checkpoint import read_any
+from nnunet_trainers.checkpoint import kept, read_any, trained_by
 from nnunet_trainers.trained_folder import load_predictor
 
 PLAIN = "nnUNetTrainer"
@@ -128,7 +128,9 @@ def _builds(name: str, plans: dict[str, Any], configuration: str, predictor: Any
 
 
 def _plain_checkpoint(content: dict[str, Any], trainer: str) -> dict[str, Any]:
-    """What prediction and ``-pretrained_weights`` read; not the optimiser, nor what the method remembers of cases."""
+    """What prediction and ``-pretrained_weights`` read, and that it is robust; not the optimiser, nor what the method
+    remembers of cases.
+    """
     arguments = content["init_args"]
     return {
         "network_weights": content["network_weights"],
@@ -136,5 +138,6 @@ def _plain_checkpoint(content: dict[str, Any], trainer: str) -> dict[str, Any]:
         "init_args": {k: arguments[k] for k in ("plans", "configuration", "fold", "dataset_json") if k in arguments},
         "inference_allowed_mirroring_axes": content.get("inference_allowed_mirroring_axes"),
         "current_epoch": content.get("current_epoch"),
-        "exported_from": content["trainer_name"],
+        "exported_from": trained_by(content),
+        **kept(content),
     }

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_adv.defenses import METHODS
 from monai_adv.errors import InputError
 from monai_adv.interpolation import interpolated
-from nnunet_trainers.checkpoint import SECTION, read_any
+from nnunet_trainers.checkpoint import SECTION, is_plain, kept, read_any, trained_by
 
 KEPT = ("trainer_name", "init_args", "inference_allowed_mirroring_axes")
 """What nnU-Net needs to predict. Nobody can train on from such a file: no optimiser has been there."""
@@ -26,9 +25,9 @@ def checkpoints_between(plain: Path, robust: Path, shares: Sequence[float]) -> I
         InputError: files that cannot be read, models of different things, or the two the wrong way round.
     """
     start, end = read_any(plain), read_any(robust)
-    if SECTION in start or start["trainer_name"] in {f"{name}Trainer" for name in METHODS}:
+    if not is_plain(start):
         raise InputError.of(
-            "PLAIN", f"{plain} of {start['trainer_name']}", "a model that no defence has trained", "it comes first"
+            "PLAIN", f"{plain} of {trained_by(start)}", "a model that no defence has trained", "it comes first"
         )
     for what, ours, theirs in zip(("data set", "plans", "configuration", "fold"), *map(_of, (start, end)), strict=True):
         if ours != theirs:
@@ -36,12 +35,12 @@ def checkpoints_between(plain: Path, robust: Path, shares: Sequence[float]) -> I
                 what, f"{ours} in {plain}, {theirs} in {robust}", "the same in both",
                 "take the model that the fine-tuning started from",
             )  # fmt: skip
-    threat = {"threat": end[SECTION]["threat"]} if "threat" in end.get(SECTION, {}) else {}
+    section = kept(end).get(SECTION, {})
     for share in shares:
         yield {
             **{name: end[name] for name in KEPT if name in end},
             "network_weights": interpolated(start["network_weights"], end["network_weights"], share),
-            SECTION: {**threat, "interpolated": {"plain": plain.name, "robust": robust.name, "share": share}},
+            SECTION: {**section, "interpolated": {"plain": plain.name, "robust": robust.name, "share": share}},
         }
 
 

@@ -18,7 +18,7 @@ from monai_adv.defenses.method import CLEAN_PASSES
 from monai_adv.errors import InputError
 from monai_adv.price import whole_epochs
 from monai_adv.weights import names_in
-from nnunet_trainers.checkpoint import SECTION, read_any
+from nnunet_trainers.checkpoint import is_plain, read_any
 from nnunet_trainers.run_settings import PLAIN, in_hours
 
 FINAL = "checkpoint_final.pth"
@@ -126,14 +126,19 @@ def find_plain(results: Path, dataset: str, plans: str, configuration: str, fold
         InputError: there is none, or several to choose from.
     """
     pattern = f"*__{plans}__{configuration}/fold_{fold}/{FINAL}"
-    found = []
+    found, robust = [], []
     for file in sorted((results / dataset).glob(pattern)):
         checkpoint = read_any(file)
-        if SECTION not in checkpoint:
+        if is_plain(checkpoint):
             found.append(_plain_model(file, checkpoint))
+        else:
+            robust.append(file)
     wanted = f"{dataset}, {plans}, {configuration}, fold {fold}"
     if not found:
-        others = sorted(p.parts[-3] + "/" + p.parts[-2] for p in (results / dataset).glob(f"*/fold_*/{FINAL}"))
+        others = [
+            f"{file.parts[-3]}/{file.parts[-2]}{' (robust)' if file in robust else ''}"
+            for file in sorted((results / dataset).glob(f"*/fold_*/{FINAL}"))
+        ]
         here = f"there are {', '.join(others[:5])}" if others else "nothing is trained there yet"
         raise InputError.of(
             "initial_weights", PLAIN, f"a finished plain training of {wanted}",

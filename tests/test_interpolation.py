@@ -16,6 +16,7 @@ from monai_adv.errors import InputError
 from monai_adv.interpolation import LEAST_COSINE, has_running_statistics, interpolated, similarity
 from monai_adv.weights import load_weights, read_weights
 from nnunet_trainers.deployed import DeployedModel
+from nnunet_trainers.export import export
 from tests.tiny_nnunet import write_model
 
 Weights = dict[str, Tensor]
@@ -146,12 +147,18 @@ def test_wrong_files_are_refused_in_a_sentence(tmp_path: Path, capsys: pytest.Ca
     folds["init_args"] = {**folds["init_args"], "fold": 1}
     torch.save(folds, tmp_path / "fold_1.pth")
     (robust.with_name("checkpoint_final_share_0.5.pth")).write_text("mine")
+    folder, _ = export(robust.parent.parent, tmp_path / "exported")
+    exported, bare = folder / "fold_0" / robust.name, tmp_path / "bare.pth"
+    content = torch.load(robust, weights_only=False)
+    torch.save({name: content[name] for name in content if name != "monai_adv"}, bare)
     for pair, share, told in (
         ((robust, plain), 0.9, "PLAIN: received"),
         ((tmp_path / "fold_1.pth", robust), 0.9, f"fold: received '1 in {tmp_path}"),
         ((plain, tmp_path / "model.pt"), 0.9, "two of the same host"),
         ((tmp_path / "none.pt", tmp_path / "model.pt"), 0.9, "PLAIN: received"),
         ((plain, robust), 0.5, "a file that is not there yet"),
+        ((exported, robust), 0.9, "PLAIN: received"),
+        ((bare, robust), 0.9, f"PLAIN: received '{bare} of SATTrainer'"),
     ):
         assert _command(*pair, "--share", share) == 2
         assert told in capsys.readouterr().err

@@ -124,7 +124,7 @@ def test_the_time_of_an_epoch_is_the_median_that_its_checkpoint_logs(tmp_path: P
     assert read_plain(file).epoch_seconds == 3
 
 
-def _trained(folder: Path, *, defended: bool = False, epochs: int = 100, dice: float = 0.8) -> Path:
+def _trained(folder: Path, *, defended: bool = False, epochs: int = 100, dice: float = 0.8, **more: Any) -> Path:
     folder.mkdir(parents=True)
     content: dict[str, Any] = {
         "trainer_name": folder.parent.name.split("__")[0],
@@ -132,7 +132,7 @@ def _trained(folder: Path, *, defended: bool = False, epochs: int = 100, dice: f
         "current_epoch": epochs,
         "logging": {"mean_fg_dice": [0.1, dice]},
     }
-    torch.save({**content, **({"monai_adv": {}} if defended else {})}, folder / "checkpoint_final.pth")
+    torch.save({**content, **({"monai_adv": {}} if defended else {}), **more}, folder / "checkpoint_final.pth")
     return folder / "checkpoint_final.pth"
 
 
@@ -156,6 +156,17 @@ def test_the_plain_model_is_found_among_decoys(tmp_path: Path) -> None:
         find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 0)
     with pytest.raises(InputError, match="a finished plain training of .*, fold 4; there are .*train it first"):
         find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 4)
+
+
+def test_an_exported_robust_model_is_not_plain(tmp_path: Path) -> None:
+    data = tmp_path / "Dataset004_Hippocampus"
+    _trained(data / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0", defended=True, exported_from="RobustBN")
+    _trained(data / "nnUNetTrainerBN__nnUNetPlans__2d" / "fold_0", exported_from="SATTrainer")
+    _trained(data / "nnUNetTrainer__nnUNetPlans__2d" / "fold_1", exported_from="nnUNetTrainer_250epochs")
+    there = r"there are nnUNetTrainerBN__nnUNetPlans__2d/fold_0 \(robust\), nnUNetTrainer__nnUNetPlans__2d/fold_0 \("
+    with pytest.raises(InputError, match=there):
+        find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 0)
+    assert find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 1).fold is None
 
 
 def test_what_the_plain_training_was(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from monai_adv.evaluation.report.trained import trained
 from monai_adv.tasks import ClassificationTask
 from nnunet_trainers.checkpoint import SECTION
 from nnunet_trainers.evaluation.source import NNUNetSource
+from nnunet_trainers.export import export
 from tests import monai_engine_toys as toys
 from tests import planted_models
 from tests.planted_evaluation import probed
@@ -52,6 +54,8 @@ def test_the_checkpoint_of_an_nnunet_says_it(tmp_path: Path) -> None:
     file = folder / "fold_0" / "checkpoint_final.pth"
     torch.save({**torch.load(file, weights_only=False), SECTION: {"threat": THREAT}}, file)
     assert source.open().trained == Level("l2", 0.1, "rms")
+    exported, _ = export(folder, tmp_path / "plain")
+    assert replace(source, model_folder=str(exported)).open().trained == Level("l2", 0.1, "rms")
 
 
 def test_the_probes_convert_it_by_the_size_of_the_image() -> None:

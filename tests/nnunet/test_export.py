@@ -44,7 +44,8 @@ def predicted_by_nnunet_alone(model: Path, image: Path, output: Path) -> np.ndar
 
 def test_nnunet_alone_predicts_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case = tiny.write_case(tmp_path)
-    model = tiny.write_model(tmp_path / "IMATrainer__tinyPlans__2d", trainer="IMATrainer", monai_adv={"defense": {}})
+    section = {"defense": {"margins": {}}, "threat": {"norm": "l2", "eps": 0.1, "unit": "rms"}}
+    model = tiny.write_model(tmp_path / "IMATrainer__tinyPlans__2d", trainer="IMATrainer", monai_adv=section)
     ours = deployed.DeployedModel.from_folder(model).predict(case.image_files)
     assert main(["export", str(model), str(tmp_path / "plain")]) == 0
     folder = tmp_path / "plain" / "Dataset999_Tiny" / "nnUNetTrainer__tinyPlans__2d"
@@ -55,7 +56,7 @@ def test_nnunet_alone_predicts_the_same(tmp_path: Path, capsys: pytest.CaptureFi
 
     checkpoint = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=True)
     assert checkpoint["trainer_name"] == "nnUNetTrainer"
-    assert "monai_adv" not in checkpoint  # margins are keyed by the names of cases
+    assert checkpoint["monai_adv"] == {"threat": section["threat"]}  # margins are keyed by the names of cases
     with pytest.raises(InputError, match="^output: received .*allowed is a new path"):
         export(model, tmp_path / "plain")
 
