@@ -222,9 +222,22 @@ def test_one_hot_labels_are_classes_and_others_regions(tmp_path: Path) -> None:
         assert model.classes == (("cube",) if name == "hot" else ("background", "cube"))
         case = model.load("image0.nii.gz")
         assert case.target.shape[1] == (1 if name == "hot" else 2)  # type: ignore[union-attr]
-        # An unknown function may change intensities as well.
-        with pytest.raises(InputError, match="only where ScaleIntensityRange is all that changes the intensities"):
-            case.threat(Level("linf", 1.0, "raw"))
+        # What happens to the label says nothing about the image.
+        assert case.threat(Level("linf", 20.0, "raw")).eps == pytest.approx(20 / 400)
+
+
+def test_a_bundle_whose_intensities_an_unknown_function_changes_has_no_raw_radius(tmp_path: Path) -> None:
+    """After the window a division by a standard deviation of 0.25: 400 HU are no unit of the network any more."""
+    source = _segmentation(tmp_path / "b", 2)
+    dataset = json.loads((tmp_path / "b" / "configs" / "train.json").read_text())["validate"]["dataset"]
+    normal = {"_target_": "TorchVisiond", "keys": "image", "name": "Normalize", "mean": [0.5], "std": [0.25]}
+    dataset["transform"]["transforms"].append(normal)
+    (tmp_path / "b" / "configs" / "evaluate.json").write_text(json.dumps({"validate#dataset": dataset}))
+    model = source.open()
+    assert isinstance(model, BundleSegmenter)
+    assert model.unit == "units of the bundle's preprocessed image"
+    with pytest.raises(InputError, match="only where ScaleIntensityRange is all that changes the intensities"):
+        model.load("image0.nii.gz").threat(Level("linf", 22.0, "raw"))
 
 
 # -------------------------------------------------------------------- classification
