@@ -12,13 +12,17 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.networks.nets.unet import UNet
 from PIL import Image
 from scipy import ndimage
 
 from monai_adv import InputError
+from monai_adv.bundles.scans import of_folder, of_model
 from monai_adv.cli import main
+from monai_adv.evaluation.models.bundle.source import BundleSource
 from monai_adv.noise import noise_of
 from monai_adv.radius import Scan, spaced, suggest, words
+from tests.evaluation.models.test_bundle_evaluation import write_bundle
 
 Array = npt.NDArray[Any]
 
@@ -183,6 +187,57 @@ def test_a_folder_of_volumes_in_hu(tmp_path: Path, capsys: pytest.CaptureFixture
     assert eps == pytest.approx(0.03, rel=0.05)
     assert Image.open(picture).size[0] > 500
     assert picture.with_suffix(".txt").read_text() in said
+
+
+def volume_bundle(folder: Path, images: Path, dims: int) -> BundleSource:
+    """Scans of which 400 HU are one unit, as MONAI reads them; each is its own label, which nobody looks at."""
+    network = UNet(dims, 1, 2, (4, 8), (2,))
+    settings = {"spatial_dims": dims, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]}
+    keys = ["image", "label"]
+    transforms = [
+        {"_target_": "LoadImaged", "keys": keys, "ensure_channel_first": True},
+        {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": 0, "a_max": 400},
+        {"_target_": "Lambdad", "keys": "label", "func": "$lambda label: label > 50"},
+    ]
+    train = {
+        "images": f"$sorted(glob.glob('{images}/*'))", "network_def": {"_target_": "UNet", **settings},
+        "dataset": {
+            "_target_": "Dataset", "data": "$[{'image': i, 'label': i} for i in @images]",
+            "transform": {"_target_": "Compose", "transforms": transforms},
+        },
+    }  # fmt: skip
+    return BundleSource(str(write_bundle(folder, train, {}, network)))
+
+
+def test_thick_slices_of_a_bundle_are_looked_at_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stripes along x, of a strength that jumps from slice to slice: across slices they look like noise."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    stripes = (
+        100 * np.cos(30 * np.linspace(-1, 1, 56))[None, :, None] * np.random.default_rng(9).normal(0, 1, (1, 1, 12))
+    )
+    volumes = [np.random.default_rng(i).normal(0, 12, (64, 56, 12)) + stripes for i in range(2)]
+    for i, volume in enumerate(volumes):
+        nib.save(nib.Nifti1Image(volume.astype(np.float32), np.diag([1.0, 1, 5, 1])), folder / f"case_{i}.nii.gz")
+    assert noise_of(volumes[0]).sigma > 2 * 12
+    source = volume_bundle(tmp_path / "b", folder, 3)
+    for found, file in zip(of_model(source, 2), of_folder(folder, 2, 400), strict=True):
+        np.testing.assert_allclose(found.images, file.images, atol=1e-6)
+    # What the picture shows: the slice in the middle, with x from left to right.
+    (shown,) = suggest(of_model(source, 1)).typical.scan.images
+    np.testing.assert_allclose(shown, volumes[0][:, :, 6].T / 400, atol=1e-6)
+    assert main(["radius", "--bundle", source.folder, "-o", str(tmp_path / "radius.png")]) == 0
+    eps = float(capsys.readouterr().out.split("  eps: ")[1].split(",")[0])
+    assert eps == pytest.approx(0.03, rel=0.05)
+
+
+def test_pictures_of_a_bundle_are_upright(tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    picture = np.random.default_rng(0).integers(0, 255, (40, 48)).astype(np.uint8)
+    Image.fromarray(picture).save(folder / "a.png")
+    (found,) = of_model(volume_bundle(tmp_path / "b", folder, 2), 1)
+    np.testing.assert_allclose(found.images, picture[None] / 400, atol=1e-6)
 
 
 @pytest.mark.parametrize(

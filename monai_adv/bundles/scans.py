@@ -12,7 +12,7 @@ from monai.transforms.io.array import LoadImage
 from monai_adv.errors import InputError, first_cause
 from monai_adv.evaluation.models.protocol import Source
 from monai_adv.evaluation.models.radii import case_raw_unit
-from monai_adv.radius import Scan, spaced
+from monai_adv.radius import Array, Scan, spaced
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 VOLUMES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm", ".npy")
@@ -32,7 +32,17 @@ def of_model(source: Source, count: int) -> Iterator[Scan]:
         for number, image in enumerate(case.images):
             unit = case_raw_unit(case)
             title = name if len(case.images) == 1 else f"{name}, {number}"
-            yield Scan(title, image.numpy(), (unit,) * len(image))
+            yield Scan(title, slices_first(image.numpy()), (unit,) * len(image))
+
+
+def slices_first(image: Array) -> Array:
+    """``(C, Z, Y, X)`` of ``(C, X, Y, Z)``: MONAI names axes as files do, slices last, and noise is that of a slice.
+
+    Example:
+        >>> slices_first(np.zeros((1, 512, 256, 40))).shape, slices_first(np.zeros((3, 512, 256))).shape
+        ((1, 40, 256, 512), (3, 256, 512))
+    """
+    return image.transpose(0, *range(image.ndim - 1, 0, -1))
 
 
 def of_folder(folder: Path, count: int, scale: float) -> Iterator[Scan]:
@@ -64,5 +74,4 @@ def _read(file: Path, scale: float) -> Scan:
     notes = lossy if file.name.lower().endswith(LOSSY) else ()
     if file.name.lower().endswith(PICTURES) and image.ndim == 3:
         image = image.mean(-1)  # colours of a grey picture
-    # Files name the axes from left to right: slices come last.
-    return Scan(file.name, image.T[None] / scale, (scale,), notes)
+    return Scan(file.name, slices_first(image[None]) / scale, (scale,), notes)
