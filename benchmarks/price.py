@@ -42,7 +42,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-import yaml
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
@@ -57,6 +56,7 @@ from monai_adv.tasks import SegmentationTask
 from monai_adv.tasks.dice_score import mean_dice
 from monai_adv.tasks.volume_slices import VolumeSlicesTask
 from monai_adv.threats import Threat
+from monai_adv.yaml_text import read_yaml
 from nnunet_trainers.checkpoint import read_any, write_checkpoint
 from nnunet_trainers.deployed import DeployedModel
 from nnunet_trainers.interpolation import checkpoints_between
@@ -86,7 +86,7 @@ def main() -> None:
 def queue(arguments: argparse.Namespace) -> None:
     """One job after the other, each in a process of its own; what is done or has failed is not done again."""
     while True:
-        plan = yaml.safe_load(arguments.plan.read_text())
+        plan = read_yaml(arguments.plan.read_text())
         waiting = [j["name"] for j in plan["jobs"] if not (arguments.folder / j["name"] / "figures.json").exists()]
         waiting = [name for name in waiting if not (arguments.folder / name / "failed").exists()]
         if not waiting:
@@ -104,7 +104,7 @@ def queue(arguments: argparse.Namespace) -> None:
 def job(arguments: argparse.Namespace) -> None:
     """Train and measure one model, or measure one of them again."""
     torch.set_num_threads(1)
-    plan = yaml.safe_load(arguments.plan.read_text())
+    plan = read_yaml(arguments.plan.read_text())
     this = next(j for j in plan["jobs"] if j["name"] == arguments.name)
     folder = arguments.folder / this["name"]
     if "of" in this:
@@ -309,7 +309,7 @@ def table(arguments: argparse.Namespace) -> None:
     """JSON, a table for the page and a picture of what has been measured so far, failures included."""
     output: Path = arguments.output
     found = json.loads(output.read_text()) if output.exists() else {}
-    for this in yaml.safe_load(arguments.plan.read_text())["jobs"]:
+    for this in read_yaml(arguments.plan.read_text())["jobs"]:
         folder = arguments.folder / this["name"]
         if (folder / "figures.json").exists():
             found[this["name"]] = json.loads((folder / "figures.json").read_text())

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from monai_adv import given
 from monai_adv.errors import InputError, did_you_mean
 from monai_adv.given import Box
+from monai_adv.yaml_text import read_yaml
 
 ENV_PREFIX = "MONAI_ADV_"
 ENV_FILE = "MONAI_ADV_SETTINGS"
@@ -133,7 +134,7 @@ def _in_range(value: float) -> bool:
 
 
 def _read(field: dataclasses.Field[Any], value: Any, hint: Any, allowed: str) -> Any:
-    """A value as its setting wants it: YAML reads ``1e-2`` and ``8/255`` as strings, and a box is a list there."""
+    """A value as its setting wants it: YAML reads ``8/255`` as a string, and a box is a list there."""
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if Box in kinds and value is not None:
         return given.box(field.name, value)
@@ -245,23 +246,10 @@ def _refuse_near_miss(name: str) -> None:
         )  # fmt: skip
 
 
-class _OnceLoader(yaml.SafeLoader):
-    """YAML, in which a key that comes twice is an error; PyYAML's own loader takes the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str | int | float) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is there twice", key_node.start_mark)
-            seen |= {key} if isinstance(key, str | int | float) else set()
-        return super().construct_mapping(node, deep)
-
-
 def read_file(path: Path) -> dict[str, Any]:
     """Settings from a YAML or JSON file (JSON is YAML)."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError.of(ENV_FILE, str(path), "an existing YAML or JSON file", "check the path") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -279,7 +267,7 @@ def read_file(path: Path) -> dict[str, Any]:
 def _parse(text: str) -> Any:
     """A variable's text by the rules of the file: ``15`` is a number, ``true`` a boolean."""
     try:
-        return yaml.safe_load(text)
+        return read_yaml(text)
     except yaml.YAMLError:
         return text
 

@@ -41,8 +41,24 @@ def test_file_then_environment(tmp_path: Path) -> None:
     given = read_settings({"MONAI_ADV_SETTINGS": str(file), "MONAI_ADV_EPS": "20", "MONAI_ADV_CLEAN_GATE": "false"})
     settings = ima(given)
     assert (settings["eps"], settings["delta"], settings["epochs"], settings["clean_gate"]) == (20.0, 2.0, 50, False)
-    assert settings["initial_lr"] == 0.001  # YAML 1.1 reads 1e-3 as a string
+    assert settings["initial_lr"] == 0.001
     assert settings["steps"] == 20  # the default
+
+
+def test_what_looks_like_a_time_is_no_number(tmp_path: Path) -> None:
+    """YAML 1.1 makes 120 of 2:00, 90 of 1:30 and 64 of 0100."""
+    file = tmp_path / "s.yaml"
+    file.write_text("budget: 2:00\nepochs: 0100\n")
+    given = read_settings({"MONAI_ADV_SETTINGS": str(file)})
+    assert given == read_settings({"MONAI_ADV_BUDGET": "2:00", "MONAI_ADV_EPOCHS": "0100"})
+    assert given == {"budget": "2:00", "epochs": 100}
+    said = "budget: received '2:00', allowed is a number > 0, hours such as 2h or none;"
+    with pytest.raises(InputError, match=f"^{said}"):
+        RunSettings(initial_weights="plain", budget=given["budget"])
+    with pytest.raises(InputError, match="^epochs: received '1:30', allowed is a whole number >= 1 or none;"):
+        RunSettings(**read_settings({"MONAI_ADV_EPOCHS": "1:30"}))
+    with pytest.raises(InputError, match="^eps: received '1:30', allowed is a finite number > 0"):
+        ima(read_settings({"MONAI_ADV_EPS": "1:30"}))
 
 
 def test_a_number_is_read_where_a_word_is_allowed_too() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from monai_adv.errors import InputError, first_cause
+from monai_adv.yaml_text import read_yaml
 
 
 def add_run_file(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,6 @@ def criteria(words: list[str] | None) -> list[Any] | None:
 
 def _mapping(word: str) -> Any:
     try:
-        return yaml.safe_load(word)
+        return read_yaml(word)
     except yaml.YAMLError as error:
         raise InputError.of("acceptance", word, "a mapping in YAML", first_cause(error)) from error

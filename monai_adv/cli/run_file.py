@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from monai_adv.errors import InputError, first_cause
+from monai_adv.yaml_text import read_words, read_yaml
 
 OPTION = "--run"
 NOT_KEPT = ("help", "run_file", "dry_run", "yes")
@@ -57,7 +58,7 @@ def expanded(words: list[str], parser: argparse.ArgumentParser) -> list[str]:
     options = _options(parser)
     if given & {id(options.get(name)) for name in ("norm", "eps")}:  # a radius belongs to its norm
         given |= {id(options.get(name)) for name in ("norm", "eps")}
-    for written, value in _read(files[0]).items():
+    for written, text, value in _read(files[0]):
         # YAML reads the word yes as true, and Python's underscores are as good as dashes.
         key = "yes" if written is True else str(written)
         key = key if key in options else key.replace("_", "-")
@@ -68,7 +69,7 @@ def expanded(words: list[str], parser: argparse.ArgumentParser) -> list[str]:
             raise InputError.of(files[0], f"{seen[id(action)]} and {key}", "one of the two", "they are the same option")
         seen[id(action)] = key
         if id(action) not in given:
-            found += _words(key, value, action, files[0])
+            found += _words(key, value if action.dest in MAPPINGS else text, action, files[0])
     return found + words
 
 
@@ -101,14 +102,16 @@ def _actions_of(word: str, parser: argparse.ArgumentParser) -> list[argparse.Act
     return [a for option, a in parser._option_string_actions.items() if name[:2] == "--" and option.startswith(name)]
 
 
-def _read(file: str) -> dict[Any, Any]:
+def _read(file: str) -> list[tuple[Any, Any, Any]]:
+    """Each key, its value as it is written, which is what a command line says (case 007), and its value in YAML."""
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        text = Path(file).read_text(encoding="utf-8")
+        content, values = read_words(text), read_yaml(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError.of(OPTION, file, "a YAML file that can be read", first_cause(error)) from error
     if not isinstance(content, dict):
         raise InputError.of(OPTION, file, "a YAML file with a line 'option: value' for each option")
-    return content
+    return list(zip(content, content.values(), values.values(), strict=True))
 
 
 def _words(key: str, value: Any, action: argparse.Action, file: str) -> list[str]:
@@ -129,8 +132,7 @@ def _words(key: str, value: Any, action: argparse.Action, file: str) -> list[str
     words = []
     for group in groups:
         for each in group:
-            if not isinstance(each, str | int | float) or isinstance(each, bool):
+            if not isinstance(each, str):
                 raise InputError.of(f"{key} in {file}", each, "text or a number", "text that YAML reads needs quotes")
-        texts = [str(each) for each in group]
-        words += [f"{option}={texts[0]}"] if len(texts) == 1 and option[:2] == "--" else [option, *texts]
+        words += [f"{option}={group[0]}"] if len(group) == 1 and option[:2] == "--" else [option, *group]
     return words

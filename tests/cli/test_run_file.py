@@ -19,6 +19,13 @@ ASKED: dict[str, Any] = {
 }  # fmt: skip
 
 
+class Plain(str):
+    """Is written without quotes."""
+
+
+yaml.SafeDumper.add_representer(Plain, lambda dumper, text: dumper.represent_int(text))
+
+
 def run(tmp_path: Path, *words: str, **changed: Any) -> int:
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump({**ASKED, "output": str(tmp_path / "out"), "yes": True, **changed}))
@@ -54,6 +61,7 @@ def test_a_run_file_and_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture
         ({"yes": "perhaps"}, (), "yes in "),
         ({"seed": [1, 2]}, (), "allowed is one value"),
         ({"seed": None}, (), "allowed is text or a number"),
+        ({"cases": [Plain("0010")]}, (), "'0010'"),
         ({"eps": [[-1]]}, (), "eps: received -1.0, allowed is finite radii > 0"),
         ({}, ("--baseline", "none.json"), "allowed is both or none"),
         ({}, ("--baseline", "none.json", "--max-drop", "1"), "allowed is the results.json of a report"),
@@ -65,3 +73,10 @@ def test_refused(
     assert run(tmp_path, *words, **changed) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_looks_like_a_time_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """YAML 1.1 makes 120 of it."""
+    with pytest.raises(SystemExit):
+        run(tmp_path, seed=Plain("2:00"))
+    assert "argument --seed: invalid int value: '2:00'" in capsys.readouterr().err

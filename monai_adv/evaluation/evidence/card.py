@@ -30,6 +30,7 @@ from monai_adv.files import write_whole
 from monai_adv.foreign_text import printable
 from monai_adv.metrics.statistics import Summary
 from monai_adv.threats import Norm, RadiusUnit
+from monai_adv.yaml_text import read_yaml
 
 BEGIN, END = "<!-- monai-adv: robustness -->", "<!-- monai-adv: end of robustness -->"
 KEY = "robustness"
@@ -263,7 +264,7 @@ def _front_matter(path: Path, text: str) -> tuple[Free, str]:
     if match is None:
         return {}, text
     try:
-        front = yaml.safe_load(match[1]) or {}
+        front = read_yaml(match[1]) or {}
         if not isinstance(front, Mapping):
             raise ValueError("it is not a mapping")
     except (ValueError, yaml.YAMLError) as error:

@@ -155,6 +155,14 @@ def test_front_matter_that_is_none_is_refused(folder: Path, tmp_path: Path) -> N
     assert (tmp_path / "README.md").read_text() == "---\na: [\n---\ntext\n"
 
 
+def test_what_somebody_wrote_stays_as_it_is(folder: Path, tmp_path: Path) -> None:
+    """YAML 1.1 makes 90 of 1:30 and 64 of 0100."""
+    (tmp_path / "README.md").write_text("---\nlength: 1:30\nbatch: 0100\nrate: 1e-3\n---\ntext\n")
+    as_hub_card(Card.of(folder), tmp_path / "README.md", "Data")
+    front = yaml.safe_load((tmp_path / "README.md").read_text().split("---\n")[1])
+    assert (front["length"], front["batch"], front["rate"]) == ("1:30", 100, 0.001)
+
+
 def test_several_models_and_unfinished_ones_are_refused(tmp_path: Path) -> None:
     attacked: Any = {("l2-5", "APGD-CE"): LOW}
     two = folder_of(tmp_path / "two", plant("a", CLEAN, attacked) + plant("b", CLEAN, attacked))
