@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from monai_adv import cli
+from monai_adv.engines import SATTrainer
 from monai_adv.errors import InputError
 from monai_adv.interpolation import LEAST_COSINE, has_running_statistics, interpolated, similarity
 from monai_adv.weights import load_weights, read_weights
 from nnunet_trainers.deployed import DeployedModel
 from nnunet_trainers.export import export
+from tests import monai_engine_toys as toys
 from tests.tiny_nnunet import write_model
 
 Weights = dict[str, Tensor]
@@ -104,6 +106,19 @@ def test_weights_of_a_bundle(tmp_path: Path) -> None:
     for share in (0.9, 0.25):
         found = torch.load(tmp_path / f"model_share_{share}.pt", weights_only=True)
         assert _same(found, interpolated(plain, robust, share))
+
+
+def test_weights_of_a_bundle_the_wrong_way_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The state beside them knows which weights a defence has trained."""
+    network = toys.Classifier()
+    torch.save(network.state_dict(), tmp_path / "plain.pt")
+    settings = {"eps": 0.1, "steps": 1}
+    toys.trainer(SATTrainer, toys.class_list(), network, settings=settings, state=tmp_path / "robust_state.pt").run()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    assert _command(tmp_path / "model.pt", tmp_path / "plain.pt", "--share", 0.9) == 2
+    refusal = "trained against l2 0.1 (rms)', allowed is a model that no defence has trained; it comes first"
+    assert refusal in capsys.readouterr().err
+    assert _command(tmp_path / "plain.pt", tmp_path / "model.pt", "--share", 0.9) == 0
 
 
 def _fine_tuned(folder: Path, name: str = "SATTrainer", **extra: Any) -> tuple[Path, Path]:

@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _between(plain: Path, robust: Path, shares: Sequence[float]) -> Iterator[dict[str, Any]]:
     """The content of the files, one for each share."""
+    from monai_adv.engines.robust_state import threat_in
     from monai_adv.interpolation import interpolated
     from monai_adv.weights import read_weights
     from nnunet_trainers.checkpoint import is_nnunet
@@ -85,6 +86,9 @@ def _between(plain: Path, robust: Path, shares: Sequence[float]) -> Iterator[dic
 
         yield from checkpoints_between(plain, robust, shares)
         return
+    if (threat := threat_in(plain)) is not None:
+        trained = f"{plain}, trained against {threat['norm']} {threat['eps']:g} ({threat['unit']})"
+        raise InputError.of("PLAIN", trained, "a model that no defence has trained", "it comes first")
     start, end = read_weights(plain, "PLAIN"), read_weights(robust, "ROBUST")
     for share in shares:
         yield interpolated(start, end, share)

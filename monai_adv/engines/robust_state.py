@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from monai_adv.defenses.base import Defense
 from monai_adv.errors import InputError
@@ -45,6 +45,7 @@ class RobustState:
 
     def __init__(self, file: str | Path | None = None) -> None:
         self.file = None if file is None else Path(file)
+        self._written: list[str] = []  # fingerprints of the weights after each epoch
         self._defense: Defense | None = None
         self._method = ""
         self._settings: dict[str, Any] = {}
@@ -58,10 +59,14 @@ class RobustState:
         """The state that the trainer's argument ``state`` means."""
         return given if isinstance(given, RobustState) else cls(given)
 
-    def connect(self, defense: Defense, method: str, settings: Mapping[str, Any], logger: Logger, run: Run) -> None:
+    def surround(self, run: Run) -> None:
+        """Called by the trainer before the defence is ready: the number of the epoch must not wait for that."""
+        self._run = run
+        self._restore_run(self._waiting or {})
+
+    def connect(self, defense: Defense, method: str, settings: Mapping[str, Any], logger: Logger) -> None:
         """Called by the trainer once the defence is ready; what was loaded before goes into it now."""
         self._defense, self._method, self._settings, self._logger = defense, method, dict(settings), logger
-        self._run = run
         if self._waiting is not None:
             self.load_state_dict(self._waiting)
             self._waiting = None
@@ -96,6 +101,7 @@ class RobustState:
         self._goes_on = True
         if self._defense is None:
             self._waiting = dict(saved)
+            self._restore_run(saved)
             return
         if saved["method"] != self._method:
             raise InputError.of(
@@ -104,19 +110,23 @@ class RobustState:
         if self._run is not None:
             self._run.check_budget(saved["settings"], self._settings)
         self._defense.load_state_dict(saved["defense"])
-        if self._run is not None and saved.get("run") is not None:
-            self._run.load_state_dict(saved["run"])
+        self._restore_run(saved)
         changed = differences(saved["settings"], self._settings)
         if changed and self._logger is not None:
             self._logger.info("Settings that differ from the checkpoint:\n  " + "\n  ".join(changed))
+
+    def _restore_run(self, saved: Mapping[str, Any]) -> None:
+        if self._run is not None and saved.get("run") is not None:
+            self._run.load_state_dict(saved["run"])
 
     def write(self, network: nn.Module, epoch: int) -> None:
         """Write the file, so that a crash never costs the previous one."""
         self._goes_on = True
         if self.file is None:
             return
+        self._written.append(_fingerprint(unwrap_ddp(network).state_dict()))
         with whole_file(self.file) as file:
-            torch.save({"weights": _fingerprint(network), "epoch": epoch, "state": self.state_dict()}, file)
+            torch.save({"weights": self._written, "epoch": epoch, "state": self.state_dict()}, file)
 
     def resume(self, network: nn.Module, logger: Logger) -> None:
         """Read the file if it belongs to these weights: bundles seldom restore the trainer's epoch.
@@ -128,15 +138,16 @@ class RobustState:
             return
         try:
             saved = torch.load(self.file, map_location="cpu", weights_only=True)
-            weights, epoch, state = saved["weights"], saved["epoch"], saved["state"]
+            weights, epoch, state = list(saved["weights"]), saved["epoch"], saved["state"]
         except Exception as error:  # torch and pickle raise a dozen kinds
             raise InputError.of(
                 "state", str(self.file), "a file written by a trainer of monai_adv.engines",
                 f"move it away ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
             ) from error  # fmt: skip
-        if weights == _fingerprint(network):
+        if weights[-1:] == [_fingerprint(unwrap_ddp(network).state_dict())]:
             logger.info(f"Resuming with the state of epoch {epoch} from {self.file}.")
             self.load_state_dict(state)
+            self._written = weights
         elif self._goes_on:
             logger.info(
                 f"{self.file} belongs to other weights, those after its epoch {epoch}, and will be overwritten: the "
@@ -150,22 +161,49 @@ class RobustState:
 
 
 def threat_in(file: Path) -> dict[str, Any] | None:
-    """What a network was trained against, by the state in its checkpoint or in the file ``robust_state.pt`` beside it.
+    """What a network was trained against.
+
+    Args:
+        file: its weights. Beside a state they are a checkpoint that says it; alone, the file ``robust_state.pt`` in the
+            same folder says it, if these are the weights after one of its epochs.
 
     Returns:
         see :meth:`~monai_adv.defenses.base.Defense.trained_against`; None if nothing says it.
     """
-    for place in (file, file.with_name(STATE)):
-        try:
-            content = torch.load(place, map_location="cpu", weights_only=True)
-        except Exception:  # of whatever the file is: it is only asked
-            continue
-        parts = list(content.values()) if isinstance(content, dict) else []
-        for part in parts:
-            if isinstance(part, dict) and {"method", "settings", "defense"} <= set(part):
-                found: dict[str, Any] | None = part.get("threat")
-                return found
+    content = _parts(file)
+    for part in content:
+        if _is_state(part):
+            return _threat(part)
+    beside = _content(file.with_name(STATE))
+    if not content or not _is_state(beside.get("state")):
+        return None
+    known = set(beside.get("weights", ()))
+    if any(_fingerprint(part) in known for part in content if any(isinstance(v, Tensor) for v in part.values())):
+        return _threat(beside["state"])
     return None
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """Of a file of torch; nothing of any other."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # of whatever the file is: it is only asked
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _parts(file: Path) -> list[dict[str, Any]]:
+    content = _content(file)
+    return [part for part in (content, *content.values()) if isinstance(part, dict)] if content else []
+
+
+def _is_state(part: Any) -> bool:
+    return isinstance(part, dict) and {"method", "settings", "defense"} <= set(part)
+
+
+def _threat(state: dict[str, Any]) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = state.get("threat")
+    return found
 
 
 @torch.no_grad()
@@ -190,9 +228,10 @@ def check_ranks(network: nn.Module) -> None:
         )  # fmt: skip
 
 
-def _fingerprint(network: nn.Module) -> str:
-    """SHA-256 of all weights and buffers, the same on every device."""
+def _fingerprint(weights: Mapping[str, Any]) -> str:
+    """SHA-256 of all weights and buffers of a state dict, the same on every device."""
     digest = hashlib.sha256()
-    for value in unwrap_ddp(network).state_dict().values():
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for value in weights.values():
+        if isinstance(value, Tensor):  # some modules keep something else beside their tensors
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

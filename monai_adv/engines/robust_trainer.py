@@ -9,7 +9,7 @@ stay the bundle's own. An unmodified bundle becomes robust by one key::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -130,9 +130,8 @@ class RobustTrainer(SupervisedTrainer):
         self._own_task: TrainingTask | None = None
         self._given = Given(self.method, {} if defense is not None else {**read_settings(), **(settings or {})})
         self.run_around = self._make_run(defense)
-        # First among the handlers: the others log and save what ours has left in state.metrics.
         handlers = self.run_around.kept(ensure_tuple(train_handlers or ()))
-        kwargs["train_handlers"] = [_Hooks(), self.run_around, *handlers]
+        kwargs["train_handlers"] = [_Attached(self._attach_first), *handlers, _Attached(self._attach_last)]
         super().__init__(*args, **kwargs)
         be_heard(self.logger)
         if type(self.inferer) is not SimpleInferer:
@@ -157,6 +156,7 @@ class RobustTrainer(SupervisedTrainer):
         self._guessed = False
         self._nothing_attacked = NothingAttacked()
         self.run_around.prepare(self, self._metric)  # before the defence, which may double layers or copy weights
+        self.robust_state.surround(self.run_around)
         self.kind = task if isinstance(task, str) and task != "auto" else None
         if defense is not None:
             defense.task = self._own_task = defense.task.with_loss(self._training_loss)
@@ -233,7 +233,7 @@ class RobustTrainer(SupervisedTrainer):
         defense.attach(self.network, self.optimizer)
         self.defense = defense
         settings = flat(as_dict(self.sections))
-        self.robust_state.connect(defense, name, settings, self.logger, self.run_around)
+        self.robust_state.connect(defense, name, settings, self.logger)
 
     def _training_loss(self, output: Output, target: Target) -> Tensor:
         """The bundle's own loss, called as SupervisedTrainer calls it."""
@@ -302,11 +302,17 @@ class RobustTrainer(SupervisedTrainer):
 
     # ---------------------------------------------------------------- events
 
-    def add_hooks(self) -> None:
-        """Called before any other handler is attached."""
+    def _attach_first(self) -> None:
+        """Before all other handlers, which log and save what ours leave in ``state.metrics``."""
         self.add_event_handler(Events.STARTED, self._on_started)
         self.add_event_handler(Events.EPOCH_STARTED, self._on_epoch_started)
+        self.add_event_handler(Events.ITERATION_COMPLETED, lambda: self.run_around.iteration_completed(self))
         self.add_event_handler(Events.EPOCH_COMPLETED, self._on_epoch_completed)
+        self.add_event_handler(Events.COMPLETED, lambda: self.run_around.completed(self))
+
+    def _attach_last(self) -> None:
+        """After all others: the state knows then what the validation of the epoch has found."""
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._write_state)
 
     def _on_started(self) -> None:
         self._resumed = False
@@ -315,12 +321,14 @@ class RobustTrainer(SupervisedTrainer):
             self.logger.info(f"{type(self).__name__} {words_of_the_settings(sections)}")
             if left_out := self._given.left_out(sections):
                 self.logger.info(f"Not part of this trainer, so left out of the preset: {', '.join(left_out)}.")
+        self.run_around.started(self)
 
     def _on_epoch_started(self) -> None:
         if not self._resumed:  # now, because handlers that load a checkpoint run after our STARTED
             self.robust_state.resume(self.network, self.logger)
             check_ranks(self.network)
             self._resumed = True
+        self.run_around.epoch_started(self)  # sets the number that the defence is told
         if self.defense is not None:
             self.defense.on_epoch_start(self.state.epoch - 1, self.state.max_epochs)
 
@@ -330,6 +338,9 @@ class RobustTrainer(SupervisedTrainer):
         if (warning := self._nothing_attacked(self.defense, figures)) and self.state.rank == 0:
             self.logger.warning(f"{type(self).__name__}: {warning}")
         self.state.metrics.update({METRICS + name: value for name, value in figures.items()})
+        self.run_around.epoch_completed(self)
+
+    def _write_state(self) -> None:
         if self.state.rank == 0:
             self.robust_state.write(self.network, self.state.epoch)
 
@@ -423,9 +434,12 @@ class RobustTrainer(SupervisedTrainer):
         return torch.autocast("cuda", **self.amp_kwargs) if self.amp else nullcontext()
 
 
-class _Hooks:
-    """A handler that lets the trainer attach its own before all others."""
+class _Attached:
+    """A handler that lets the trainer attach its own, at its place among the others."""
+
+    def __init__(self, attach: Callable[[], None]) -> None:
+        self._attach = attach
 
     def attach(self, engine: Engine) -> None:
         """Called by the trainer."""
-        cast(RobustTrainer, engine).add_hooks()
+        self._attach()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from ignite.engine import Engine, Events
 from monai.handlers.lr_schedule_handler import LrScheduleHandler
 from torch import Tensor, nn
 
@@ -62,7 +61,7 @@ def epochs_within(budget: float, plain_epochs: int, forwards: float) -> int:
 
 
 class Run:
-    """A handler of the trainer, the first after its own: the others log and save what it has set.
+    """Asked by the trainer at each of its events, so that the order stands in one place, there.
 
     Args:
         settings: of the run.
@@ -142,14 +141,6 @@ class Run:
                     "that one chooses the epoch: change its batches, steps and eps",
                 )  # fmt: skip
 
-    def attach(self, engine: Engine) -> None:
-        """Called by the trainer."""
-        engine.add_event_handler(Events.STARTED, self._say_what_it_costs)
-        engine.add_event_handler(Events.EPOCH_STARTED, self._begin_epoch)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._tick)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
-        engine.add_event_handler(Events.COMPLETED, self._end)
-
     @torch.no_grad()
     def look(self, defense: Defense, network: nn.Module, images: Tensor, target: Target) -> None:
         """Refuse weights that get nothing right in the first batches: next to nothing would be attacked.
@@ -178,7 +169,8 @@ class Run:
 
     # ---------------------------------------------------------------- events
 
-    def _say_what_it_costs(self, trainer: Any) -> None:
+    def started(self, trainer: Any) -> None:
+        """What it costs, and what was chosen."""
         self._clock = Clock(trainer.state.epoch_length or 0, self._now)
         self._began = None
         if trainer.state.rank != 0:
@@ -207,7 +199,8 @@ class Run:
             instead = own if self.best.replaced is None else f"under attack, not {self.best.replaced}"
             say(f"Chosen by the bundle's validation is now `{self.best.name}`, {instead}.")
 
-    def _begin_epoch(self, trainer: Any) -> None:
+    def epoch_started(self, trainer: Any) -> None:
+        """The number of the epoch after a break, the learning rate, the hours left."""
         state = trainer.state
         if self.finished and self.owns_schedule and state.epoch <= self.finished:
             self._go_on(state)
@@ -233,12 +226,14 @@ class Run:
         state.epoch = self.finished + 1
         state.iteration = self.finished * (state.epoch_length or 0)
 
-    def _tick(self, trainer: Any) -> None:
+    def iteration_completed(self, trainer: Any) -> None:
+        """What the first steps say about the rest."""
         told = self._clock.step(trainer.state.max_epochs - trainer.state.epoch + 1)
         if told is not None and trainer.state.rank == 0 and trainer.state.epoch_length:
             trainer.logger.info(told)
 
-    def _end_epoch(self, trainer: Any) -> None:
+    def epoch_completed(self, trainer: Any) -> None:
+        """Remember how far the training is."""
         self.finished = trainer.state.epoch
         if self.settings.schedule == "cosine":
             rates = [float(group["lr"]) for group in trainer.optimizer.param_groups]
@@ -248,7 +243,8 @@ class Run:
                     "give schedule: bundle, or take that handler out",
                 )  # fmt: skip
 
-    def _end(self, trainer: Any) -> None:
+    def completed(self, trainer: Any) -> None:
+        """The best weights, where they are wanted."""
         if self.best is not None:
             said = self.best.take(trainer.state.epoch)
             if trainer.state.rank == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -26,7 +27,8 @@ from torch import nn
 
 from monai_adv import InputError
 from monai_adv.defenses import method
-from monai_adv.engines import DATTrainer, IMATrainer, RobustMetric, SATTrainer
+from monai_adv.defenses.sat import SAT as SAT_DEFENCE
+from monai_adv.engines import DATTrainer, IMATrainer, RobustMetric, RobustState, SATTrainer
 from monai_adv.engines.log_words import be_heard
 from monai_adv.engines.run import epochs_within
 from monai_adv.engines.starting_weights import find_plain
@@ -61,7 +63,7 @@ def clean_dice() -> MeanDice:
 
 def bundle(
     folder: Path, *, cls: Any = SATTrainer, threshold: float = 5.0, epochs: int = 10, interval: int = 1,
-    save: str = "robust", handlers: Any = (), lr: float = 0.1, metric: Any = None, **given: Any,
+    save: str = "robust", handlers: Any = (), lr: float = 0.1, metric: Any = None, state: Any = None, **given: Any,
 ) -> Any:  # fmt: skip
     """A segmentation bundle that saves its best network, by clean Dice, as ``models/<save>/model.pt``."""
     network = Shifted(threshold)
@@ -75,9 +77,17 @@ def bundle(
         postprocessing=AsDiscreted(["pred", "label"], argmax=[True, False], to_onehot=2),
     )  # fmt: skip
     return toys.trainer(
-        cls, toys.segment_list(), network, loss=toys.dice_loss(), epochs=epochs, lr=lr, settings=given,
+        cls, toys.segment_list(), network, loss=toys.dice_loss(), epochs=epochs, lr=lr, settings=given, state=state,
         train_handlers=[ValidationHandler(interval, validator), *handlers],
     )  # fmt: skip
+
+
+def interrupted(engine: Any, after: int) -> Any:
+    """Run it until it is killed after an epoch, before the best weights would be taken."""
+    engine.add_event_handler(Events.EPOCH_COMPLETED(once=after), lambda e: e.terminate())
+    engine.run_around.best.take = lambda epoch: "interrupted"
+    engine.run()
+    return engine
 
 
 def lr_of(engine: Any) -> float:
@@ -211,8 +221,9 @@ def test_the_plain_weights_are_found_among_decoys(tmp_path: Path, monkeypatch: p
     saved(tmp_path / "models" / "model.pt", network)
     with pytest.raises(InputError, match=r"there are several; name one of .*bundle/models/model.pt, models/model.pt"):
         found()
-    state = {"method": "IMA", "settings": {}, "defense": {}, "threat": {"norm": "l2"}}
-    torch.save({"state": state}, tmp_path / "models" / "robust_state.pt")
+    beside = RobustState(tmp_path / "models" / "robust_state.pt")
+    beside.connect(toys.trainer(SATTrainer, toys.class_list()).defense, "SAT", {}, logging.getLogger())
+    beside.write(network, 1)
     assert found() == models / "model.pt"
     (models / "model.pt").unlink()
     with pytest.raises(InputError, match="models/model.pt was trained by a defence already"):
@@ -286,10 +297,7 @@ def test_after_a_break_the_schedule_goes_on_where_it_was(tmp_path: Path) -> None
     whole = bundle(tmp_path, preset="finetune")
     whole.run()
 
-    first = bundle(tmp_path, preset="finetune")
-    first.add_event_handler(Events.EPOCH_COMPLETED(once=3), lambda e: e.terminate())
-    first.run_around.best.take = lambda epoch: "interrupted"
-    first.run()
+    first = interrupted(bundle(tmp_path, preset="finetune"), 3)
     parts = {"state": first.robust_state, "network": first.network, "optimizer": first.optimizer}
     checkpoint = {name: part.state_dict() for name, part in parts.items()}
     torch.save(checkpoint, tmp_path / "break.pt")
@@ -316,10 +324,7 @@ def test_after_a_break_the_schedule_goes_on_where_it_was(tmp_path: Path) -> None
 def test_the_file_of_the_best_network_outlives_a_break(tmp_path: Path) -> None:
     """The saver of a run that goes on knows no score: it would leave an epoch that is worse than the one before."""
     published = saved(tmp_path / "models" / "model.pt", Shifted(0.0))
-    first = bundle(tmp_path, preset="finetune", lr=0.0)
-    first.add_event_handler(Events.EPOCH_COMPLETED(once=3), lambda e: e.terminate())
-    first.run_around.best.take = lambda epoch: "interrupted"
-    first.run()
+    first = interrupted(bundle(tmp_path, preset="finetune", lr=0.0), 3)
     saved(published, Shifted(0.5))  # where the training has gone since: worse, under attack as well
     second = bundle(tmp_path, preset="finetune", lr=0.0)
     second.robust_state.load_state_dict(first.robust_state.state_dict())
@@ -327,6 +332,62 @@ def test_the_file_of_the_best_network_outlives_a_break(tmp_path: Path) -> None:
     written = torch.load(tmp_path / "models" / "robust" / "model.pt", weights_only=True)
     assert second.run_around.best.epoch == 1
     assert second.network.threshold.item() == written["threshold"].item() == 0.0
+
+
+def test_the_file_goes_on_where_the_weights_are(tmp_path: Path) -> None:
+    """What an epoch's validation found is in the file, and so is the number of the epoch."""
+    file = tmp_path / "models" / "robust" / "robust_state.pt"
+    given: dict[str, Any] = {"threshold": 0.0, "epochs": 6, "schedule": "cosine", "final_weights": "best_robust"}
+    whole = bundle(tmp_path, **given)
+    whole.run()
+    first = interrupted(bundle(tmp_path, state=file, **given), 3)
+    best = torch.load(file, weights_only=True)["state"]["run"]["best"]
+    assert best["epoch"] == first.run_around.best.epoch > 0
+    assert best["score"] == first.run_around.best.score
+
+    def go_on(network: nn.Module) -> Any:
+        engine = bundle(tmp_path, state=file, **given)
+        engine.network.load_state_dict(network.state_dict())
+        return engine
+
+    second = go_on(first.network)
+    epochs: list[int] = []
+    second.add_event_handler(Events.EPOCH_STARTED, lambda e: epochs.append(e.state.epoch))
+    last: dict[str, Any] = {}  # before the best weights replace them
+    second.add_event_handler(Events.EPOCH_COMPLETED, lambda e: last.update(copy.deepcopy(e.network.state_dict())))
+    second.run()
+    assert epochs == [4, 5, 6]
+    assert second.run_around.best.epoch == whole.run_around.best.epoch
+    assert second.network.threshold.item() == whole.network.threshold.item()
+    done = go_on(second.network)
+    done.network.load_state_dict(last)
+    with pytest.raises(InputError, match="state: received 'that of a training whose 6 epochs are done'"):
+        done.run()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "with the first batch"])
+def test_a_defence_is_told_the_epoch_that_goes_on(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ramps and warm-ups follow from it; also where the task, so the defence, is known with the first batch only."""
+    data = toys.class_list()
+    transform = (lambda item: {**item, "label": int(item["label"] == "malignant")}) if late else None
+    if late:
+        data = [{**item, "label": "malignant" if item["label"] else "benign"} for item in data]
+
+    def make() -> Any:
+        settings = {"eps": 0.1, "steps": 1, "schedule": "cosine"}
+        return toys.trainer(SATTrainer, toys.loader(data, transform=transform), epochs=4, settings=settings)
+
+    first = make()
+    assert (first.defense is None) == late
+    first.add_event_handler(Events.EPOCH_COMPLETED(once=2), lambda e: e.terminate())
+    first.run()
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(SAT_DEFENCE, "on_epoch_start", lambda self, epoch, epochs: told.append((epoch, epochs)))
+    second = make()
+    second.robust_state.load_state_dict(first.robust_state.state_dict())
+    second.run()
+    assert told == [(2, 4), (3, 4)]
+    assert second.state.epoch == 4
 
 
 # -------------------------------------------------------------------- what is said

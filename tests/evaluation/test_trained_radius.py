@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Events
 
 from monai_adv.defenses.gr import GR
 from monai_adv.defenses.sat import SAT, SATSettings
@@ -39,11 +40,22 @@ def test_a_defence_says_what_it_trains_against() -> None:
 
 
 def test_a_training_in_monai_leaves_it_beside_the_weights(tmp_path: Path) -> None:
+    """Of those after each epoch, alone or in a checkpoint; of nothing else that lies in the same folder."""
+    network = toys.Classifier()
+    torch.save(network.state_dict(), tmp_path / "model_clean.pt")
+    state = tmp_path / "robust_state.pt"
     settings = {"eps": 0.1, "steps": 1}
-    toys.trainer(SATTrainer, toys.class_list(), settings=settings, state=tmp_path / "robust_state.pt").run()
-    torch.save(toys.Classifier().state_dict(), tmp_path / "model.pt")
-    assert threat_in(tmp_path / "model.pt") == THREAT
-    assert threat_in(tmp_path / "elsewhere" / "model.pt") is None
+    engine = toys.trainer(SATTrainer, toys.class_list(), network, epochs=2, settings=settings, state=state)
+    save = lambda e: torch.save(network.state_dict(), tmp_path / f"model_{e.state.epoch}.pt")  # noqa: E731
+    engine.add_event_handler(Events.EPOCH_COMPLETED, save)
+    engine.run()
+    torch.save({"model": network.state_dict(), "optimizer": engine.optimizer.state_dict()}, tmp_path / "checkpoint.pt")
+    for name in ("model_1", "model_2", "checkpoint"):
+        assert threat_in(tmp_path / f"{name}.pt") == THREAT, name
+    for name in ("model_clean", "absent", "robust_state"):
+        assert threat_in(tmp_path / f"{name}.pt") == (THREAT if name == "robust_state" else None), name
+    toys.trainer(SATTrainer, toys.class_list(), network, epochs=1, settings=settings, state=state).run()  # goes on
+    assert threat_in(tmp_path / "model_1.pt") == THREAT
 
 
 def test_the_checkpoint_of_an_nnunet_says_it(tmp_path: Path) -> None:
