@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -22,6 +23,10 @@ SECTION = "monai_adv"
 
 KEPT = ("threat", "interpolated")
 """Of it, what a checkpoint keeps that nobody trains on: what the model was trained against, and how it was made."""
+
+FINAL = "checkpoint_final.pth"
+_UNFINISHED = ("checkpoint_latest.pth", "checkpoint_best.pth")
+"""What ``--c`` goes on from where there is no :data:`FINAL`, in this order."""
 
 # nnU-Net's own trainers leave numpy scalars in the log. They are data: allowing them keeps weights_only=True possible.
 _SCALAR = np.float32(0).__reduce__()[0]
@@ -178,3 +183,34 @@ def read_checkpoint(filename: str | Path, trainer: str) -> dict[str, Any]:
             f"start from another trainer's weights with -pretrained_weights or {SECTION.upper()}_INITIAL_WEIGHTS",
         )  # fmt: skip
     return checkpoint
+
+
+def refuse_later_run(file: Path) -> None:
+    """Refuse to go on with a finished run beside another one: ``--c`` prefers it, and then deletes the other's.
+
+    The epochs' own times are compared: those of files change when a folder is copied.
+
+    Args:
+        file: that ``--c`` goes on from.
+
+    Raises:
+        InputError: a checkpoint of later epochs lies beside it; says which to move away.
+    """
+    others = [other for other in map(file.with_name, _UNFINISHED) if other.exists()] if file.name == FINAL else []
+    if not others:
+        return
+    ended = _last_epoch_ended(read_any(file))
+    for other in others:
+        if _last_epoch_ended(read_any(other)) > ended:
+            raise InputError.of(
+                "--c", f"{file} beside {other.name}, whose epochs are later", "one run to go on with",
+                f"nnU-Net would go on with {FINAL}, overwrite it and delete the other; move {FINAL} away to go on with "
+                f"{other.name}, or {other.name} to go on with {FINAL}",
+            )  # fmt: skip
+
+
+def _last_epoch_ended(checkpoint: Mapping[str, Any]) -> float:
+    """Seconds since 1970, as nnU-Net logs them; before all others if the checkpoint does not say."""
+    logged = checkpoint.get("logging")
+    ends = logged.get("epoch_end_timestamps") if isinstance(logged, Mapping) else None
+    return float(ends[-1]) if isinstance(ends, list) and ends else -math.inf

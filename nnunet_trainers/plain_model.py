@@ -18,10 +18,9 @@ from monai_adv.defenses.method import CLEAN_PASSES
 from monai_adv.errors import InputError
 from monai_adv.price import whole_epochs
 from monai_adv.weights import names_in
-from nnunet_trainers.checkpoint import is_plain, read_any
+from nnunet_trainers.checkpoint import FINAL, is_plain, read_any
 from nnunet_trainers.run_settings import PLAIN, in_hours
 
-FINAL = "checkpoint_final.pth"
 NNUNET_ITERATIONS = 250
 _NAME_ONE = "name a checkpoint (MONAI_ADV_INITIAL_WEIGHTS=FILE)"
 

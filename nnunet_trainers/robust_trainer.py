@@ -35,7 +35,15 @@ from nnunet_trainers import pretrained
 from nnunet_trainers.attacker import Attacker, attacker_of
 from nnunet_trainers.batch_checks import refuse_bad_samples
 from nnunet_trainers.batch_samples import ids_of, samples_of, unknown_samples
-from nnunet_trainers.checkpoint import SECTION, as_written, plain, read_any, read_checkpoint, write_checkpoint
+from nnunet_trainers.checkpoint import (
+    SECTION,
+    as_written,
+    plain,
+    read_any,
+    read_checkpoint,
+    refuse_later_run,
+    write_checkpoint,
+)
 from nnunet_trainers.console import end_with_the_sentence
 from nnunet_trainers.host_network import built
 from nnunet_trainers.mixing import Mixing
@@ -85,6 +93,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         check_writable()
         check_mixture(type(self))
         attacker_of(sections, PlansManager(plans), configuration)
+        self._goes_on = bool(plans.get("continue_training"))  # --c, not --val; nnU-Net takes it out of the plans
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.save_every == NNUNET_SAVES_EVERY:
             self.save_every = SAVE_EVERY
@@ -452,10 +461,13 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         """Restore a run; settings that were not given anew come from the checkpoint.
 
         Raises:
-            InputError: damaged file, another trainer's checkpoint, or margins of other samples.
+            InputError: damaged file, another trainer's checkpoint, margins of other samples, or a finished run where
+                ``--c`` means a later one.
         """
         if not isinstance(filename_or_checkpoint, str):
             raise InputError.of("checkpoint", type(filename_or_checkpoint).__name__, "the path of a checkpoint file")
+        if self._goes_on:
+            refuse_later_run(Path(filename_or_checkpoint))
         saved = read_checkpoint(filename_or_checkpoint, self.__class__.__name__)[SECTION]
         sections, changed = resumed(self._sections(), saved["settings"], self._given)
         if changed:

@@ -38,6 +38,7 @@ def host(datasets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
         kind: str = "labels",
         fold: Any = 0,
         short: bool = True,
+        goes_on: bool = False,
         **settings: Any,
     ) -> Any:
         monkeypatch.setenv("nnUNet_preprocessed", str(datasets[kind]))
@@ -47,7 +48,7 @@ def host(datasets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
         given = {name: value for name, value in toy.SHORT.items() if short and name in known}
         for name, value in {**given, **settings}.items():
             monkeypatch.setenv(f"MONAI_ADV_{name.upper()}", json.dumps(value))
-        trainer = toy.trainer(cls, configuration, kind, fold)
+        trainer = toy.trainer(cls, configuration, kind, fold, goes_on)
         if short and not hasattr(trainer, "run"):
             trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 2, 2, 2
         return trainer

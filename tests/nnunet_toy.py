@@ -126,7 +126,13 @@ def make(root: Path, kind: str = "labels", cases: int = 6) -> Path:
     return root / "preprocessed"
 
 
-def trainer(cls: type[nnUNetTrainer], configuration: str = "2d", kind: str = "labels", fold: int | str = 0) -> Any:
-    """A trainer as ``nnUNetv2_train`` makes it, on the CPU, with fixed initial weights."""
+def trainer(
+    cls: type[nnUNetTrainer],
+    configuration: str = "2d",
+    kind: str = "labels",
+    fold: int | str = 0,
+    goes_on: bool = False,
+) -> Any:
+    """A trainer as ``nnUNetv2_train`` makes it (``goes_on``: with --c), on the CPU, with fixed initial weights."""
     torch.manual_seed(0)
-    return cls({**plans(), "continue_training": False}, configuration, fold, dataset_json(kind), torch.device("cpu"))
+    return cls({**plans(), "continue_training": goes_on}, configuration, fold, dataset_json(kind), torch.device("cpu"))

@@ -594,6 +594,28 @@ def test_another_trainers_checkpoint(host: Any) -> None:
     assert "of nnUNetTrainer', allowed is a checkpoint of IMATrainer" in message(error)
 
 
+def test_a_finished_run_is_not_gone_on_with_in_place_of_a_later_one(host: Any) -> None:
+    """Run A ends; run B begins anew in the same folder and is interrupted: nnU-Net's ``--c`` would load A."""
+    earlier = host()
+    earlier.run_training()
+    folder = Path(earlier.output_folder)
+    host(goes_on=True).load_checkpoint(str(folder / "checkpoint_final.pth"))  # its own best is older: nothing to say
+    later = started(host(epochs=4, save_every=1))
+    later.on_train_epoch_end([later.train_step(next(later.dataloader_train))])
+    later.on_validation_epoch_start()
+    later.on_validation_epoch_end([later.validation_step(next(later.dataloader_val))])
+    later.on_epoch_end()
+    said = r"--c: received '.*checkpoint_final.pth beside checkpoint_latest.pth, whose epochs are later', allowed"
+    for name in ("checkpoint_latest.pth", "checkpoint_best.pth"):
+        with pytest.raises(InputError, match=said.replace("checkpoint_latest.pth", name)):
+            host(goes_on=True).load_checkpoint(str(folder / "checkpoint_final.pth"))
+        host().load_checkpoint(str(folder / "checkpoint_final.pth"))  # as --val does
+        again = host(goes_on=True, epochs=4)
+        again.load_checkpoint(str(folder / name))  # as --c does once checkpoint_final.pth is away
+        assert again.current_epoch == 1
+        (folder / name).unlink()
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "text"])
 def test_a_damaged_checkpoint(host: Any, damage: str) -> None:
     trainer = host()
