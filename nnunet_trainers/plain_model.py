@@ -14,7 +14,9 @@ from nnunetv2.paths import nnUNet_results
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from monai_adv.defenses.method import CLEAN_PASSES
+from monai_adv.defenses.method import CLEAN_PASSES, Method
+from monai_adv.defenses.nothing_attacked import least_dice
+from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.price import whole_epochs
 from monai_adv.weights import names_in
@@ -239,18 +241,29 @@ def epochs_within(budget: float | str, plain: PlainModel, iterations: int, forwa
     return epochs
 
 
-def check_worth_attacking(plain: PlainModel, threshold: float) -> None:
-    """Refuse a start that segments next to nothing: methods that attack right samples only would attack none.
+def check_worth_attacking(plain: PlainModel, method: Method, settings: DefenseSettings, threshold: float) -> None:
+    """Refuse a start that segments too little for the method that is to attack it.
+
+    Args:
+        plain: the start; one that does not say its Dice passes.
+        method, settings: what it is trained with.
+        threshold: of the task, above which a sample is right.
 
     Raises:
         InputError: says so.
     """
-    if plain.dice <= threshold:
-        raise InputError.of(
-            "initial_weights", f"{plain.file} with a pseudo Dice of {plain.dice:.2f}",
-            f"a model above the `threshold` {threshold:g}",
-            "no sample would be right, so that none would be attacked; train it longer, or lower `threshold`",
-        )  # fmt: skip
+    least = least_dice(method.defense, settings, threshold)
+    if least is None or not plain.dice <= least:
+        return
+    if method.defense.attacks_right_only(settings):
+        allowed, todo = (
+            f"a model above the `threshold` {threshold:g} with {method.name}",
+            f"{method.name} attacks samples that are right, and few or none would be; train it longer, lower "
+            "`threshold`, or take a method that attacks all samples, such as FGSMRS",
+        )
+    else:
+        allowed, todo = f"a model above {least:g}", "it finds next to nothing that could be attacked; train it longer"
+    raise InputError.of("initial_weights", f"{plain.file} with a pseudo Dice of {plain.dice:.2f}", allowed, todo)
 
 
 def _iterations(file: Path) -> int:

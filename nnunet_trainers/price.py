@@ -9,8 +9,7 @@ from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.price import cheaper_way, price_line
 from monai_adv.settings import Settings
-from monai_adv.tasks import SegmentationSettings
-from nnunet_trainers.plain_model import PlainModel, check_worth_attacking, epochs_within
+from nnunet_trainers.plain_model import PlainModel, epochs_within
 from nnunet_trainers.run_settings import RunSettings
 
 
@@ -20,7 +19,7 @@ class RunPrice:
 
     Args:
         method: that trains.
-        sections: settings of the defence, the task and the run.
+        sections: settings of the defence and the run, at least.
         start: the model that is fine-tuned, if any.
     """
 
@@ -58,11 +57,10 @@ class RunPrice:
             iterations: steps of an epoch, where no setting says them.
 
         Raises:
-            InputError: the budget does not suffice for one epoch, or the model is not worth attacking.
+            InputError: the budget does not suffice for one epoch.
         """
         if self._run.budget is None or self.start is None:
             return None
-        check_worth_attacking(self.start, cast(SegmentationSettings, self.sections["task"]).threshold)
         forwards = self.method.most(self._defense)
         return epochs_within(self._run.budget, self.start, self._run.iterations or iterations, forwards)
 

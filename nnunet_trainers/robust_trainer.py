@@ -24,6 +24,7 @@ from monai_adv.defenses.base import Defense
 from monai_adv.defenses.batch import Batch
 from monai_adv.defenses.method import CLEAN_PASSES, Method
 from monai_adv.defenses.nothing_attacked import NothingAttacked
+from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import bare, is_compiled
 from monai_adv.price import Clock, forecast
@@ -48,7 +49,7 @@ from nnunet_trainers.console import end_with_the_sentence
 from nnunet_trainers.host_network import built
 from nnunet_trainers.mixing import Mixing
 from nnunet_trainers.opening_lines import opening_lines
-from nnunet_trainers.plain_model import NNUNET_ITERATIONS, starting_model
+from nnunet_trainers.plain_model import NNUNET_ITERATIONS, check_worth_attacking, starting_model
 from nnunet_trainers.price import RunPrice
 from nnunet_trainers.ranks import frozen_ranks_named, wait_at_most
 from nnunet_trainers.robust_validation import attacked, pseudo_dice
@@ -87,6 +88,9 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         sections = combine(self._sections(), given)  # refuse bad settings before any folder is made
         # Only what is given now: a checkpoint remembers a file that may be gone.
         self.start = starting_model(cast(RunSettings, sections["run"]).initial_weights, plans, configuration, fold)
+        if self.start is not None:
+            threshold = cast(SegmentationSettings, sections["task"]).threshold
+            check_worth_attacking(self.start, self.method, cast(DefenseSettings, sections["defense"]), threshold)
         self.sections = sections
         self._price.epochs(NNUNET_ITERATIONS)
         check_device(device)
@@ -250,6 +254,11 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
             if self.current_epoch == 0:
                 self.start.load_into(bare(self.network))
                 self.print_to_log_file(f"Fine-tuning from {self.start.file}")
+                if math.isnan(self.start.dice):
+                    self.print_to_log_file(
+                        f"WARNING: {self.start.file} does not say which Dice it has reached, so nobody has looked "
+                        "whether it segments anything."
+                    )
                 leak = self.start.told_of_a_leak(self.plans_manager.dataset_name, self.fold)
                 if leak is not None:
                     self.print_to_log_file(leak)

@@ -181,8 +181,22 @@ def test_what_the_plain_training_was(tmp_path: Path) -> None:
     assert (plain.iterations, plain.passes) == (40, 60 * 40 * 3)
 
 
-def test_a_start_that_segments_nothing() -> None:
-    with pytest.raises(InputError, match="with a pseudo Dice of 0.30., allowed is a model above the `threshold` 0.6"):
-        check_worth_attacking(PlainModel(Path("x.pth"), 1, 1, 0.3), 0.6)
-    check_worth_attacking(PLAIN, 0.6)
-    check_worth_attacking(PlainModel(Path("x.pth"), 1, 1, math.nan), 0.6)
+@pytest.mark.parametrize(
+    ("name", "dice", "refused"),
+    [
+        ("IMA", 0.55, "allowed is a model above the `threshold` 0.6 with IMA; IMA attacks samples that are right"),
+        ("IMA", 0.61, None),
+        ("FGSMRS", 0.55, None),
+        ("FGSMRS", 0.06, "a pseudo Dice of 0.06', allowed is a model above 0.1; it finds next to nothing"),
+        ("Standard", 0.06, None),
+        ("IMA", math.nan, None),
+    ],
+)
+def test_a_start_that_segments_too_little(name: str, dice: float, refused: str | None) -> None:
+    """IMA leaves wrong samples alone, FGSM-RS does not, standard training attacks nothing."""
+    given = PlainModel(Path("x.pth"), 1, 1, dice), method(name), method(name).settings(), 0.6
+    if refused is None:
+        check_worth_attacking(*given)
+        return
+    with pytest.raises(InputError, match=refused):
+        check_worth_attacking(*given)

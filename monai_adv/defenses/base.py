@@ -103,9 +103,9 @@ class Defense(ABC):
 
     # ------------------------------------------------------------------ set-up
 
-    @property
-    def attacks_right_only(self) -> bool:
-        """Whether samples that are wrong without an attack are left alone."""
+    @classmethod
+    def attacks_right_only(cls, settings: Any) -> bool:
+        """Whether samples that are wrong without an attack are left alone, with settings of :attr:`settings_class`."""
         return False
 
     @classmethod

@@ -134,8 +134,8 @@ class IAAT(Defense):
         if self.settings.capped:
             self.radii.values = self.radii.values.clamp(max=self.settings.eps)
 
-    @property
-    def attacks_right_only(self) -> bool:
+    @classmethod
+    def attacks_right_only(cls, settings: Any) -> bool:
         """A sample that is wrong votes for radius 0."""
         return True
 

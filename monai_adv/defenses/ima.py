@@ -224,10 +224,10 @@ class IMA(Defense):
         for state in (self.margins, self._shrunk):
             state.values = state.values.clamp(max=self.settings.eps)
 
-    @property
-    def attacks_right_only(self) -> bool:
+    @classmethod
+    def attacks_right_only(cls, settings: Any) -> bool:
         """Unless the gate is open."""
-        return self.settings.clean_gate
+        return bool(settings.clean_gate)
 
     @torch.no_grad()
     def _attacked(self, network: nn.Module, output: Output, batch: Batch) -> Tensor:

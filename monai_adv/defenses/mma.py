@@ -150,8 +150,8 @@ class MMA(Defense):
         super().load_state_dict(saved)
         self.margins.values = self.margins.values.clamp(max=SEARCH_BEYOND * self.settings.eps)
 
-    @property
-    def attacks_right_only(self) -> bool:
+    @classmethod
+    def attacks_right_only(cls, settings: Any) -> bool:
         """By the soft margin."""
         return True
 

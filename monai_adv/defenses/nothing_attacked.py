@@ -1,11 +1,39 @@
-"""An epoch in which nothing was attacked is clean training: hosts say so once, with the reason and what to do."""
+"""Where nothing is attacked a training is a clean one.
+
+Hosts refuse a start that makes it so, and say once, with the reason and what to do, that an epoch was one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from monai_adv.defenses.base import Defense
+from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.tasks import SegmentationTask
+
+NEXT_TO_NOTHING = 0.1
+"""Dice up to which a model has found next to nothing that an attack could take from it."""
+
+
+def least_dice(defense: type[Defense], settings: DefenseSettings, threshold: float) -> float | None:
+    """The Dice above which a model is worth attacking; None where nothing is attacked in training.
+
+    Args:
+        defense: that is to train it.
+        settings: of that class.
+        threshold: of the task, above which a sample is right.
+
+    Example:
+        >>> from monai_adv.defenses import method
+        >>> for name in ("IMA", "SAT", "Standard"):
+        ...     print(least_dice(method(name).defense, method(name).settings(), 0.6))
+        0.6
+        0.1
+        None
+    """
+    if not defense.attacks or settings.eps == 0:
+        return None
+    return threshold if defense.attacks_right_only(settings) else min(threshold, NEXT_TO_NOTHING)
 
 
 class NothingAttacked:
@@ -43,7 +71,7 @@ class NothingAttacked:
 
 def _reason(defense: Defense, figures: Mapping[str, float], name: str) -> str:
     task = defense.task
-    if defense.attacks_right_only:
+    if defense.attacks_right_only(defense.settings):
         radius = figures.get("margin_mean", figures.get("radius_mean"))
         if radius == 0 and figures.get("clean_right"):
             return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from monai_adv.defenses.base import Defense
 from monai_adv.defenses.method import CLEAN_PASSES, Method
+from monai_adv.defenses.nothing_attacked import least_dice
 from monai_adv.defenses.ranks import on_any_rank
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.engines.best_robust import BestRobust, validator_of
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from monai_adv.engines.robust_trainer import RobustTrainer
 
 LOOKED_AT = 8
-"""Batches within which a model that is worth attacking gets a sample right."""
+"""Batches within which a model that is worth attacking shows it in one sample."""
 CHEAPER = "From trained weights `preset: finetune` gets there for the price of one plain training."
 
 
@@ -143,28 +145,39 @@ class Run:
 
     @torch.no_grad()
     def look(self, defense: Defense, network: nn.Module, images: Tensor, target: Target) -> None:
-        """Refuse weights that get nothing right in the first batches: next to nothing would be attacked.
+        """Refuse weights of which the first batches show that next to nothing would be attacked.
+
+        Right is enough for every method; those that attack wrong samples too ask for less of a segmentation.
 
         Raises:
             InputError: says so.
         """
-        if self.start is None or self._worth_it or defense.settings.eps == 0:
-            return
         task = defense.task
+        threshold = task.settings.threshold if isinstance(task, SegmentationTask) else 0.0  # not asked elsewhere
+        least = least_dice(type(defense), defense.settings, threshold)
+        if self.start is None or self._worth_it or least is None:
+            return
+        judge = task
+        if isinstance(task, SegmentationTask):
+            judge = replace(task, settings=replace(task.settings, threshold=least))
         with frozen(network) as model:
-            right = task.correct(model(images), target)
+            right = judge.correct(model(images), target)
         judged = task.scorable(target)
         self._batches += 1
         self._judged += int(judged.sum())
         self._worth_it = on_any_rank(bool((right & judged).any()), images.device)
         # Ranks must agree: one that stopped alone would leave the others waiting.
         if not self._worth_it and self._batches >= LOOKED_AT and on_any_rank(self._judged > 0, images.device):
-            above = (
-                f", or lower `threshold` ({task.settings.threshold:g})" if isinstance(task, SegmentationTask) else ""
-            )
+            name = type(defense).__name__
+            found, why = "is right", "there is next to nothing to attack; train it longer"
+            if isinstance(task, SegmentationTask):
+                found = f"has a Dice above {least:g}"
+            if defense.attacks_right_only(defense.settings):
+                why = f"{name} attacks samples that are right, and none would be; train it longer"
+                why += ", or lower `threshold`" if isinstance(task, SegmentationTask) else ""
             raise InputError.of(
-                "initial_weights", f"{self.start}: none of the first {self._judged} training samples is right",
-                "a trained model", f"nothing would be attacked; train it longer{above}",
+                "initial_weights", f"{self.start}: none of the first {self._judged} training samples {found}",
+                "a trained model", why,
             )  # fmt: skip
 
     # ---------------------------------------------------------------- events

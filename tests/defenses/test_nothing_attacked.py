@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from monai_adv.defenses import Batch
+from monai_adv.defenses import METHODS, Batch
 from monai_adv.defenses.gr import GR
 from monai_adv.defenses.iaat import IAAT, IAATSettings
 from monai_adv.defenses.ima import IMA, IMASettings
 from monai_adv.defenses.mma import MMA
-from monai_adv.defenses.nothing_attacked import NothingAttacked
+from monai_adv.defenses.nothing_attacked import NothingAttacked, least_dice
 from monai_adv.defenses.rst import RST
 from monai_adv.defenses.sat import SAT, SATSettings
 from monai_adv.defenses.standard import Standard
 from monai_adv.sample_state import SampleIds
 from monai_adv.tasks import ClassificationTask, SegmentationSettings, SegmentationTask
+from tests.defense_toys import BATCH, optimizer_of, step, toy
+
+ATTACKING = [key for key, m in METHODS.items() if m.defense.attacks and "segmentation" not in m.not_for]
 
 
 def task(**settings: Any) -> SegmentationTask:
@@ -40,6 +44,36 @@ def epoch(defense: Any, foreground: bool, logit: float = 1.0) -> dict[str, float
     for part in defense.losses(network, Batch(torch.rand(2, 1, 4, 4), target, torch.arange(2))):
         part.loss.backward()
     return defense.on_epoch_end()
+
+
+@pytest.mark.parametrize("key", ATTACKING)
+def test_who_attacks_right_samples_only(key: str) -> None:
+    """A network that is wrong on every sample: what the class says is what it does."""
+    problem = toy("segmentation 2D", key)
+    problem.task = replace(problem.task, settings=SegmentationSettings(threshold=0.99))
+    defense, network = problem.defense(key), problem.network
+    defense.attach(network, optimizer_of(network))
+    defense.on_epoch_start(3, 4)
+    step(defense, network, optimizer_of(network), problem.batch(torch.arange(BATCH)))
+    right_only = defense.attacks_right_only(defense.settings)
+    assert right_only == (key in ("ima", "mma", "iaat"))
+    assert (defense.on_epoch_end().get("attacked", 1.0) == 0) == right_only
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "least"),
+    [
+        (IMA, IMASettings(), 0.6),
+        (IMA, IMASettings(clean_gate=False), 0.1),
+        (IMA, IMASettings(eps=0, delta=0), None),
+        (SAT, SATSettings(), 0.1),
+        (Standard, Standard.settings_class(), None),
+    ],
+)
+def test_the_dice_that_a_start_must_have(method: Any, settings: Any, least: float | None) -> None:
+    assert least_dice(method, settings, 0.6) == least
+    if least is not None:
+        assert least_dice(method, settings, 1e-6) == 1e-6  # who calls that right is taken at his word
 
 
 @pytest.mark.parametrize("method", [IMA, MMA, IAAT])

@@ -259,9 +259,20 @@ def test_weights_that_get_nothing_right(tmp_path: Path) -> None:
     """Two batches an epoch, so the eighth is in the fourth; no file has been written by then."""
     saved(tmp_path / "models" / "model.pt", Shifted(50.0))
     engine = bundle(tmp_path, preset="finetune", lr=0.0, interval=5)
-    with pytest.raises(InputError, match=r"none of the first 32 training samples is right.*lower `threshold` \(0.6\)"):
+    said = r"none of the first 32 training samples has a Dice above 0.1', allowed .*next to nothing to attack"
+    with pytest.raises(InputError, match=said):
         engine.run()
     assert list((tmp_path / "models" / "robust").iterdir()) == []
+
+
+def test_weights_that_get_little_right_are_refused_by_who_attacks_right_samples_only(tmp_path: Path) -> None:
+    """Best Dice 0.55: between 0.1 and the threshold, where SAT attacks and IMA does not."""
+    saved(tmp_path / "models" / "model.pt", Shifted(1.5))
+    given = {"preset": "finetune", "lr": 0.0, "interval": 5}
+    bundle(tmp_path, **given).run()
+    said = r"none of the first 32 training samples has a Dice above 0.6', .*; IMA attacks samples that are right"
+    with pytest.raises(InputError, match=said):
+        bundle(tmp_path, cls=IMATrainer, steps=1, searches=1, budget=3.0, **given).run()
 
 
 @pytest.mark.parametrize(

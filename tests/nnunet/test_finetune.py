@@ -12,7 +12,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from monai_adv import InputError
-from nnunet_trainers import SATTrainer
+from nnunet_trainers import IMATrainer, SATTrainer
 from nnunet_trainers.checkpoint import load_data
 from nnunet_trainers.plain_model import read_plain
 from tests.nnunet_host import datasets, host, same, weights  # noqa: F401  (fixtures)
@@ -127,9 +127,34 @@ def test_a_budget_below_one_epoch_makes_no_folder(host: Any, plain: Any) -> None
     assert [p.name for p in results.iterdir()] == [Path(plain.output_folder_base).name]
 
 
-def test_a_plain_model_that_segments_nothing(host: Any, plain: Any) -> None:
-    with pytest.raises(InputError, match=r"initial_weights: received .*allowed is a model above the `threshold` 0.999"):
-        host(SATTrainer, **{**FINETUNE, "threshold": 0.999})
+def _with_dice(plain: Any, dice: float | None) -> Path:
+    file = Path(plain.output_folder) / "checkpoint_final.pth"
+    checkpoint = load_data(file)
+    checkpoint["logging"] |= {"mean_fg_dice": [] if dice is None else [dice]}
+    torch.save(checkpoint, file)
+    return file
+
+
+def test_a_plain_model_that_segments_too_little(host: Any, plain: Any) -> None:
+    """With a budget or without; how much is too little is the method's to say."""
+    _with_dice(plain, 0.55)
+    given = {**FINETUNE, "threshold": 0.6}
+    assert host(SATTrainer, **given).start.dice == 0.55
+    ima = {name: value for name, value in given.items() if name != "clean_weight"}
+    for length in ({}, {"budget": None, "epochs": 1}):
+        with pytest.raises(InputError, match=r"allowed is a model above the `threshold` 0.6 with IMA"):
+            host(IMATrainer, **{**ima, **length})
+    _with_dice(plain, 0.06)
+    for length in ({}, {"budget": None, "epochs": 1}):
+        with pytest.raises(InputError, match=r"a pseudo Dice of 0.06', allowed is a model above 0.1; it finds next to"):
+            host(SATTrainer, **{**given, **length})
+
+
+def test_a_plain_model_that_does_not_say_its_dice(host: Any, plain: Any) -> None:
+    file = _with_dice(plain, None)
+    trainer = host(SATTrainer, **{**FINETUNE, "threshold": 0.6, "budget": 0.19})
+    trainer.run_training()
+    assert f"WARNING: {file} does not say which Dice it has reached" in _log(trainer)
 
 
 def test_without_a_plain_model(host: Any) -> None:
