@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 from monai_adv.defenses.method import CLEAN_PASSES, Method
 from monai_adv.defenses.settings import DefenseSettings
+from monai_adv.errors import InputError
 
 DEAR = 3000
 """Plain epochs that a training may cost before a sentence names the cheaper way: three of nnU-Net's own."""
@@ -42,6 +45,45 @@ def cheaper_way(method: Method, settings: DefenseSettings, epochs: int, todo: st
     if plain < DEAR:
         return None
     return f"WARNING: {epochs} epochs of {method.name} cost as much as about {plain:.0f} plain ones. {todo}"
+
+
+def refuse_another_price(
+    method: Method, saved: Mapping[str, Any], now: Mapping[str, Any], of_run: Sequence[str], todo: str
+) -> None:
+    """Refuse to go on with other settings than those from which a budget's number of epochs has followed.
+
+    Args:
+        method: that trains.
+        saved, now: settings by name, of the checkpoint and of the run that goes on.
+        of_run: those of the host's run that count.
+        todo: what to do in this host.
+
+    Raises:
+        InputError: names the first that differs.
+    """
+    names = [name for name in of_run if saved.get(name) != now.get(name)] or _of_another_price(method, saved, now)
+    if names:
+        name = names[0]
+        raise InputError.of(
+            name, now.get(name), f"that of the checkpoint ({saved.get(name)})",
+            f"its epochs and learning rates follow from it: {todo}",
+        )  # fmt: skip
+
+
+def _of_another_price(method: Method, saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The method's settings that make a step cost something else; none if it costs the same in the end."""
+    known = method.settings.names()
+    before, after = (method.settings(**{n: values[n] for n in known if n in values}) for values in (saved, now))
+    if method.most(before) == method.most(after):
+        return []
+    changed = [name for name in known if getattr(before, name) != getattr(after, name)]
+
+    def alone(name: str) -> float:
+        one = copy(before)
+        object.__setattr__(one, name, getattr(after, name))  # unchecked: one change may need another beside it
+        return method.most(one)
+
+    return [name for name in changed if alone(name) != method.most(before)] or changed
 
 
 def whole_epochs(paid: float) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
+from monai_adv.defenses.method import Method
 from monai_adv.errors import InputError
+from monai_adv.price import refuse_another_price
 from monai_adv.settings import Settings, as_dict, combine, differences, flat, not_negative, positive, setting
 
 PLAIN = "plain"
@@ -118,11 +120,12 @@ FINE_TUNING: dict[str, Any] = {
 
 
 def resumed(
-    classes: Mapping[str, type[Settings]], saved: Mapping[str, Any], given: Mapping[str, Any]
+    method: Method, classes: Mapping[str, type[Settings]], saved: Mapping[str, Any], given: Mapping[str, Any]
 ) -> tuple[dict[str, Settings], list[str]]:
     """Settings of a run that goes on: those of its checkpoint, and what is given anew.
 
     Args:
+        method: that trains.
         classes: of the sections, "run" among them.
         saved: settings by section, as the checkpoint holds them.
         given: by name.
@@ -131,15 +134,14 @@ def resumed(
         the sections, and a line for each setting that differs from the checkpoint's.
 
     Raises:
-        InputError: a setting that is not allowed, or another budget.
+        InputError: a setting that is not allowed, or another budget, or another price of what
+            it pays for.
     """
     known = {name for section in classes.values() for name in section.names()}
     before = {name: value for name, value in flat(saved).items() if name in known}
     sections = combine(classes, {**before, **given})
-    budget = cast(RunSettings, sections["run"]).budget
-    if budget is not None and budget != before.get("budget"):
-        raise InputError.of(
-            "budget", budget, f"that of the checkpoint ({before.get('budget')})",
-            "its epochs and learning rates follow from it: go on with it, or start anew without --c",
-        )  # fmt: skip
-    return sections, differences(before, flat(as_dict(sections)))
+    now = flat(as_dict(sections))
+    if now["budget"] is not None:
+        todo = "go on with it, or start anew without --c"
+        refuse_another_price(method, before, now, ("budget", "iterations"), todo)
+    return sections, differences(before, now)

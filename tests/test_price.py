@@ -13,7 +13,7 @@ import torch
 
 from monai_adv import InputError
 from monai_adv.defenses import METHODS, method
-from monai_adv.price import Clock, cheaper_way, forecast, price_line
+from monai_adv.price import Clock, cheaper_way, forecast, price_line, refuse_another_price
 from nnunet_trainers.plain_model import PlainModel, check_worth_attacking, epochs_within, find_plain, read_plain
 from tests.defense_toys import BATCH, optimizer_of, step, toy
 
@@ -33,6 +33,28 @@ def test_no_method_costs_more_than_it_says(key: str) -> None:
     assert found <= most + 1e-9
     if not METHODS[key].cost.startswith("up to") and key not in ("fgsmrs", "fgsmsdi", "gairat", "iaat", "mart"):
         assert found == pytest.approx(most)
+
+
+@pytest.mark.parametrize(
+    ("name", "saved", "now", "refused"),
+    [
+        ("SAT", {"budget": 1.0, "steps": 2}, {"budget": 1.0, "steps": 2, "eps": 0.2}, None),
+        ("SAT", {"budget": 1.0, "steps": 2}, {"budget": 2.0, "steps": 2}, ("budget", 2.0, 1.0)),
+        ("SAT", {"budget": 1.0, "steps": 2}, {"budget": 1.0, "eps": 0.2, "steps": 8}, ("steps", 8, 2)),
+        ("IMA", {"steps": 4, "searches": 2}, {"steps": 4, "searches": 3, "delta": 0.01}, ("searches", 3, 2)),
+        ("IMA", {"steps": 4, "searches": 2}, {"steps": 3, "searches": 4}, None),  # 2K + 7 + searches: 17 twice
+        ("MIRST", {"instances": "1,2", "betas": "0.5,0.5"}, {"instances": "1", "betas": "0.5"},
+         ("instances", "'1'", "1,2")),
+        ("Standard", {"eps": 0.1}, {"eps": 0.2}, None),
+    ],
+)  # fmt: skip
+def test_a_run_goes_on_at_its_price(name: str, saved: dict[str, Any], now: dict[str, Any], refused: Any) -> None:
+    if refused is None:
+        refuse_another_price(method(name), saved, now, ("budget",), "go on with it")
+        return
+    said = "{}: received {}, allowed is that of the checkpoint .{}.; its epochs and .*: go on with it".format(*refused)
+    with pytest.raises(InputError, match=said):
+        refuse_another_price(method(name), saved, now, ("budget",), "go on with it")
 
 
 def test_the_price_in_words() -> None:

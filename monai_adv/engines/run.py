@@ -23,7 +23,7 @@ from monai_adv.engines.run_settings import RunSettings
 from monai_adv.engines.starting_weights import attached, start_from
 from monai_adv.errors import InputError
 from monai_adv.network_state import frozen
-from monai_adv.price import Clock, cheaper_way, forecast, price_line, whole_epochs
+from monai_adv.price import Clock, cheaper_way, forecast, price_line, refuse_another_price, whole_epochs
 from monai_adv.tasks import SegmentationTask, Target
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ class Run:
         return {"epoch": self.finished, "best": None if self.best is None else self.best.state_dict()}
 
     def check_budget(self, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Refuse another budget than that of a checkpoint.
+        """Refuse another budget than that of a checkpoint, and another price of what it pays for.
 
         Args:
             saved, now: settings.
@@ -278,12 +278,9 @@ class Run:
         Raises:
             InputError: names both.
         """
-        for name in ("budget", "plain_epochs"):
-            if saved.get(name) != now.get(name) and (saved.get("budget") or now.get("budget")):
-                raise InputError.of(
-                    name, now.get(name), f"that of the checkpoint ({saved.get(name)})",
-                    "its epochs and learning rates follow from it: go on with it, or start anew without the state",
-                )  # fmt: skip
+        if self._price is not None and (saved.get("budget") or now.get("budget")):
+            todo = "go on with it, or start anew without the state"
+            refuse_another_price(self._price[0], saved, now, ("budget", "plain_epochs"), todo)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on after the epoch that was saved."""

@@ -429,6 +429,9 @@ def test_a_budget_is_no_setting_that_changes_on_the_way(tmp_path: Path) -> None:
     other = bundle(tmp_path, preset="finetune", budget=0.5)
     with pytest.raises(InputError, match=r"budget: received 0.5, allowed is that of the checkpoint \(1.0\)"):
         other.robust_state.load_state_dict(first.robust_state.state_dict())
+    dearer = bundle(tmp_path, preset="finetune", steps=2)
+    with pytest.raises(InputError, match=r"steps: received 2, allowed is that of the checkpoint \(1\)"):
+        dearer.robust_state.load_state_dict(first.robust_state.state_dict())
 
 
 def test_every_method_has_the_preset(tmp_path: Path) -> None:

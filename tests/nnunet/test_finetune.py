@@ -113,11 +113,15 @@ def test_a_budget_is_no_setting_that_changes_on_the_way(host: Any, plain: Any) -
     trainer = host(SATTrainer, **FINETUNE, budget=0.19)
     trainer.run_training()
     file = os.path.join(trainer.output_folder, "checkpoint_final.pth")
-    again = host(SATTrainer, epochs=None)
+    again = host(SATTrainer, epochs=None, steps=1)
     again.load_checkpoint(file)
     assert again.num_epochs == 2
     with pytest.raises(InputError, match=r"budget: received 0.5, allowed is that of the checkpoint \(0.19\)"):
         host(SATTrainer, **FINETUNE, budget=0.5).load_checkpoint(file)
+    for name, value, before in (("iterations", 3, 2), ("steps", 2, 1)):
+        said = rf"{name}: received {value}, allowed is that of the checkpoint \({before}\)"
+        with pytest.raises(InputError, match=said):
+            host(SATTrainer, **{**FINETUNE, "budget": 0.19, name: value}).load_checkpoint(file)
 
 
 def test_a_budget_below_one_epoch_makes_no_folder(host: Any, plain: Any) -> None:
@@ -202,7 +206,7 @@ def test_the_first_learning_rate_is_that_of_the_plain_training(host: Any, plain:
     assert rates == [0.03, pytest.approx(0.03 * 0.5**0.9)]
     assert "First learning rate 0.03, as in the plain training" in _log(trainer)
     file.unlink()
-    again = host(SATTrainer, epochs=None)
+    again = host(SATTrainer, epochs=None, steps=1)
     again.load_checkpoint(os.path.join(trainer.output_folder, "checkpoint_final.pth"))
     assert again.lr_scheduler.initial_lr == 0.03
     assert host(SATTrainer, epochs=None, initial_lr=0.02).initial_lr == 0.02
