@@ -185,6 +185,11 @@ def read_checkpoint(filename: str | Path, trainer: str) -> dict[str, Any]:
     return checkpoint
 
 
+def goes_on_in(folder: str) -> bool:
+    """Whether ``--c`` finds something to go on from in a fold's folder; otherwise it begins anew."""
+    return any((Path(folder) / name).is_file() for name in (FINAL, *_UNFINISHED))
+
+
 def refuse_later_run(file: Path) -> None:
     """Refuse to go on with a finished run beside another one: ``--c`` prefers it, and then deletes the other's.
 

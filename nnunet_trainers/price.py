@@ -20,7 +20,7 @@ class RunPrice:
     Args:
         method: that trains.
         sections: settings of the defence and the run, at least.
-        start: the model that is fine-tuned, if any.
+        start: the model that is fine-tuned; None if there is none, or where a run goes on.
     """
 
     method: Method
@@ -40,12 +40,12 @@ class RunPrice:
         budget = self._run.budget
         if not isinstance(budget, str):
             return f"{budget:g}"
-        assert self.start is not None
+        if self.start is None:
+            return budget
         return f"{budget} of the {self.start.hours:.3g} hours that the plain training took"
 
     @property
     def _told_plain(self) -> str:
-        """A run that goes on may have been given no start."""
         if self.start is None:
             return ""
         return f", for a plain training of {self.start.epochs} epochs of {self.start.iterations}"
@@ -77,5 +77,5 @@ class RunPrice:
         if warning is not None:
             said.append(f"WARNING: {warning}")
         todo = "From a plain model `preset: finetune` gets there for the price of one plain training."
-        dear = None if self.start else cheaper_way(self.method, self._defense, epochs, todo)
+        dear = None if self._run.initial_weights else cheaper_way(self.method, self._defense, epochs, todo)
         return said if dear is None else [*said, dear]

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, autocast, nn
 
@@ -39,6 +40,7 @@ from nnunet_trainers.batch_samples import ids_of, samples_of, unknown_samples
 from nnunet_trainers.checkpoint import (
     SECTION,
     as_written,
+    goes_on_in,
     plain,
     read_any,
     read_checkpoint,
@@ -86,8 +88,12 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         self.method.check_task("segmentation")
         given = expand_preset(self._sections(), read_settings(), self._presets())
         sections = combine(self._sections(), given)  # refuse bad settings before any folder is made
-        # Only what is given now: a checkpoint remembers a file that may be gone.
-        self.start = starting_model(cast(RunSettings, sections["run"]).initial_weights, plans, configuration, fold)
+        self._goes_on = bool(plans.get("continue_training"))  # --c, not --val; nnU-Net takes it out of the plans
+        names = plans["dataset_name"], type(self).__name__, plans["plans_name"], configuration, fold
+        # Only what is given now, and for a beginning: a checkpoint remembers a file that may be gone.
+        begins = not (self._goes_on and goes_on_in(get_output_folder(*names)))
+        weights = cast(RunSettings, sections["run"]).initial_weights
+        self.start = starting_model(weights, plans, configuration, fold) if begins else None
         if self.start is not None:
             threshold = cast(SegmentationSettings, sections["task"]).threshold
             check_worth_attacking(self.start, self.method, cast(DefenseSettings, sections["defense"]), threshold)
@@ -97,7 +103,6 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         check_writable()
         check_mixture(type(self))
         attacker_of(sections, PlansManager(plans), configuration)
-        self._goes_on = bool(plans.get("continue_training"))  # --c, not --val; nnU-Net takes it out of the plans
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.save_every == NNUNET_SAVES_EVERY:
             self.save_every = SAVE_EVERY

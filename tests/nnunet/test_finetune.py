@@ -33,6 +33,11 @@ def _log(trainer: Any) -> str:
     return next(Path(trainer.output_folder).glob("training_log*")).read_text()
 
 
+def _logs(trainer: Any) -> str:
+    """Of all runs in its folder."""
+    return "".join(log.read_text() for log in Path(trainer.output_folder).glob("training_log*"))
+
+
 def test_from_the_plain_model_within_its_budget_to_the_best_robust_weights(host: Any, plain: Any) -> None:
     """SAT with one step: 5 forwards a sample; 2 steps an epoch: 0.19 of 120 forwards pay for two (10 each)."""
     trainer = host(SATTrainer, **FINETUNE, budget=0.19)
@@ -65,9 +70,7 @@ def test_the_best_weights_of_an_earlier_run_are_not_taken_for_this_one(host: Any
     trainer.on_epoch_end = lambda own=trainer.on_epoch_end: (own(), last.append(weights(trainer)))
     trainer.run_training()
     folder = Path(trainer.output_folder)
-    assert "This run has no checkpoint_best_robust.pth, so the final weights are the last" in "".join(
-        log.read_text() for log in folder.glob("training_log*")
-    )
+    assert "This run has no checkpoint_best_robust.pth, so the final weights are the last" in _logs(trainer)
     old = load_data(folder / "checkpoint_best_robust.pth")["network_weights"]
     assert same(weights(trainer), last[-1])
     assert not same(weights(trainer), list(old.values()))
@@ -210,6 +213,28 @@ def test_the_first_learning_rate_is_that_of_the_plain_training(host: Any, plain:
     again.load_checkpoint(os.path.join(trainer.output_folder, "checkpoint_final.pth"))
     assert again.lr_scheduler.initial_lr == 0.03
     assert host(SATTrainer, epochs=None, initial_lr=0.02).initial_lr == 0.02
+
+
+@pytest.mark.parametrize("budget", ["0.19", "hours"])
+def test_a_run_goes_on_by_the_same_command_wherever_its_start_is_by_then(host: Any, plain: Any, budget: str) -> None:
+    """The plain model is gone: nothing but a beginning needs it, and ``--c`` without a checkpoint is one."""
+    file = Path(plain.output_folder) / "checkpoint_final.pth"
+    given = {**FINETUNE, "budget": 0.19 if budget == "0.19" else f"{0.19 * read_plain(file).hours:.9f}h"}
+    first = host(SATTrainer, **given, goes_on=True)
+    assert first.start is not None
+    first.on_train_start()
+    first.save_checkpoint(os.path.join(first.output_folder, "checkpoint_latest.pth"))
+    file.unlink()
+    again = host(SATTrainer, **given, goes_on=True)
+    assert again.start is None
+    again.load_checkpoint(os.path.join(first.output_folder, "checkpoint_latest.pth"))
+    assert (again.num_epochs, again.current_epoch) == (first.num_epochs, 1)
+    assert again.initial_lr == first.initial_lr
+    again.on_train_start()
+    assert f"Budget {given['budget']}: {first.num_epochs} epochs of 2 steps." in _logs(again)
+    (Path(first.output_folder) / "checkpoint_latest.pth").unlink()
+    with pytest.raises(InputError, match="initial_weights: received 'plain', allowed is a finished plain training of "):
+        host(SATTrainer, **given, goes_on=True)
 
 
 def test_a_learning_rate_of_another_optimiser_is_not_taken(host: Any, plain: Any) -> None:
