@@ -137,6 +137,27 @@ def forecast(seconds: float, epochs_left: int) -> str:
     return f"About {seconds:.3g} s per epoch, {_left(seconds, epochs_left)}."
 
 
+def dearer_later(method: Method, settings: DefenseSettings, figures: Mapping[str, float]) -> str:
+    """What to add to a forecast from steps in which nothing was attacked; nothing where something was.
+
+    Args:
+        method, settings: what is trained with.
+        figures: of these steps, as ``Defense.on_epoch_end`` names them.
+
+    Example:
+        >>> from monai_adv.defenses import method
+        >>> ima = method("IMA")
+        >>> dearer_later(ima, ima.settings(), {"attacked": 0.0, "passes_per_sample": 3.0})
+        ' Nothing was attacked in this time: once something is, up to 19 times as much.'
+        >>> dearer_later(ima, ima.settings(), {"attacked": 0.1, "passes_per_sample": 5.0})
+        ''
+    """
+    if settings.eps == 0 or figures.get("attacked") != 0 or not figures["passes_per_sample"] > 0:
+        return ""
+    times = method.most(settings) / figures["passes_per_sample"]
+    return f" Nothing was attacked in this time: once something is, up to {times:.2g} times as much."
+
+
 def _left(seconds: float, epochs_left: int) -> str:
     which = "the last one" if epochs_left == 1 else f"the {epochs_left} that are left"
     return f"{_duration(seconds * epochs_left)} for {which}"

@@ -52,6 +52,11 @@ class Statistics:
         self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._counts[name] = self._counts.get(name, 0) + (len(values) if of is None else of)
 
+    def so_far(self) -> dict[str, float]:
+        """What :meth:`summary` would return for the samples of this rank alone; goes on counting."""
+        means = {name: float(total) / max(self._counts[name], 1) for name, total in self._sums.items()}
+        return {**means, "passes_per_sample": self.passes.in_forwards() / max(self.samples, 1)}
+
     def summary(self) -> dict[str, float]:
         """Means over the whole epoch and all ranks, and passes per sample in forwards; then starts afresh.
 

@@ -28,7 +28,7 @@ from monai_adv.defenses.nothing_attacked import NothingAttacked
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import bare, is_compiled
-from monai_adv.price import Clock, forecast
+from monai_adv.price import Clock, dearer_later, forecast
 from monai_adv.sample_state import SampleIds
 from monai_adv.settings import Settings, as_dict, combine, expand_preset, read_settings, with_fine_tuning
 from monai_adv.tasks import SegmentationSettings, SegmentationTask
@@ -332,7 +332,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         result = {"loss": loss.cpu().numpy()}
         told = self._clock.step(self.num_epochs - self.current_epoch)
         if told is not None:
-            self.print_to_log_file(told)
+            self.print_to_log_file(told + self._dearer_later(self.defense.statistics.so_far()))
         return result
 
     def _ids(self, batch: dict[str, Any]) -> Tensor | None:
@@ -415,7 +415,8 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         super().on_epoch_end()
         if self.current_epoch < self.num_epochs:
             seconds = self._seconds_of_last_epoch()
-            self.print_to_log_file(forecast(seconds, self.num_epochs - self.current_epoch))
+            left = forecast(seconds, self.num_epochs - self.current_epoch)
+            self.print_to_log_file(left + self._dearer_later(self._figures))
         if self.robustness.last_is_best():
             self.print_to_log_file(f"New best pseudo Dice under attack (moving average): {row['robust_dice_ema']:.4f}")
             self.current_epoch -= 1  # save_checkpoint counts on from the current epoch, as in on_train_end
@@ -423,6 +424,9 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
             self.current_epoch += 1
         if self.local_rank == 0:
             self.robustness.write(self.output_folder)
+
+    def _dearer_later(self, figures: Mapping[str, float]) -> str:
+        return dearer_later(self.method, cast(DefenseSettings, self.sections["defense"]), figures)
 
     def _seconds_of_last_epoch(self) -> float:
         start, end = (float(self.logger.get_value(f"epoch_{name}_timestamps", step=-1)) for name in ("start", "end"))

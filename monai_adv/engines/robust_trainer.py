@@ -334,7 +334,7 @@ class RobustTrainer(SupervisedTrainer):
 
     def _on_epoch_completed(self) -> None:
         assert self.defense is not None
-        figures = self.defense.on_epoch_end()
+        figures = self.run_around.figures = self.defense.on_epoch_end()
         if (warning := self._nothing_attacked(self.defense, figures)) and self.state.rank == 0:
             self.logger.warning(f"{type(self).__name__}: {warning}")
         self.state.metrics.update({METRICS + name: value for name, value in figures.items()})

@@ -23,7 +23,7 @@ from monai_adv.engines.run_settings import RunSettings
 from monai_adv.engines.starting_weights import attached, start_from
 from monai_adv.errors import InputError
 from monai_adv.network_state import frozen
-from monai_adv.price import Clock, cheaper_way, forecast, price_line, refuse_another_price, whole_epochs
+from monai_adv.price import Clock, cheaper_way, dearer_later, forecast, price_line, refuse_another_price, whole_epochs
 from monai_adv.tasks import SegmentationTask, Target
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ class Run:
         self.start: str | None = None
         self.best: BestRobust | None = None
         self.finished = 0
+        self.figures: Mapping[str, float] = {}
+        """Of the defence in the last epoch."""
         self._handlers: list[Any] = []
         self._rates: list[float] = []
         self._left_out = 0
@@ -222,7 +224,9 @@ class Run:
         elif state.rank == 0:
             first, start = self._began
             seconds = (self._now() - start) / (state.epoch - first)
-            trainer.logger.info(forecast(seconds, state.max_epochs - state.epoch + 1))
+            trainer.logger.info(
+                forecast(seconds, state.max_epochs - state.epoch + 1) + self._dearer_later(self.figures)
+            )
         if self.settings.schedule == "cosine":
             share = (1 + math.cos(math.pi * (state.epoch - 1) / state.max_epochs)) / 2
             self._set = [rate * share for rate in self._rates]
@@ -243,7 +247,10 @@ class Run:
         """What the first steps say about the rest."""
         told = self._clock.step(trainer.state.max_epochs - trainer.state.epoch + 1)
         if told is not None and trainer.state.rank == 0 and trainer.state.epoch_length:
-            trainer.logger.info(told)
+            trainer.logger.info(told + self._dearer_later(trainer.defense.statistics.so_far()))
+
+    def _dearer_later(self, figures: Mapping[str, float]) -> str:
+        return "" if self._price is None else dearer_later(*self._price, figures)
 
     def epoch_completed(self, trainer: Any) -> None:
         """Remember how far the training is."""

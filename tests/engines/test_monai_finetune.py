@@ -332,6 +332,20 @@ def test_after_a_break_the_schedule_goes_on_where_it_was(tmp_path: Path) -> None
         again.run()
 
 
+def test_a_forecast_from_clean_epochs_says_that_attacked_ones_are_dearer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """IMA on a network that finds nothing, which it does not change here: 2 + 7 + 1 forwards instead of 3."""
+    with caplog.at_level(logging.INFO):
+        bundle(tmp_path, cls=IMATrainer, threshold=50.0, epochs=2, lr=0.0, steps=1, searches=1).run()
+    assert "for the last one. Nothing was attacked in this time: once something is, up to 3.3 times" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        bundle(tmp_path, epochs=2).run()
+    assert "for the last one." in caplog.text
+    assert "in this time" not in caplog.text
+
+
 def test_the_file_of_the_best_network_outlives_a_break(tmp_path: Path) -> None:
     """The saver of a run that goes on knows no score: it would leave an epoch that is worse than the one before."""
     published = saved(tmp_path / "models" / "model.pt", Shifted(0.0))

@@ -594,6 +594,20 @@ def test_another_trainers_checkpoint(host: Any) -> None:
     assert "of nnUNetTrainer', allowed is a checkpoint of IMATrainer" in message(error)
 
 
+def test_a_forecast_from_clean_epochs_says_that_attacked_ones_are_dearer(host: Any) -> None:
+    """IMA from scratch, K = 3 and 2 searches: 15 forwards, of which an epoch without an attack makes 3."""
+    trainer = host(threshold=0.999, iterations=6, searches=2)
+    trainer.run_training()
+    log = next(Path(trainer.output_folder).glob("training_log*")).read_text()
+    said = "Nothing was attacked in this time: once something is, up to {} times as much."
+    passes = trainer.robustness.rows[0]["passes_per_sample"]
+    lines = [line for line in log.splitlines() if said.format(f"{15 / passes:.2g}") in line]
+    assert ["training per epoch" in line for line in lines] == [True, False]
+    attacked = host(SATTrainer, iterations=6)
+    attacked.run_training()
+    assert "in this time" not in next(Path(attacked.output_folder).glob("training_log*")).read_text()
+
+
 def test_a_finished_run_is_not_gone_on_with_in_place_of_a_later_one(host: Any) -> None:
     """Run A ends; run B begins anew in the same folder and is interrupted: nnU-Net's ``--c`` would load A."""
     earlier = host()
