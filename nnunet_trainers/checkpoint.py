@@ -25,7 +25,8 @@ KEPT = ("threat", "interpolated")
 """Of it, what a checkpoint keeps that nobody trains on: what the model was trained against, and how it was made."""
 
 FINAL = "checkpoint_final.pth"
-_UNFINISHED = ("checkpoint_latest.pth", "checkpoint_best.pth")
+LATEST = "checkpoint_latest.pth"
+_UNFINISHED = (LATEST, "checkpoint_best.pth")
 """What ``--c`` goes on from where there is no :data:`FINAL`, in this order."""
 
 # nnU-Net's own trainers leave numpy scalars in the log. They are data: allowing them keeps weights_only=True possible.

@@ -20,7 +20,7 @@ from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.price import whole_epochs
 from monai_adv.weights import names_in
-from nnunet_trainers.checkpoint import FINAL, is_plain, read_any
+from nnunet_trainers.checkpoint import FINAL, LATEST, is_nnunet, is_plain, read_any
 from nnunet_trainers.run_settings import PLAIN, in_hours
 
 NNUNET_ITERATIONS = 250
@@ -136,6 +136,16 @@ def find_plain(results: Path, dataset: str, plans: str, configuration: str, fold
             robust.append(file)
     wanted = f"{dataset}, {plans}, {configuration}, fold {fold}"
     if not found:
+        unfinished = [
+            file
+            for file in sorted((results / dataset).glob(pattern.replace(FINAL, LATEST)))
+            if is_nnunet(file) and is_plain(read_any(file))
+        ]
+        if unfinished:
+            raise InputError.of(
+                "initial_weights", PLAIN, f"a finished plain training of {wanted}",
+                f"{unfinished[0]} is of one that is not finished; end it (nnUNetv2_train with --c), or {_NAME_ONE}",
+            )  # fmt: skip
         others = [
             f"{file.parts[-3]}/{file.parts[-2]}{' (robust)' if file in robust else ''}"
             for file in sorted((results / dataset).glob(f"*/fold_*/{FINAL}"))

@@ -487,7 +487,9 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         if self._goes_on:
             refuse_later_run(Path(filename_or_checkpoint))
         saved = read_checkpoint(filename_or_checkpoint, self.__class__.__name__)[SECTION]
-        sections, changed = resumed(self.method, self._sections(), saved["settings"], self._given)
+        sections, changed = resumed(
+            self.method, self._sections(), filename_or_checkpoint, saved["settings"], self._given
+        )
         if changed:
             self.print_to_log_file("Settings that differ from the checkpoint:\n  " + "\n  ".join(changed))
         if not self.was_initialized:

@@ -120,14 +120,15 @@ FINE_TUNING: dict[str, Any] = {
 
 
 def resumed(
-    method: Method, classes: Mapping[str, type[Settings]], saved: Mapping[str, Any], given: Mapping[str, Any]
+    method: Method, classes: Mapping[str, type[Settings]], file: str, saved: Mapping[str, Any], given: Mapping[str, Any]
 ) -> tuple[dict[str, Settings], list[str]]:
     """Settings of a run that goes on: those of its checkpoint, and what is given anew.
 
     Args:
         method: that trains.
         classes: of the sections, "run" among them.
-        saved: settings by section, as the checkpoint holds them.
+        file: the checkpoint.
+        saved: settings by section, as it holds them.
         given: by name.
 
     Returns:
@@ -139,6 +140,12 @@ def resumed(
     """
     known = {name for section in classes.values() for name in section.names()}
     before = {name: value for name, value in flat(saved).items() if name in known}
+    if given.get("budget") is not None and before.get("budget") is None:
+        raise InputError.of(
+            "budget", given["budget"],
+            f"none with {file}, which was begun without one (epochs: {before.get('epochs')})",
+            "its learning rates follow from its epochs: go on without budget and without `preset: finetune`",
+        )  # fmt: skip
     sections = combine(classes, {**before, **given})
     now = flat(as_dict(sections))
     if now["budget"] is not None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from monai_adv import InputError
+from monai_adv.cli.method_tables import prices
 from monai_adv.defenses import METHODS, method
 from monai_adv.price import Clock, cheaper_way, forecast, price_line, refuse_another_price
 from nnunet_trainers.plain_model import PlainModel, check_worth_attacking, epochs_within, find_plain, read_plain
@@ -65,6 +66,15 @@ def test_the_price_in_words() -> None:
     assert cheaper_way(ima, settings, 1000, "Fine-tune.") == (
         "WARNING: 1000 epochs of IMA cost as much as about 7000 plain ones. Fine-tune."
     )
+
+
+def test_the_price_of_the_defaults_and_of_the_preset_is_what_a_training_says() -> None:
+    """IMA: 2 x 20 + 7 + 10 forwards, and 2 x 3 + 7 + 3; DAT has no preset of its own."""
+    said = "up to {} network passes per sample and step (in forwards), about {} times a plain epoch."
+    assert prices(method("IMA")) == [
+        "Price with the defaults: " + said.format(57, 19), "Price with preset finetune: " + said.format(16, 5.3),
+    ]  # fmt: skip
+    assert len(prices(method("DAT"))) == 1
 
 
 def test_the_clock_leaves_out_the_first_step_and_speaks_once() -> None:
@@ -177,6 +187,11 @@ def test_the_plain_model_is_found_among_decoys(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=several):
         find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 0)
     with pytest.raises(InputError, match="a finished plain training of .*, fold 4; there are .*train it first"):
+        find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 4)
+    for trainer, defended in (("IMATrainer", True), ("nnUNetTrainer", False)):  # of these two the plain one is meant
+        final = _trained(data / f"{trainer}__nnUNetPlans__2d" / "fold_4", defended=defended)
+        latest = final.rename(final.with_name("checkpoint_latest.pth"))
+    with pytest.raises(InputError, match=rf", fold 4; {latest} is of one that is not finished; end it .*with --c"):
         find_plain(tmp_path, data.name, "nnUNetPlans", "2d", 4)
 
 

@@ -18,6 +18,7 @@ from monai_adv.cli.recommend import which_one
 from monai_adv.defenses.method import Method, TaskName
 from monai_adv.defenses.registry import METHODS, method
 from monai_adv.defenses.settings import AttackSettings
+from monai_adv.price import price_line
 from monai_adv.settings import Settings, choices
 
 TASKS: tuple[TaskName, ...] = ("classification", "segmentation")
@@ -65,9 +66,22 @@ def facts(of: Method) -> list[str]:
     return [
         *([f"Source: {of.paper}."] if of.paper else []),
         f"Cost: {of.cost} forwards per sample and step (a clean step: 3); K is `steps`.",
+        *prices(of),
         f"Keeps {of.state}." + (" Batches must say which samples they hold." if of.defense.needs_ids else ""),
         f"In nnU-Net and MONAI: `{of.trainer}`; in a loop of your own: `{_name(of)}`.",
         *_limits(of),
+    ]
+
+
+def prices(of: Method) -> list[str]:
+    """What a training says of its price before it starts, with the defaults and with ``preset: finetune``."""
+    names = of.settings.names()
+    given = {"the defaults": {}, "preset finetune": of.presets.get("finetune")}
+    return [
+        f"Price with {what}: "
+        + price_line(of, of.settings(**{n: v for n, v in values.items() if n in names})).removeprefix("Price: ")
+        for what, values in given.items()
+        if values is not None
     ]
 
 

@@ -111,7 +111,7 @@ def _print_all(console: Console) -> None:
                 table.add_row(*map(escape, (entry["name"], entry["idea"] + only, entry["cost"], entry["paper"])))
         console.print(table)
     console.print("A clean step costs 3 forwards per sample; K is the setting `steps`.", highlight=False)
-    console.print("Settings and presets of one: monai-adv methods IMA", highlight=False)
+    console.print("Settings, presets and price of one, as a number: monai-adv methods IMA", highlight=False)
 
 
 def _recommend(console: Console, name: str | None, **asked: Any) -> None:

@@ -115,5 +115,6 @@ class Method:
         """
         if task in self.not_for:
             raise InputError.of(
-                "method", f"{self.name} for {task}", "one with 'yes' there in `monai-adv methods`", self.not_for[task]
-            )
+                "method", f"{self.name} for {task}", f"one not marked 'not for {task}' in `monai-adv methods`",
+                self.not_for[task],
+            )  # fmt: skip

@@ -127,6 +127,19 @@ def test_a_budget_is_no_setting_that_changes_on_the_way(host: Any, plain: Any) -
             host(SATTrainer, **{**FINETUNE, "budget": 0.19, name: value}).load_checkpoint(file)
 
 
+def test_a_run_of_so_many_epochs_does_not_go_on_within_a_budget(host: Any, plain: Any) -> None:
+    given = {"steps": 1, "threshold": 1e-6}
+    trainer = host(SATTrainer, **given, epochs=3)
+    trainer.on_train_start()
+    file = os.path.join(trainer.output_folder, "checkpoint_latest.pth")
+    trainer.save_checkpoint(file)
+    said = (
+        r"budget: received 1.0, allowed is none with .*checkpoint_latest.pth, which was begun without one .epochs: 3."
+    )
+    with pytest.raises(InputError, match=said):
+        host(SATTrainer, **FINETUNE, goes_on=True).load_checkpoint(file)
+
+
 def test_a_budget_below_one_epoch_makes_no_folder(host: Any, plain: Any) -> None:
     results = Path(plain.output_folder_base).parent
     with pytest.raises(InputError, match=r"budget: received 0.05, allowed is at least 0.084: one epoch, 2 steps at 5 "):
