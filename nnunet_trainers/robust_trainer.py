@@ -6,6 +6,7 @@ is the host's own. trainers.py makes one for every method of the registry.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
