@@ -233,5 +233,5 @@ def _fingerprint(weights: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for value in weights.values():
         if isinstance(value, Tensor):  # some modules keep something else beside their tensors
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
