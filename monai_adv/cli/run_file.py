@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from monai_adv.yaml_text import read_words, read_yaml
 OPTION = "--run"
 NOT_KEPT = ("help", "run_file", "dry_run", "yes")
 """Options that decide nothing about an evaluation."""
+RADIUS = ("norm", "eps", "unit")
+"""Options that mean something together only."""
 MAPPINGS = ("acceptance",)
 """Options whose values are mappings: words of the command line in JSON, which is YAML as well."""
 
@@ -56,9 +59,10 @@ def expanded(words: list[str], parser: argparse.ArgumentParser) -> list[str]:
     found: list[str] = []
     seen: dict[int, str] = {}
     options = _options(parser)
-    if given & {id(options.get(name)) for name in ("norm", "eps")}:  # a radius belongs to its norm
-        given |= {id(options.get(name)) for name in ("norm", "eps")}
-    for written, text, value in _read(files[0]):
+    content = _read(files[0])
+    radius = {name for name in RADIUS if id(options.get(name)) in given}
+    _check_radius(radius, {written: text for written, text, _ in content}, files[0])
+    for written, text, value in content:
         # YAML reads the word yes as true, and Python's underscores are as good as dashes.
         key = "yes" if written is True else str(written)
         key = key if key in options else key.replace("_", "-")
@@ -86,6 +90,30 @@ def as_run_file(args: argparse.Namespace, parser: argparse.ArgumentParser) -> st
 
 def _dest(name: str, parser: argparse.ArgumentParser) -> str:
     return _options(parser)[name].dest
+
+
+def _check_radius(given: set[str], content: Mapping[Any, Any], file: str) -> None:
+    """Refuse options of the command line that would give a number of the file, or of their own, another meaning.
+
+    Args:
+        given: those of ``RADIUS`` on the command line.
+        content: of the file.
+        file: its name.
+
+    Raises:
+        InputError: a norm or a unit without radii, radii for one of several norms, a norm beside a unit of the file.
+    """
+    for name in ("norm", "unit"):
+        if name in given and "eps" not in given and "eps" in content:
+            todo = f"the radii in {file} are of its own norm and unit"
+            raise InputError.of(f"--{name}", "no --eps", f"--{name} with --eps", todo)
+    norms = content.get("norm")
+    if "eps" in given and "norm" not in given and isinstance(norms, list) and len(norms) > 1:
+        todo = f"{file} has several norms: {', '.join(map(str, norms))}"
+        raise InputError.of("--eps", "no --norm", "--norm with --eps", todo)
+    if "norm" in given and "unit" not in given and "unit" in content:
+        todo = f"the unit {content['unit']} in {file} is that of its own radii"
+        raise InputError.of("--norm", "no --unit", "--norm with --eps and --unit", todo)
 
 
 def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:

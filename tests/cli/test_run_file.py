@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from monai_adv.cli import main
+from monai_adv.cli import build_parser, main
+from monai_adv.cli.evaluate import _settings
+from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.store import read_evaluation
 from tests.places import TESTS
 
@@ -52,6 +54,41 @@ def test_a_run_file_and_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run(tmp_path, "--baseline", str(old), "--max-drop", "20.1") in (0, 3)
     assert run(tmp_path, "--baseline", str(old), "--max-drop", "20", "--norm", "linf", "--eps", "0.03") == 2
     assert "--baseline: received 'radii linf-0.02', allowed is linf-0.03, as here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "words", "levels"),
+    [
+        ({}, ("--eps", "0.05"), [Level("linf", 0.05)]),
+        ({"norm": "linf", "unit": "raw"}, ("--eps", "0.05", "0.1"), [Level("linf", r, "raw") for r in (0.05, 0.1)]),
+        ({"norm": ["linf", "l2"], "eps": [[1], [2]]}, ("--norm=l2", "--eps", "0.05"), [Level("l2", 0.05)]),
+        ({"unit": "raw"}, ("--norm", "l2", "--eps", "3", "--unit", "norm"), [Level("l2", 3.0, "norm")]),
+    ],
+)
+def test_a_radius_of_the_command_line_keeps_the_norm_and_the_unit_of_the_file(
+    tmp_path: Path, changed: dict[str, Any], words: tuple[str, ...], levels: list[Level]
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**ASKED, "output": "out", **changed}))
+    args = build_parser().parse_args(["evaluate", "--run", str(file), *words])
+    assert list(_settings(args).levels) == levels
+
+
+@pytest.mark.parametrize(
+    ("changed", "words", "said"),
+    [
+        ({}, ("--norm", "l2"), "--norm: received 'no --eps', allowed is --norm with --eps; the radii in "),
+        ({}, ("--unit", "raw"), "--unit: received 'no --eps', allowed is --unit with --eps; the radii in "),
+        ({"norm": ["l2", "linf"], "eps": [[1], [2]]}, ("--eps", "1"), "run.yaml has several norms: l2, linf."),
+        ({"unit": "norm"}, ("--norm", "l2", "--eps", "1"), "--norm with --eps and --unit; the unit norm in "),
+    ],
+)
+def test_a_number_does_not_get_another_meaning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, Any], words: tuple[str, ...], said: str
+) -> None:
+    assert run(tmp_path, *words, **changed) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
