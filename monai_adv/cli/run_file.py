@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         """As argparse's.
 
         Raises:
-            InputError: a file that cannot be read, or with a key that is no option.
+            InputError: a file that cannot be read, or with a key that is no option; one that is given with ``-c``.
         """
         if args is not None and OPTION in self._option_string_actions:
             args = expanded(list(args), self)
@@ -49,6 +50,9 @@ class Parser(argparse.ArgumentParser):
 
 def expanded(words: list[str], parser: argparse.ArgumentParser) -> list[str]:
     """The words with those of the run file in front; an option that is given on the command line hides the file's."""
+    for word, value in pairwise(words):
+        if word == "-c" and value.lower().endswith((".yaml", ".yml", ".json")):
+            raise InputError.of("-c", value, "nnU-Net's configuration, such as 2d", f"a run file is --run {value}")
     files = [words[i + 1] for i, word in enumerate(words[:-1]) if word == OPTION]
     files += [word.partition("=")[2] for word in words if word.startswith(OPTION + "=")]
     if not files:

@@ -80,6 +80,11 @@ def test_a_radius_of_the_command_line_keeps_the_norm_and_the_unit_of_the_file(
         ({}, ("--norm", "l2"), "--norm: received 'no --eps', allowed is --norm with --eps; the radii in "),
         ({}, ("--unit", "raw"), "--unit: received 'no --eps', allowed is --unit with --eps; the radii in "),
         ({"norm": ["l2", "linf"], "eps": [[1], [2]]}, ("--eps", "1"), "run.yaml has several norms: l2, linf."),
+        (
+            {},
+            ("-c", "a.yaml"),
+            "-c: received 'a.yaml', allowed is nnU-Net's configuration, such as 2d; a run file is --run",
+        ),
         ({"unit": "norm"}, ("--norm", "l2", "--eps", "1"), "--norm with --eps and --unit; the unit norm in "),
     ],
 )
