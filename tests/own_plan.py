@@ -82,6 +82,25 @@ class Breaks:
         return Passes(1)
 
 
+class ByHand:
+    """The attack protocol in a class that is no dataclass."""
+
+    def __init__(self, threat: Threat, draws: int) -> None:
+        self.threat, self.draws = threat, draws
+        self._drawn = 0
+
+    def __call__(self, network: nn.Module, images: Tensor, target: Any, task: Any, **_: Any) -> AttackResult:
+        self._drawn += 1
+        return judged(network, images, target, task)[0]
+
+    def most_passes(self) -> Passes:
+        return Passes(self.draws)
+
+
+def by_hand(threat: Threat, classes: int) -> list[Stage]:
+    return [Stage("by hand", ByHand(threat, 3))]
+
+
 def beyond_budget(threat: Threat, classes: int) -> list[Stage]:
     return [Stage("broken", Breaks(threat, "budget"))]
 

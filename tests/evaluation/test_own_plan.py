@@ -113,6 +113,13 @@ def test_another_process_finds_it_or_says_that_it_has_another_version(tmp_path: 
         pickle.loads(pickle.dumps(Plan.of(lambda threat, classes: [])))
 
 
+def test_an_attack_need_not_be_a_dataclass(linear: Any, tmp_path: Path) -> None:
+    """Its public attributes are its settings: with others a folder is not gone on with."""
+    evaluate(linear, own_plan.by_hand, folder=tmp_path, cases=1)
+    (_, stage) = next(iter(read_evaluation(tmp_path).models[0].stages.values()))
+    assert stage.settings == {"attack": "ByHand", "draws": 3}
+
+
 def test_workers_find_it() -> None:
     pool = Dask("local", 1)
     try:

@@ -53,9 +53,15 @@ class Stage:
         return next(known, own)
 
     def settings(self) -> Plain:
-        """Of the attack, in plain values; the threat is told by the level."""
-        plain: Plain = _plain(self.attack)
-        return plain
+        """Of the attack, in plain values; the threat is told by the level.
+
+        They decide whether a folder may be gone on with: of an attack that is no dataclass its public attributes count.
+        """
+        if is_dataclass(self.attack):
+            plain: Plain = _plain(self.attack)
+            return plain
+        own = {n: v for n, v in getattr(self.attack, "__dict__", {}).items() if n != "threat" and n[0] != "_"}
+        return {"attack": type(self.attack).__name__, **_plain(own)}
 
     def entry(self) -> StageEntry:
         """As ``evaluation.json`` has it."""
