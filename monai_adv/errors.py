@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from monai_adv.foreign_text import printable
 
@@ -87,8 +87,12 @@ def own_sentence(error: BaseException) -> str | None:
     return None
 
 
-def in_a_sentence(error: BaseException) -> str:
+def in_a_sentence(error: BaseException, *, given: bool = False) -> str:
     """Any error in one line: our own sentence, or what was raised and in which line of whose code.
+
+    Args:
+        error: whatever was raised.
+        given: by code that a user gave: lines of ours, which only called it, are not named.
 
     Example:
         >>> in_a_sentence(InputError.of("eps", -1.0, "a number > 0"))
@@ -98,9 +102,19 @@ def in_a_sentence(error: BaseException) -> str:
         return sentence
     while error.__cause__ is not None:
         error = error.__cause__
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    lines = [(f, line) for f, line in traceback.walk_tb(error.__traceback__) if not (given and _is_ours(f))]
+    where = f" ({Path(lines[-1][0].f_code.co_filename).name}, line {lines[-1][1]})" if lines else ""
     return f"{first_cause(error)}{where}."
+
+
+def is_of_ours(error: BaseException) -> bool:
+    """Whether an error was raised in a line of this package, not in what that called."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and _is_ours(frames[-1])
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in ("monai_adv", "nnunet_trainers")
 
 
 def say_it_last() -> None:

@@ -101,6 +101,22 @@ def by_hand(threat: Threat, classes: int) -> list[Stage]:
     return [Stage("by hand", ByHand(threat, 3))]
 
 
+def one_argument(threat: Threat) -> list[Stage]:
+    return by_hand(threat, 2)
+
+
+def one_stage(threat: Threat, classes: int) -> Stage:
+    return by_hand(threat, classes)[0]
+
+
+def wrong_setting(threat: Threat, classes: int) -> list[Stage]:
+    return [Stage("a", PGD(threat, steps=None))]  # type: ignore[arg-type]
+
+
+def loss_fails(threat: Threat, classes: int) -> list[Stage]:
+    return [Stage("mine", PGD(threat, 2, loss=lambda points, progress: points.target))]  # type: ignore[attr-defined]
+
+
 def beyond_budget(threat: Threat, classes: int) -> list[Stage]:
     return [Stage("broken", Breaks(threat, "budget"))]
 

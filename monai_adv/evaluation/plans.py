@@ -87,10 +87,14 @@ class Plan:
         """
         try:
             found: Any = self.function(threat, classes)
-            stages = [] if found is None else list(found)
+            stages = list(found) if isinstance(found, Iterable) else found  # a generator runs the function only here
         except Exception as error:
-            reason = in_a_sentence(error).rstrip(".")
-            raise AttackError(f"attacks: the plan {self.name} failed: {reason}.") from error
+            raise AttackError(f"attacks: the plan {self.name} failed: {in_a_sentence(error, given=True)}") from error
+        if stages is not None and not isinstance(stages, list):
+            raise AttackError(
+                f"attacks: the plan {self.name} returned a {type(found).__name__}, allowed is a list of "
+                "Stage(name, attack)."
+            )
         if not stages:
             raise AttackError(f"attacks: the plan {self.name} returned nothing; return a list of Stage(name, attack).")
         for stage in stages:
@@ -120,8 +124,8 @@ class Plan:
         try:
             known = isinstance(attack.most_passes(), Passes)
         except Exception as error:
-            reason = in_a_sentence(error).rstrip(".")
-            raise AttackError(f"attacks: {name!r} of the plan {self.name}: most_passes failed: {reason}.") from error
+            reason = in_a_sentence(error, given=True)
+            raise AttackError(f"attacks: {name!r} of the plan {self.name}: most_passes failed: {reason}") from error
         if not known:
             raise AttackError(f"attacks: {name!r} of the plan {self.name}: most_passes() has to return Passes.")
 

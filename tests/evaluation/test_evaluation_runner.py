@@ -20,7 +20,7 @@ from monai_adv.evaluation.described import CorruptionEntry, ModelEntry
 from monai_adv.evaluation.models.protocol import Model
 from monai_adv.evaluation.records import Level, Record
 from monai_adv.evaluation.search.plan import AttackPlan, Stage, stages
-from monai_adv.evaluation.search.runner import _Run, check_threat, reproducible, run_case
+from monai_adv.evaluation.search.runner import FaultyAttack, _Run, check_threat, reproducible, run_case
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store, read_pictures, read_records
 from monai_adv.files import write_whole
@@ -313,6 +313,29 @@ def test_a_case_that_cannot_be_used_is_noted_and_the_others_go_on(tmp_path: Path
     assert {r.case for r in read_records(tmp_path)} == {model.cases[0], model.cases[2]}
     (problem,) = (tmp_path / "problems" / "tiny").glob("*.json")
     assert "a box that contains the images" in problem.read_text()
+
+
+def _fails_in_our_code(*_: Any) -> Any:
+    return Passes() + None  # type: ignore[operator]
+
+
+class _FailsWithGradients(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return _fails_in_our_code() if x.requires_grad else x.flatten(1)[:, :3]  # type: ignore[no-any-return]
+
+
+def test_an_error_of_our_own_is_no_fault_of_a_case(tmp_path: Path) -> None:
+    def make(kind: Any, version: Any, threat: Threat, classes: int) -> list[Stage]:
+        return [Stage("PGD", PGD(threat, 2, loss=_fails_in_our_code))]
+
+    model = classifier()
+    plan = plan_of(model, LINF, make)
+    with pytest.raises(FaultyAttack, match=r"PGD on images 0 to 7: .*\(statistics.py, line .*Please report this"):
+        run_case(model, model.cases[0], plan, open_store(tmp_path / "ours", (model, plan)))
+
+    model.network = _FailsWithGradients()  # the same error in a call of the network is about this network and case
+    store = open_store(tmp_path / "network", (model, plan))
+    assert not run_case(model, model.cases[0], plan_of(model, LINF), store)
 
 
 @pytest.mark.parametrize(
