@@ -42,7 +42,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Predicted:
-    """Seconds of the whole, by the cases that had run."""
+    """Seconds of the whole, by the cases that had run; of a classifier its images are counted."""
 
     seconds: float
     cases: int

@@ -435,7 +435,7 @@ def test_broken_outputs_are_counted_and_shown(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "plain.py").write_text(PLAIN)
     words = ("--factory", f"{tmp_path / 'plain.py'}:odd_names", "--norm", "linf", "--eps", "0.01")
     assert evaluate(tmp_path / "out", *words, models=()) == 0
-    assert re.search(r"linf-0.01 +33\.3 +6\n", capsys.readouterr().out)
+    assert re.search(r"L-inf 0.01 +33\.3 +6\n", capsys.readouterr().out)
     (clean,), attacked = (
         [r for r in read_records(tmp_path / "out") if (r.level == "") == first] for first in (True, False)
     )
@@ -486,7 +486,7 @@ def test_an_empty_ground_truth_has_a_stated_score_and_raises_no_flag(
     assert {r.attacked for r in found["b"]} == {0}
     assert all(math.isnan(v) for r in found["b"] for v in r.worst[0].hd95.values())
     mean = 100 * found["a"][-1].worst[0].score
-    assert re.search(rf"linf-0.1 +{mean:.1f} +1\n", capsys.readouterr().out)
+    assert re.search(rf"L-inf 0.1 +{mean:.1f} +1\n", capsys.readouterr().out)
     source = NNUNetSource(str(trained / "model"), str(trained / "imagesTr"), str(trained / "labelsTr"))
     probed = probe(source.open(), [Level("linf", 0.1)], 0, ["b"], 5)
     assert (probed.zero_samples, probed.zero_voxels) == (0, 0)

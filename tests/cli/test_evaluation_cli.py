@@ -39,8 +39,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_well_is_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(tmp_path / "out", "--cases", "8") == 0
     said = capsys.readouterr().out
-    assert "1 model, 1 case, 2 levels: at most" in said
-    assert "Predicted from 1 case: " in said
+    assert "1 model, 8 images, 2 levels: at most" in said
+    assert "Predicted from 8 images: " in said
     assert "Measured: " in said
     assert re.search(r"tiny +clean +87\.5 +8\n", said)
     assert f"Report: {tmp_path / 'out' / 'report.html'}" in said
@@ -60,7 +60,7 @@ def test_the_folder_tells_what_was_done(finished: Path) -> None:
     assert read_probes(finished)["tiny"].cases == model.cases
     cost = read_cost(finished)
     assert cost.measured.forward == sum(r.forward for r in read_records(finished)) <= cost.bound.forward
-    assert cost.predicted.cases == 2
+    assert cost.predicted.cases == 16  # images, in two groups
     assert cost.sizes == {"tiny": {"images 0 to 7": (8, 128), "images 8 to 15": (8, 128), "images 16 to 19": (4, 64)}}
 
 
@@ -145,7 +145,7 @@ def test_a_dry_run_predicts_and_writes_nothing(tmp_path: Path, capsys: pytest.Ca
     said = capsys.readouterr().out
     assert "forward" in said
     # 4 x 4 voxels: 0.125 * sqrt(16)
-    assert "Radii, for an input of tiny: L2, 0.125 RMS per voxel (= L2 radius 0.5)." in said
+    assert "Radii, for an input of tiny: L2, 1/8 RMS is L2, 0.125 RMS per voxel (= L2 radius 0.5)." in said
     assert not list(tmp_path.iterdir())
 
 

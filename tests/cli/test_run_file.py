@@ -36,6 +36,12 @@ def run(tmp_path: Path, *words: str, **changed: Any) -> int:
 
 def test_a_run_file_and_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path) in (0, 3)
+    said = capsys.readouterr().out
+    assert said.startswith("1 model, 4 images, 1 level: at most ")
+    assert "Predicted from 4 images: " in said
+    assert "model  level       worst-case accuracy (%)  images" in said
+    assert "\ntiny   L-inf 0.02  " in said
+    assert "(80 steps, new random starts) on 4 images found" in (tmp_path / "out" / "report.html").read_text()
     kept = read_evaluation(tmp_path / "out")
     assert [level.key for level in kept.levels] == ["linf-0.02"]
     assert kept.models[0].cases == ("images 0 to 3",)
@@ -54,6 +60,13 @@ def test_a_run_file_and_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run(tmp_path, "--baseline", str(old), "--max-drop", "20.1") in (0, 3)
     assert run(tmp_path, "--baseline", str(old), "--max-drop", "20", "--norm", "linf", "--eps", "0.03") == 2
     assert "--baseline: received 'radii linf-0.02', allowed is linf-0.03, as here" in capsys.readouterr().err
+
+
+def test_a_radius_reads_as_it_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--dry-run", eps="4/255", cases=6) == 0
+    said = capsys.readouterr().out
+    assert "Radii, for an input of tiny: L-inf 4/255 is L-inf radius 0.0156863 (" in said
+    assert said.startswith("1 model, 6 images, 1 level: ")
 
 
 @pytest.mark.parametrize(

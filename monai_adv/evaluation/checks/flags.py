@@ -63,7 +63,7 @@ def find_flags(
     names = {level.key: level_name(level) for level in levels}
     return [
         black_box(records, kind, families, names),
-        longer(records, probed, names),
+        longer(records, probed, names, "image" if kind == "classification" else "case"),
         monotone(records, families, names),
         noise(records, families, names),
         unbounded(probed),
@@ -104,7 +104,7 @@ def black_box(records: Sequence[Record], kind: Kind, families: Mapping[str, Fami
     )
 
 
-def longer(records: Sequence[Record], found: ModelProbe | None, names: Names = NO_NAMES) -> Flag:
+def longer(records: Sequence[Record], found: ModelProbe | None, names: Names = NO_NAMES, one: str = "case") -> Flag:
     """Do more steps from a new random start still find more than the evaluation did?"""
     gains: dict[str, float] = {}
     scores_left = (found.longer if found else None) or {}
@@ -128,7 +128,8 @@ def longer(records: Sequence[Record], found: ModelProbe | None, names: Names = N
             if gains[largest] >= 5e-4
             else "nothing less"
         )
-        measured = f"Longer attacks ({steps} steps, new random starts) on {_cases(len(found.cases))} found {less}."
+        tried = len({(case, name) for cases in scores_left.values() for case in cases for name in cases[case]})
+        measured = f"Longer attacks ({steps} steps, new random starts) on {_count(tried, one)} found {less}."
     return Flag(
         "longer",
         "Does a longer attack still find more?",
@@ -430,8 +431,8 @@ def _norm(norm: str) -> str:
     return "L2" if norm == "l2" else "L-inf"
 
 
-def _cases(count: int) -> str:
-    return "1 case" if count == 1 else f"{count} cases"
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 def _not_probed(found: ModelProbe | None) -> str:

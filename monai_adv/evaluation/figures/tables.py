@@ -80,12 +80,12 @@ def measures_of(score: Score, classes: Sequence[str]) -> dict[str, float]:
 def summary_table(results: Figures) -> str:
     """Worst case of every model and radius in percent, for a terminal."""
     word = "accuracy" if results.kind == "classification" else "Dice"
-    rows = [("model", "level", f"worst-case {word} (%)", "cases")]
+    rows = [("model", "level", f"worst-case {word} (%)", "images" if results.kind == "classification" else "cases")]
     for model in results.models:
-        for key in ["", *(v.key for v in results.levels)]:
+        for key, name in [("", "clean"), *((v.key, kept.level_name(v)) for v in results.levels)]:
             summary = model.summaries[key]
             mean = "-" if math.isnan(summary.mean) else f"{100 * summary.mean:.1f}"
-            rows.append((model.name, key or "clean", mean, str(summary.count)))
+            rows.append((model.name, name, mean, str(summary.count)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 

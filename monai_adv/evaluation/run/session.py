@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib import import_module
@@ -257,8 +257,8 @@ class Session:
         todo = [(i, case) for i, cases in enumerate(looked_at) for case in cases if case not in self.sizes[i]]
         calls = [(self.jobs[i].survey, case) for i, case in todo]
         reasons: dict[int, str] = {}
-        quiet = not calls or not self.bars
-        for number, found in tqdm(self.pool.run(_call, calls), "reading", len(calls), unit="case", disable=quiet):
+        quiet, unit = not calls or not self.bars, "case" if self._one == "case" else "group"
+        for number, found in tqdm(self.pool.run(_call, calls), "reading", len(calls), unit=unit, disable=quiet):
             i, case = todo[number]
             if isinstance(found, tuple):
                 self.sizes[i][case], self.varied[i][case] = found
@@ -277,13 +277,14 @@ class Session:
         for i, of_model in enumerate(timings):
             for part in self._most(i, *of_model):
                 total += part
-        read, levels = sum(map(len, self.sizes)), len(self.settings.levels)
-        cases = round(read / self._sampled)
+        read = self._counted((i, case) for i in range(len(self.jobs)) for case in self._good(i))
+        about = "about " * (self._sampled < 1 and self._one == "image")  # groups of images need not be of one size
         self.say(
-            f"{_count(len(self.models), 'model')}, {_count(cases, 'case')}, {_count(levels, 'level')}: at most "
+            f"{_count(len(self.models), 'model')}, {about}{_count(round(read / self._sampled), self._one)}, "
+            f"{_count(len(self.settings.levels), 'level')}: at most "
             f"{total.forward} forward and {total.backward} backward passes of one input, about "
             f"{duration(total.seconds / self.pool.workers)}; less if attacks succeed early."
-            + ("" if self._sampled == 1 else f" Only {_count(read, 'case')} of them were looked at.")
+            + ("" if self._sampled == 1 else f" Only {_count(read, self._one)} of them were looked at.")
         )
         case = next(iter(self._good(0)))
         (radii,) = self._all([(self.jobs[0].radii, case)])
@@ -359,6 +360,16 @@ class Session:
                 self.store.add_problem(self.models[function.__self__.number].name, arguments[0], result.reason)
             tell(records)
 
+    @property
+    def _one(self) -> str:
+        """What ``--cases`` counts: a case of a classifier is a group of images."""
+        return "image" if self.models[0].kind == "classification" else "case"
+
+    def _counted(self, cases: Iterable[tuple[int, str]]) -> int:
+        """How many of these (model, case) are, as ``--cases`` counts them."""
+        sizes = [self.sizes[i][case] for i, case in cases]
+        return sum(size.inputs for size in sizes) if self._one == "image" else len(sizes)
+
     def _good(self, i: int) -> list[str]:
         """Cases of a model that can be used."""
         return [case for case in self.models[i].cases if case in self.sizes[i]]
@@ -379,13 +390,13 @@ class Session:
                 # The probes take what the cases take, in proportion to the passes that both make at most.
                 attacks, probes = self._most(i, *self._timings[i])
                 total += whole * (1 + probes.seconds / attacks.seconds)
-            known = Predicted(total, len(pilot))
+            known = Predicted(total, self._counted(pilot))
             self.store.add_cost(Costs(predicted=known))
         done = self._spent().seconds
         left = max(known.seconds - done, 0.0) / self.pool.workers
         with tqdm.external_write_mode():  # beside the bar, not through it
             self.say(
-                f"Predicted from {_count(known.cases, 'case')}: {duration(known.seconds)} of computing in all; "
+                f"Predicted from {_count(known.cases, self._one)}: {duration(known.seconds)} of computing in all; "
                 f"{duration(left)} left."
             )
 

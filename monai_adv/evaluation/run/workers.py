@@ -28,6 +28,7 @@ from monai_adv.evaluation.models.fingerprint import Marks, computed, contents, f
 from monai_adv.evaluation.models.protocol import Model, Source
 from monai_adv.evaluation.models.radii import in_words
 from monai_adv.evaluation.models.smoothed import SmoothedVersion
+from monai_adv.evaluation.records import level_name
 from monai_adv.evaluation.run.parts import Parts
 from monai_adv.evaluation.sealed_folder import is_begun
 from monai_adv.evaluation.search import cost
@@ -123,9 +124,12 @@ class Job:
         return size, varied
 
     def radii(self, case: str) -> list[str]:
-        """The radii in all their units, for this case."""
+        """The radii in all their units, for this case, and as they were written where that is not the number itself."""
         loaded = self._model().load(case)
-        return [in_words(loaded, level) for level in self.settings.levels]
+        return [
+            (f"{level_name(level)} is " if level.words else "") + in_words(loaded, level)
+            for level in self.settings.levels
+        ]
 
     def timing(self, cases: Sequence[str]) -> tuple[cost.Timing, cost.Timing]:
         """Seconds of a pass on the first of these cases that the network takes: in attacks, and in the probes.
