@@ -58,8 +58,15 @@ def test_a_run_file_and_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run(tmp_path, "--baseline", str(old), "--max-drop", "19.9") == 5
     assert "by more than 19.9 points: tiny, clean: 95.0 before, 75.0 now" in capsys.readouterr().out
     assert run(tmp_path, "--baseline", str(old), "--max-drop", "20.1") in (0, 3)
+    assert run(tmp_path, "--baseline", str(old), "--max-drop", "20", "--cases", "3") == 2
+    assert "--baseline: received 'cases 4', allowed is cases 3, as here" in capsys.readouterr().err
+    content["evaluation"]["settings"]["cases"] = None
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    assert run(tmp_path, "--baseline", str(other), "--max-drop", "20") == 2
+    assert "--baseline: received 'all cases', allowed is cases 4, as here" in capsys.readouterr().err
     assert run(tmp_path, "--baseline", str(old), "--max-drop", "20", "--norm", "linf", "--eps", "0.03") == 2
-    assert "--baseline: received 'radii linf-0.02', allowed is linf-0.03, as here" in capsys.readouterr().err
+    assert "--baseline: received 'radii L-inf 0.02', allowed is L-inf 0.03, as here" in capsys.readouterr().err
 
 
 def test_a_radius_reads_as_it_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
