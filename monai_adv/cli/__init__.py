@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -69,14 +69,17 @@ def main(argv: Sequence[str] | None = None, **handed: Any) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name that the terminal cannot show must not end a long run
             stream.reconfigure(errors="backslashreplace")
+    names: Mapping[str, str] = {}
     try:
         args = build_parser().parse_args(argv)
+        names = getattr(args, "names", names)
         args.words = list(sys.argv[1:] if argv is None else argv)
         with explained(f"monai-adv {args.words[0]}"):
             code: int = args.run(args, **handed)
         sys.stdout.flush()
     except InputError as error:
-        print(f"monai-adv: {error}", file=sys.stderr)
+        name, colon, said = str(error).partition(": ")
+        print(f"monai-adv: {names.get(name, name)}{colon}{said}", file=sys.stderr)
         return 2
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():

@@ -7,7 +7,7 @@ import shlex
 import time
 from typing import TYPE_CHECKING
 
-from monai_adv.cli.models import add_models, cases, device, folder, models
+from monai_adv.cli.models import OPTIONS, add_models, cases, device, folder, models
 from monai_adv.cli.pools import add_pool, pool_of
 from monai_adv.cli.purpose import add_purpose, add_run_file, criteria
 from monai_adv.openmp import wait_passively
@@ -55,7 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     where.add_argument("--dry-run", action="store_true", help="predict the cost, write nothing")
     file = parser.add_argument_group("for the file", "easier said in a run file, see docs/evidence.md")
     add_purpose(file)
-    parser.set_defaults(run=run, box=None)
+    parser.set_defaults(run=run, box=None, names=OPTIONS)
 
 
 def add_draws(group: argparse._ArgumentGroup) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from monai_adv import given
 from monai_adv.cli.certify import add_draws
-from monai_adv.cli.models import add_models, cases, device, folder, models
+from monai_adv.cli.models import OPTIONS, add_models, cases, device, folder, models
 from monai_adv.cli.pools import add_pool, pool_of
 from monai_adv.cli.purpose import add_purpose, add_run_file, criteria
 from monai_adv.cli.run_file import as_run_file
@@ -136,7 +136,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--max-drop", type=float, metavar="POINTS",
         help=f"exit code {WORSE} if a mean score, clean or at a radius, is lower than there by more than this",
     )  # fmt: skip
-    parser.set_defaults(run=run, parser=parser)
+    parser.set_defaults(run=run, parser=parser, names=OPTIONS)
 
 
 def _agreed() -> bool:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from monai_adv.evaluation.models.protocol import Source
 
 
+OPTIONS = {"folder": "-o", "batch_size": "batch-size", "inputs_per_pass": "inputs-per-pass"}
+"""Arguments in Python that options call otherwise; errors about input name them."""
+
+
 def add_models(parser: argparse.ArgumentParser) -> None:
     """Add the options of all hosts by which a model is named."""
     factory.add_arguments(parser)

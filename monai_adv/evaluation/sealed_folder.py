@@ -113,12 +113,12 @@ class SealedFolder:
                 folder.rmdir()
         except OSError as error:
             todo = "choose a folder that you may write to"
-            raise InputError.of("-o", str(self.folder), f"a folder that can be written ({error.strerror})", todo) from (
-                error
-            )
+            raise InputError.of(
+                "folder", str(self.folder), f"a folder that can be written ({error.strerror})", todo
+            ) from (error)
         if names and NAME not in names:
             raise InputError.of(
-                "-o", str(self.folder), "a new or empty folder, or that of an evaluation",
+                "folder", str(self.folder), "a new or empty folder, or that of an evaluation",
                 f"this one holds {', '.join(sorted(names)[:3])} and no evaluation.json",
             )  # fmt: skip
 
@@ -134,7 +134,7 @@ class SealedFolder:
             return locked(self.folder)
         except BlockingIOError as error:
             raise InputError.of(
-                "-o", str(self.folder), f"a folder in which no other evaluation runs, here {error}",
+                "folder", str(self.folder), f"a folder in which no other evaluation runs, here {error}",
                 "wait for its end, or give another folder",
             ) from error  # fmt: skip
 
@@ -170,7 +170,9 @@ class SealedFolder:
         try:
             self._write_whole(self.folder / NAME, _json(seal.sealed(plain(evaluation), EVALUATION)))
         except OSError as error:
-            raise InputError.of("-o", str(self.folder), f"a folder that can be written ({error.strerror})") from error
+            raise InputError.of(
+                "folder", str(self.folder), f"a folder that can be written ({error.strerror})"
+            ) from error
 
     def _place(self, path: Path) -> tuple[str, str]:
         return self._identity, path.relative_to(self.folder).as_posix()

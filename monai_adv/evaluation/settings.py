@@ -92,7 +92,7 @@ class EvaluationSettings:
         if not isinstance(self.attacks, Plan) and self.attacks not in VERSIONS:
             raise InputError.of("attacks", self.attacks, "one of " + ", ".join(VERSIONS))
         object.__setattr__(self, "seed", given.whole("seed", self.seed, 0, given.LARGEST_SEED, "a whole number >= 0"))
-        object.__setattr__(self, "batch_size", given.whole("batch-size", self.batch_size, 1))
+        object.__setattr__(self, "batch_size", given.whole("batch_size", self.batch_size, 1))
         object.__setattr__(self, "threads", given.whole("threads", self.threads, 1, MOST_THREADS))
         if self.box is not None:
             object.__setattr__(self, "box", given.box("box", self.box))

@@ -224,7 +224,7 @@ def segment(images: Any, labels: Any, **more: Any) -> Any:
         (lambda: EvaluationSettings(LEVELS, threads=10**6), "threads"),
         (lambda: EvaluationSettings(LEVELS, cases=()), "cases"),
         (lambda: EvaluationSettings(LEVELS, seed=2**70), "seed"),
-        (lambda: EvaluationSettings(LEVELS, batch_size=0), "batch-size"),
+        (lambda: EvaluationSettings(LEVELS, batch_size=0), "batch_size"),
         (lambda: EvaluationSettings(LEVELS, box=(1.0, 1.0)), "box"),
         (lambda: Threat("l2", -1.0, unit="norm"), "eps"),
         (lambda: usable_device("meta"), "device"),

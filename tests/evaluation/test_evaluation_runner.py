@@ -349,7 +349,7 @@ def test_an_error_of_our_own_is_no_fault_of_a_case(tmp_path: Path) -> None:
         ({"levels": (Level("l2", 1.0, "norm"), Level("l2", 1.0, "norm"))}, "in ascending order, each once"),
         ({"levels": (Level("linf", 1.0, "rms"),)}, "unit: received 'rms'"),
         ({"box": (1.0, 0.0)}, "LOW < HIGH"),
-        ({"batch_size": 0}, "batch-size: received 0"),
+        ({"batch_size": 0}, "batch_size: received 0"),
         ({"attacks": "fast"}, "attacks: received 'fast', allowed is one of quick, standard, full"),
         ({"cases": 0}, "cases: received 0"),
     ],

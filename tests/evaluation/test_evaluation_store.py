@@ -184,5 +184,5 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="-o: received"):
+    with pytest.raises(InputError, match="folder: received"):
         Store(tmp_path / "file" / "folder").check_place()

@@ -119,7 +119,7 @@ def write_report(
         hashes = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
         write_evidence(folder, results, output, hashes)
     except OSError as error:
-        raise InputError.of("-o", str(output), f"a folder that can be written ({error.strerror})") from error
+        raise InputError.of("folder", str(output), f"a folder that can be written ({error.strerror})") from error
     return output / "report.html"
 
 

@@ -242,4 +242,4 @@ def _file(folder: Path, certificates: Certificates) -> None:
         hashes = {CERTIFICATES: hashlib.sha256(table).hexdigest()}
         write_evidence(folder, gather(folder, attacked=False), folder, hashes)
     except OSError as error:
-        raise InputError.of("-o", str(folder), f"a folder that can be written ({error.strerror})") from error
+        raise InputError.of("folder", str(folder), f"a folder that can be written ({error.strerror})") from error
