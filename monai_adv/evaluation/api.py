@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from monai_adv import given
 from monai_adv.certificates import Smoothing
+from monai_adv.errors import InputError
 from monai_adv.evaluation.doors import chosen_cases, in_notebook, warn_of
 from monai_adv.evaluation.evidence.group_table import GroupTable
 from monai_adv.evaluation.evidence.purpose import Purpose
@@ -31,8 +32,8 @@ def evaluate(
     images: Any = None,
     labels: Any = None,
     *,
-    norm: Norm = "l2",
-    eps: float | Sequence[float],
+    norm: Norm | None = None,
+    eps: float | Sequence[float] | Mapping[Norm, float | Sequence[float]],
     unit: RadiusUnit | None = None,
     box: Box | None = None,
     attacks: Version | str | Plan | PlanFunction = "standard",
@@ -69,8 +70,8 @@ def evaluate(
             DataLoader that does not shuffle, or a data set; for an nnU-Net the folder of the images.
         labels: for a network ``(N,)`` class indices, or ``(N, *spatial)`` label maps; None where ``images`` brings
             them, as pairs or as dictionaries with "image" and "label"; for an nnU-Net the folder of the labels.
-        norm: of the perturbation, "l2" or "linf".
-        eps: radii, ascending.
+        norm: of the perturbation, "l2" (default) or "linf"; left out where ``eps`` names norms.
+        eps: radii, ascending; of both norms: ``{"l2": [0.1], "linf": [0.01, 0.03]}``.
         unit: of the radii, in units of network inputs: "rms" change per voxel (default for L2), or the "norm" itself
             (default for L-inf: the largest change); "raw": the default in units of the image files (HU for CT).
         box: lowest and highest intensity of an attacked image, in network units; None: as the model's host says, or no
@@ -127,7 +128,7 @@ def evaluate(
     purpose = Purpose.stated(intended_use, acceptance)
     groups = None if subgroups is None else GroupTable.read(subgroups, subgroup_edges)
     place = None if folder is None else Path(folder).resolve()
-    levels = tuple(Level.written(norm, radius, unit) for radius in _radii(eps))
+    levels = tuple(_levels(norm, eps, unit))
     handed = HandedIn.of(model, name, device)
     if smooth is not None and not isinstance(smooth, Smoothing):
         smooth = Smoothing(given.number("smooth", smooth), seed=seed)
@@ -165,6 +166,20 @@ def evaluate(
 
 def _silence(line: str) -> None:
     """Whoever works in Python looks at the results."""
+
+
+def _levels(norm: Norm | None, eps: Any, unit: RadiusUnit | None) -> Iterator[Level]:
+    """The radii, norm by norm.
+
+    Raises:
+        InputError: no radii, or a norm beside radii that name theirs.
+    """
+    if isinstance(eps, Mapping) and norm is not None:
+        raise InputError.of("norm", norm, "none where eps names norms", "leave norm out, or give eps its radii alone")
+    chains = eps if isinstance(eps, Mapping) else {"l2" if norm is None else norm: eps}
+    for each, radii in chains.items():
+        for radius in _radii(radii):
+            yield Level.written(each, radius, unit)
 
 
 def _radii(eps: Any) -> list[Any]:

@@ -99,6 +99,14 @@ def test_a_radius_is_asked_for_as_it_was_given(linear: Any) -> None:
         found.worst("1", eps="2/10")
 
 
+def test_both_norms_in_one_measurement(linear: Any) -> None:
+    found = quick(*linear, norm=None, eps={"l2": 0.1, "linf": RADII}, cases=2)
+    assert [level.key for level in found.numbers.levels] == ["l2-0.1-rms", *(f"linf-{radius:g}" for radius in RADII)]
+    lone = quick(*linear, cases=2).frame()
+    both = found.frame()
+    assert both[both.norm == "linf"].reset_index(drop=True).equals(lone[lone.norm == "linf"].reset_index(drop=True))
+
+
 def test_nothing_is_left(linear: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -178,6 +186,8 @@ def test_a_segmentation() -> None:
         ({"seed": 1.5}, "seed: received 1.5"),
         ({"batch_size": 2.5}, "batch_size: received 2.5, allowed is a whole number >= 1"),
         ({"folder": __file__}, f"folder: received '{__file__}', allowed is a folder that can be written"),
+        ({"eps": {"linf": [0.1]}}, "norm: received 'linf', allowed is none where eps names norms; leave norm out"),
+        ({"norm": None, "eps": {"l1": 0.1}}, "norm: received 'l1', allowed is 'l2' or 'linf'"),
         ({"threads": "2"}, "threads: received '2', allowed is a whole number from 1 to 512"),
         ({"cases": True}, "cases: received True, allowed is a number >= 1, names of cases"),
         ({"cases": 2.0}, "cases: received 2.0"),
