@@ -93,9 +93,10 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         names = plans["dataset_name"], type(self).__name__, plans["plans_name"], configuration, fold
         # Only what is given now, and for a beginning: a checkpoint remembers a file that may be gone.
         begins = not (self._goes_on and goes_on_in(get_output_folder(*names)))
-        weights = cast(RunSettings, sections["run"]).initial_weights
-        self.start = starting_model(weights, plans, configuration, fold) if begins else None
-        if self.start is not None:
+        run = cast(RunSettings, sections["run"])
+        self.start = starting_model(run.initial_weights, plans, configuration, fold) if begins else None
+        # A file that somebody names for a long training may be young: one from scratch is younger.
+        if self.start is not None and (run.initial_weights == PLAIN or run.budget is not None):
             threshold = cast(SegmentationSettings, sections["task"]).threshold
             check_worth_attacking(self.start, self.method, cast(DefenseSettings, sections["defense"]), threshold)
         self.sections = sections

@@ -86,7 +86,7 @@ def test_a_run_that_goes_on_keeps_its_best_weights(host: Any, plain: Any) -> Non
     best["monai_adv"]["robustness"][-1]["note"] = 0.0  # a row that the second part does not have
     best["network_weights"] = {k: v + 1 for k, v in best["network_weights"].items()}
     torch.save(best, folder / "checkpoint_best_robust.pth")
-    trainer = host(SATTrainer, epochs=None)
+    trainer = host(SATTrainer, epochs=None, steps=1)
     trainer.load_checkpoint(str(folder / "checkpoint_final.pth"))
     trainer.current_epoch = 1
     trainer.robustness.last_is_best = lambda: False
@@ -168,6 +168,9 @@ def test_a_plain_model_that_segments_too_little(host: Any, plain: Any) -> None:
     for length in ({}, {"budget": None, "epochs": 1}):
         with pytest.raises(InputError, match=r"a pseudo Dice of 0.06', allowed is a model above 0.1; it finds next to"):
             host(SATTrainer, **{**given, **length})
+    file = Path(plain.output_folder) / "checkpoint_final.pth"
+    young = host(IMATrainer, steps=1, epochs=50, initial_weights=str(file))  # as young as one from scratch may be
+    assert young.start.dice == 0.06
 
 
 def test_a_plain_model_that_does_not_say_its_dice(host: Any, plain: Any) -> None:
