@@ -17,12 +17,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from monai_adv.cli.recommend import Question, answers, name_of, remarks, warnings_in
+from monai_adv.cli.recommend import Question, answers, commands, name_of, remarks, warnings_in
 from monai_adv.errors import InputError
 
 if TYPE_CHECKING:
     from monai_adv.defenses.method import Method
 
+FIRST = 5
+"""Of a recommendation, how many are shown."""
 FOLDER = Path(__file__).parents[1] / "defenses"
 FAMILIES = {
     "adversarial": "Adversarial training",
@@ -47,6 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     which.add_argument("--samples", type=int, metavar="N", help="training images, or cases of a segmentation")
     which.add_argument("--budget", type=float, metavar="B", help="price in plain trainings, at most")
     which.add_argument("--may-lose", type=float, metavar="POINTS", help="of the clean score, at most")
+    which.add_argument("--all", action="store_true", help=f"not only the first {FIRST}, and what speaks against others")
     parser.set_defaults(run=run)
 
 
@@ -62,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     asked = {name: getattr(args, name) for name in ("task", "start", "samples", "budget", "may_lose")}
     if args.recommend:
-        _recommend(console, args.name, **asked)
+        _recommend(console, args.name, args.all, **asked)
     elif given := [name for name, value in asked.items() if value is not None]:
         raise InputError.of("--" + given[0].replace("_", "-"), asked[given[0]], "given beside --recommend")
     elif args.name is None:
@@ -114,7 +117,7 @@ def _print_all(console: Console) -> None:
     console.print("Settings, presets and price of one, as a number: monai-adv methods IMA", highlight=False)
 
 
-def _recommend(console: Console, name: str | None, **asked: Any) -> None:
+def _recommend(console: Console, name: str | None, everything: bool, **asked: Any) -> None:
     if name is not None:
         raise InputError.of("name", name, "none beside --recommend")
     if asked["task"] is None:
@@ -124,14 +127,21 @@ def _recommend(console: Console, name: str | None, **asked: Any) -> None:
     found = answers(question, warnings_in(entries))
     for title, fits in (("What fits, the best first", True), ("What speaks against the others", False)):
         rows = [answer for answer in found if fits is not bool(answer.against)]
+        if not fits and not everything:
+            console.print(f"{len(rows)} others do not fit: --all says why.\n" if rows else "")
+            continue
         table = Table(box=box.SIMPLE, pad_edge=False, title=title, title_justify="left")
         for head in ("method", "measured", "on", *(() if fits else ("but",))):
             table.add_column(head, min_width=12)
-        for answer in rows:
+        for answer in rows if everything else rows[:FIRST]:
             plain = answer.row.experiment
             cells = [name_of(answer.row), answer.figures, f"{plain.data}, {plain.threat}: docs/results/{plain.page}"]
             table.add_row(*map(escape, [*cells, *(() if fits else ("; ".join(answer.against),))]))
         console.print(table if rows else "No method that was measured fits.", highlight=False)
+        if fits and rows:
+            more = "" if everything or len(rows) <= FIRST else f" ({len(rows) - FIRST} more fit: --all)"
+            console.print(escape(f"The first of them{more}:"), *map(escape, commands(rows[0].row)), "", sep="\n",
+                          highlight=False, soft_wrap=True)  # fmt: skip
     for entry in entries:
         if question.task in entry.get("not_recommended", {}):
             console.print(escape(f"{entry['name']}: {entry['not_recommended'][question.task]}."), highlight=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 from monai_adv.cli.measured import MEASURED, Experiment, Measured, Start, TaskName
 from monai_adv.errors import InputError
+from monai_adv.yaml_text import read_yaml
 
 CONSTANT = 60.0
 """A balanced accuracy below it is near the 50 of a classifier that always says the same."""
@@ -119,6 +120,23 @@ def which_one(not_recommended: Mapping[str, Mapping[str, str]]) -> list[list[str
 def name_of(row: Measured) -> str:
     """Method and what differs from its defaults."""
     return row.method + (f" ({row.settings})" if row.settings else "")
+
+
+def commands(row: Measured) -> list[str]:
+    """How to train what was measured, in both hosts.
+
+    Example:
+        >>> row = next(row for row in MEASURED if row.settings.endswith("clean_weight: 0.6"))
+        >>> commands(row)[0]
+        'MONAI_ADV_PRESET=finetune MONAI_ADV_CLEAN_WEIGHT=0.6 nnUNetv2_train ... -tr SATTrainer'
+    """
+    settings, _, later = row.settings.partition(", then ")
+    given = read_yaml(f"{{{settings}}}")
+    variables = "".join(f"MONAI_ADV_{name.upper()}={value} " for name, value in given.items())
+    found = [f"{variables}nnUNetv2_train ... -tr {row.method}Trainer"] * (row.experiment.task == "segmentation")
+    monai = f"python -m monai.bundle run ... --train#trainer#_target_ monai_adv.engines.{row.method}Trainer"
+    found.append(monai + (f' --train#trainer#settings "{given}"' if given else ""))
+    return found + ([f"{later} ..."] if later else [])
 
 
 def warnings_in(entries: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, str]]:

@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from monai_adv import InputError
 from monai_adv.cli import main, measured
 from monai_adv.cli.measured import MEASURED, Measured
 from monai_adv.cli.methods import declared
-from monai_adv.cli.recommend import QUESTIONS, Question, answers, remarks, warnings_in
+from monai_adv.cli.recommend import QUESTIONS, Question, answers, commands, remarks, warnings_in
 from monai_adv.defenses import METHODS, method
 from monai_adv.engines import TRADESTrainer
 from monai_adv.tasks import SegmentationSettings
@@ -231,9 +232,38 @@ def test_the_command_answers_without_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for said in ("What fits, the best first", "What speaks against the others", "TRADES: with its default `beta`"):
+    for said in ("What fits, the best first", "others do not fit: --all", "TRADES: with its default `beta`"):
         assert said in done.stdout
+    assert "What speaks against" not in done.stdout
     assert "Measured on 176, 446 samples, far from your 20." in done.stdout
+
+
+def test_the_first_are_shown_and_how_to_train_the_first_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["methods", "--recommend", "--task", "segmentation", "--start", "trained", "--budget", "1"]
+    fit = [a.row for a in answers(Question("segmentation", "trained", budget=1.0), {}) if not a.against]
+    assert main(words) == 0
+    short = capsys.readouterr().out
+    assert f"The first of them ({len(fit) - 5} more fit: --all):" in short
+    assert "\n".join(commands(fit[0])) in short
+    assert main([*words, "--all"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 2 * len(short.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("settings", "nnunet", "monai", "later"),
+    [
+        ("", "", "", []),
+        ("preset: finetune", "MONAI_ADV_PRESET=finetune ", " --train#trainer#settings \"{'preset': 'finetune'}\"", []),
+        ("eps: 0.2, unit: norm, then monai-adv interpolate --share 0.75", "MONAI_ADV_EPS=0.2 MONAI_ADV_UNIT=norm ",
+         " --train#trainer#settings \"{'eps': 0.2, 'unit': 'norm'}\"", ["monai-adv interpolate --share 0.75 ..."]),
+    ],
+)  # fmt: skip
+def test_commands(settings: str, nnunet: str, monai: str, later: list[str]) -> None:
+    row = replace(next(r for r in MEASURED if r.experiment.task == "segmentation"), method="SAT", settings=settings)
+    assert commands(row) == [
+        f"{nnunet}nnUNetv2_train ... -tr SATTrainer",
+        f"python -m monai.bundle run ... --train#trainer#_target_ monai_adv.engines.SATTrainer{monai}", *later,
+    ]  # fmt: skip
 
 
 # -------------------------------------------------------------------- not recommended
