@@ -96,7 +96,7 @@ class RobustState:
             InputError: the state of another method, of other samples, in another unit or within another budget; nothing
                 is changed then.
         """
-        if not {"method", "settings", "defense"} <= set(saved):
+        if not _is_state(saved):
             raise InputError.of("state", sorted(map(str, saved)), "what a RobustState saved", "see the load_dict")
         self._goes_on = True
         if self._defense is None:
@@ -170,17 +170,17 @@ def threat_in(file: Path) -> dict[str, Any] | None:
     Returns:
         see :meth:`~monai_adv.defenses.base.Defense.trained_against`; None if nothing says it.
     """
-    content = _parts(file)
-    for part in content:
-        if _is_state(part):
-            return _threat(part)
-    beside = _content(file.with_name(STATE))
-    if not content or not _is_state(beside.get("state")):
-        return None
-    known = set(beside.get("weights", ()))
-    if any(_fingerprint(part) in known for part in content if any(isinstance(v, Tensor) for v in part.values())):
-        return _threat(beside["state"])
-    return None
+    content = _content(file)
+    parts = [part for part in (content, *content.values()) if isinstance(part, dict)]
+    states = [part for part in parts if _is_state(part)]
+    if not states:
+        beside = _content(file.with_name(STATE))
+        known = beside.get("weights", ())
+        weights = (part for part in parts if any(isinstance(value, Tensor) for value in part.values()))
+        if _is_state(beside.get("state")) and any(_fingerprint(part) in known for part in weights):
+            states = [beside["state"]]
+    found: dict[str, Any] | None = states[0].get("threat") if states else None
+    return found
 
 
 def _content(file: Path) -> dict[str, Any]:
@@ -192,18 +192,9 @@ def _content(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _parts(file: Path) -> list[dict[str, Any]]:
-    content = _content(file)
-    return [part for part in (content, *content.values()) if isinstance(part, dict)] if content else []
-
-
 def _is_state(part: Any) -> bool:
-    return isinstance(part, dict) and {"method", "settings", "defense"} <= set(part)
-
-
-def _threat(state: dict[str, Any]) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = state.get("threat")
-    return found
+    """Whether it is what a RobustState saved."""
+    return isinstance(part, Mapping) and {"method", "settings", "defense"} <= set(part)
 
 
 @torch.no_grad()

@@ -97,6 +97,7 @@ def test_a_radius_of_the_command_line_keeps_the_norm_and_the_unit_of_the_file(
 @pytest.mark.parametrize(
     ("changed", "words", "said"),
     [
+        # a number that would get another meaning
         ({}, ("--norm", "l2"), "--norm: received 'no --eps', allowed is --norm with --eps; the radii in "),
         ({}, ("--unit", "raw"), "--unit: received 'no --eps', allowed is --unit with --eps; the radii in "),
         ({"norm": ["l2", "linf"], "eps": [[1], [2]]}, ("--eps", "1"), "run.yaml has several norms: l2, linf."),
@@ -106,19 +107,7 @@ def test_a_radius_of_the_command_line_keeps_the_norm_and_the_unit_of_the_file(
             "-c: received 'a.yaml', allowed is nnU-Net's configuration, such as 2d; a run file is --run",
         ),
         ({"unit": "norm"}, ("--norm", "l2", "--eps", "1"), "--norm with --eps and --unit; the unit norm in "),
-    ],
-)
-def test_a_number_does_not_get_another_meaning(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, Any], words: tuple[str, ...], said: str
-) -> None:
-    assert run(tmp_path, *words, **changed) == 2
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("changed", "words", "said"),
-    [
+        # what is no option, or no value of one
         ({"atacks": "quick"}, (), "did you mean 'attacks'?"),
         ({"yes": "perhaps"}, (), "yes in "),
         ({"seed": [1, 2]}, (), "allowed is one value"),

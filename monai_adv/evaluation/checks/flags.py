@@ -28,6 +28,7 @@ from monai_adv.evaluation.records import (
 )
 from monai_adv.metrics.score import Kind, mean_known
 from monai_adv.metrics.statistics import Scores
+from monai_adv.wording import counted
 
 Families = Mapping[str, str]
 """Name of an attack -> random, white-box, black-box or transfer."""
@@ -129,7 +130,7 @@ def longer(records: Sequence[Record], found: ModelProbe | None, names: Names = N
             else "nothing less"
         )
         tried = len({(case, name) for cases in scores_left.values() for case in cases for name in cases[case]})
-        measured = f"Longer attacks ({steps} steps, new random starts) on {_count(tried, one)} found {less}."
+        measured = f"Longer attacks ({steps} steps, new random starts) on {counted(tried, one)} found {less}."
     return Flag(
         "longer",
         "Does a longer attack still find more?",
@@ -429,10 +430,6 @@ def _box(box: Sequence[float] | None) -> str:
 
 def _norm(norm: str) -> str:
     return "L2" if norm == "l2" else "L-inf"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + "s" * (number != 1)
 
 
 def _not_probed(found: ModelProbe | None) -> str:

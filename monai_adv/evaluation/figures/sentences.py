@@ -9,6 +9,7 @@ from typing import Literal
 
 from monai_adv.evaluation.figures.results import Figures, ModelResults
 from monai_adv.evaluation.records import Level, level_name
+from monai_adv.wording import counted
 
 HOLDS, WEAK = 0.75, 0.5
 """Shares of the clean score: from the first on a model holds, below the second it is not robust."""
@@ -94,9 +95,9 @@ def _measured(results: Figures) -> str:
     who = results.models[0].name if len(results.models) == 1 else f"{len(results.models)} models"
     where = ", ".join(radius_name(v) for v in results.levels)
     if not where:
-        return f"{who} answered for {_count(most, one)}; nothing has been attacked yet."
+        return f"{who} answered for {counted(most, one)}; nothing has been attacked yet."
     of = "The scans" if one == "patient" else "The images"
-    return f"{of} ({_count(most, one)}) were changed on purpose, by at most {where}, to make {who} err."
+    return f"{of} ({counted(most, one)}) were changed on purpose, by at most {where}, to make {who} err."
 
 
 def _found(results: Figures) -> str:
@@ -158,7 +159,3 @@ def _whole(share: float) -> str:
 
 def _names(models: Sequence[ModelResults]) -> str:
     return ", ".join(m.name for m in models)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + "s" * (number != 1)

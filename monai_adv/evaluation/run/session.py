@@ -41,6 +41,7 @@ from monai_adv.files import unlocked
 from monai_adv.foreign_text import say
 from monai_adv.progress_bar import tqdm
 from monai_adv.statistics import Passes
+from monai_adv.wording import counted
 
 SAMPLE = 20
 """Cases of a model that a dry run reads: enough for a prediction, and minutes less than reading thousands."""
@@ -280,11 +281,11 @@ class Session:
         read = self._counted((i, case) for i in range(len(self.jobs)) for case in self._good(i))
         about = "about " * (self._sampled < 1 and self._one == "image")  # groups of images need not be of one size
         self.say(
-            f"{_count(len(self.models), 'model')}, {about}{_count(round(read / self._sampled), self._one)}, "
-            f"{_count(len(self.settings.levels), 'level')}: at most "
+            f"{counted(len(self.models), 'model')}, {about}{counted(round(read / self._sampled), self._one)}, "
+            f"{counted(len(self.settings.levels), 'level')}: at most "
             f"{total.forward} forward and {total.backward} backward passes of one input, about "
             f"{duration(total.seconds / self.pool.workers)}; less if attacks succeed early."
-            + ("" if self._sampled == 1 else f" Only {_count(read, self._one)} of them were looked at.")
+            + ("" if self._sampled == 1 else f" Only {counted(read, self._one)} of them were looked at.")
         )
         case = next(iter(self._good(0)))
         (radii,) = self._all([(self.jobs[0].radii, case)])
@@ -396,7 +397,7 @@ class Session:
         left = max(known.seconds - done, 0.0) / self.pool.workers
         with tqdm.external_write_mode():  # beside the bar, not through it
             self.say(
-                f"Predicted from {_count(known.cases, self._one)}: {duration(known.seconds)} of computing in all; "
+                f"Predicted from {counted(known.cases, self._one)}: {duration(known.seconds)} of computing in all; "
                 f"{duration(left)} left."
             )
 
@@ -415,10 +416,6 @@ class Session:
             f"Measured: {spent.forward} forward and {spent.backward} backward passes of one input in the attacks, "
             f"{duration(spent.seconds)} of computing (predicted {duration(predicted.seconds)})."
         )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + "s" * (number != 1)
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
