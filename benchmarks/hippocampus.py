@@ -35,7 +35,9 @@ def main() -> None:
     parser.add_argument("--plans", default=PLANS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     commands = parser.add_subparsers(required=True)
-    commands.add_parser("prepare").set_defaults(run=prepare)
+    plans = commands.add_parser("prepare")
+    plans.add_argument("--features", type=int, nargs=4, default=(8, 16, 32, 64), help="of the stages")
+    plans.set_defaults(run=prepare)
     training = commands.add_parser("train")
     training.add_argument("trainer")
     training.add_argument("configuration")
@@ -50,10 +52,10 @@ def main() -> None:
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    """Plans for two CPU cores beside nnU-Net's own: batch 32 (2d) and 2 (3d), features 8-16-32-64."""
+    """Plans for two CPU cores beside nnU-Net's own: batch 32 (2d) and 2 (3d), few features."""
     folder = Path(os.environ["nnUNet_preprocessed"]) / DATASET
     plans = json.loads((folder / "nnUNetPlans.json").read_text())
-    smaller = smaller_plans(plans, arguments.plans, {"2d": 32, "3d_fullres": 2}, (8, 16, 32, 64))
+    smaller = smaller_plans(plans, arguments.plans, {"2d": 32, "3d_fullres": 2}, tuple(arguments.features))
     (folder / f"{arguments.plans}.json").write_text(json.dumps(smaller, indent=1))
 
 

@@ -9,7 +9,7 @@
 has a ``label``. The plan is read again before every job, so that jobs can be added while the queue runs::
 
     cases: 8                                     # first validation cases
-    attacks: [dice, ce]                          # losses that PGD-20 raises
+    attacks: [dice, ce]                          # losses that PGD-20 raises; both may be said for one job too
     jobs:
       - {name: plain_2d, configuration: 2d, trainer: nnUNetTrainer, steps: 4000, lr: 0.03}
       - {name: sat_2d, configuration: 2d, trainer: SATTrainer, base: plain_2d, budget: 1.0, factor: 7, lr: 0.005,
@@ -123,8 +123,7 @@ def trained(this: Job, folder: Path, runs: Path, plan: dict[str, Any]) -> dict[s
     figures["measured"] = {}
     model = next(folder.glob(f"*/{this['trainer']}__*__{this['configuration']}"))
     for checkpoint in this.get("measured", [AVERAGED if "ema" in this else FINAL]):
-        rms = this.get("rms", RMS)
-        figures["measured"][checkpoint] = measure(model, checkpoint, plan["cases"], plan["attacks"], rms)
+        figures["measured"][checkpoint] = measure(model, checkpoint, {**plan, **this})
     return figures
 
 
@@ -140,8 +139,7 @@ def between(this: Job, folder: Path, runs: Path, plan: dict[str, Any]) -> dict[s
         shutil.copy(robust.parents[1] / name, model)
     (checkpoint,) = checkpoints_between(plain, robust, [this["share"]])
     write_checkpoint(checkpoint, model / f"fold_{FOLD}" / FINAL)
-    rms = this.get("rms", trained_as.get("rms", RMS))
-    measured = measure(model, FINAL, plan["cases"], plan["attacks"], rms)
+    measured = measure(model, FINAL, {"rms": trained_as.get("rms", RMS), **plan, **this})
     known = {k: figures[k] for k in ("steps", "batch", "passes_per_sample", "passes", "budget", "machine")}
     job = {**{k: v for k, v in trained_as.items() if k != "label"}, **this}
     return {"job": job, **known, "measured": {FINAL: measured}, "date": date.today().isoformat()}
@@ -240,12 +238,19 @@ class Averages:
 # ---------------------------------------------------------------------- measuring
 
 
-def measure(model: Path, checkpoint: str, count: int, attacks: Sequence[str], rms: float) -> dict[str, Any]:
-    """Dice of whole volumes, in %, clean and attacked."""
+def measure(model: Path, checkpoint: str, how: dict[str, Any]) -> dict[str, Any]:
+    """Dice of whole volumes, in %, clean and attacked.
+
+    Args:
+        model, checkpoint: its folder, and a file in it.
+        how: ``cases``: how many; ``attacks``: losses; ``rms``: the radius, unless it is :data:`RMS`.
+    """
+    attacks, rms = how["attacks"], how.get("rms", RMS)
     deployed = DeployedModel.from_folder(model, FOLD, checkpoint)
     dataset = model.parent.name
     splits = json.loads((Path(os.environ["nnUNet_preprocessed"]) / dataset / "splits_final.json").read_text())
-    rows = [measure_case(deployed, dataset, case, attacks, rms) for case in sorted(splits[FOLD]["val"])[:count]]
+    cases = sorted(splits[FOLD]["val"])[: how["cases"]]
+    rows = [measure_case(deployed, dataset, case, attacks, rms) for case in cases]
     means = {name: sum(row[name] for row in rows) / len(rows) for name in ("clean", "worst")}
     return {**means, "cases": rows}
 
@@ -275,7 +280,8 @@ def measure_case(
     for name in attacks:
         attack = PGD(threat, steps=20, loss=losses[name])
         found[name] = score(attack(network, images, target, task).images)
-    return {"case": case, "clean": score(images), **found, "worst": min(found.values())}
+    clean = score(images)
+    return {"case": case, "clean": clean, **found, "worst": min(found.values(), default=clean)}
 
 
 def final(this: Job, folder: Path, runs: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -12,11 +13,35 @@ from typing import Any
 from monai_adv.defenses.method import CLEAN_PASSES, Method
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
+from monai_adv.settings import positive
 
 DEAR = 3000
 """Plain epochs that a training may cost before a sentence names the cheaper way: three of nnU-Net's own."""
 LOOK_AFTER = 3
 """Steps that are timed before the first forecast; the very first one is left out, which allocates and compiles."""
+
+
+def in_hours(budget: float | str) -> float | None:
+    """The number in "2h" or "0.5h"; None of a share.
+
+    Example:
+        >>> in_hours("0.5h"), in_hours(0.5)
+        (0.5, None)
+    """
+    return float(budget.removesuffix("h")) if isinstance(budget, str) else None
+
+
+def is_budget(value: float | str) -> bool:
+    """Whether it is a share of a plain training, or hours.
+
+    Example:
+        >>> [is_budget(value) for value in (0.25, "2h", 0.0, "0h", "2 days")]
+        [True, True, False, False, False]
+    """
+    if isinstance(value, str) and not re.fullmatch(r"\d*\.?\d+h", value):
+        return False
+    hours = in_hours(value)
+    return positive(float(value) if hours is None else hours)
 
 
 def price_line(method: Method, settings: DefenseSettings) -> str:
@@ -113,6 +138,8 @@ class Clock:
 
     steps: int
     now: Callable[[], float] = time.perf_counter
+    seconds: float = math.nan
+    """Of an epoch, once it is known."""
     _seen: list[float] = field(default_factory=list)
     _epoch: int | None = None
 
@@ -128,8 +155,9 @@ class Clock:
         self._seen.append(self.now())
         if len(self._seen) < LOOK_AFTER + 2:
             return None
-        seconds = self.steps * (self._seen[-1] - self._seen[1]) / LOOK_AFTER
-        return f"About {seconds:.3g} s of training per epoch, {_left(seconds, epochs_left)}; validation comes on top."
+        self.seconds = self.steps * (self._seen[-1] - self._seen[1]) / LOOK_AFTER
+        left = _left(self.seconds, epochs_left)
+        return f"About {self.seconds:.3g} s of training per epoch, {left}; validation comes on top."
 
 
 def forecast(seconds: float, epochs_left: int) -> str:

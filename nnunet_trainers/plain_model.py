@@ -18,10 +18,10 @@ from monai_adv.defenses.method import CLEAN_PASSES, Method
 from monai_adv.defenses.nothing_attacked import least_dice
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
-from monai_adv.price import whole_epochs
+from monai_adv.price import in_hours, whole_epochs
 from monai_adv.weights import names_in
 from nnunet_trainers.checkpoint import FINAL, LATEST, is_nnunet, is_plain, read_any
-from nnunet_trainers.run_settings import PLAIN, in_hours
+from nnunet_trainers.run_settings import PLAIN
 
 NNUNET_ITERATIONS = 250
 _NAME_ONE = "name a checkpoint (MONAI_ADV_INITIAL_WEIGHTS=FILE)"

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from monai_adv.defenses.method import Method
 from monai_adv.errors import InputError
-from monai_adv.price import refuse_another_price
+from monai_adv.price import is_budget, refuse_another_price
 from monai_adv.settings import Settings, as_dict, combine, differences, flat, not_negative, positive, setting
 
 PLAIN = "plain"
 """In place of a file or a figure: what the plain model in nnUNet_results is, or was trained with."""
-
-
-def in_hours(budget: float | str) -> float | None:
-    """The number in "2h" or "0.5h"; None of a share.
-
-    Example:
-        >>> in_hours("0.5h"), in_hours(0.5)
-        (0.5, None)
-    """
-    return float(budget.removesuffix("h")) if isinstance(budget, str) else None
-
-
-def _is_budget(value: float | str) -> bool:
-    if isinstance(value, str) and not re.fullmatch(r"\d*\.?\d+h", value):
-        return False
-    hours = in_hours(value)
-    return positive(float(value) if hours is None else hours)
 
 
 def _is_rate(value: float | str) -> bool:
@@ -70,7 +52,7 @@ class RunSettings(Settings):
     budget: float | str | None = setting(
         None, "epochs follow from this: network passes as a multiple of those that the plain training took, at most; "
         "or hours (2h), reckoned with the time that the plain training's epochs took",
-        "a number > 0, hours such as 2h or none", _is_budget,
+        "a number > 0, hours such as 2h or none", is_budget,
     )  # fmt: skip
     final_weights: Literal["last", "best_robust"] = setting(
         "last", "what checkpoint_final.pth holds: the last weights, or those of checkpoint_best_robust.pth"

@@ -17,6 +17,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImag
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from monai_adv.defenses.ranks import largest_of_ranks
 from monai_adv.engines import IMATrainer, RobustMetric
 from monai_adv.errors import InputError
 
@@ -184,6 +185,7 @@ def ddp_worker(rank: int, port: int, folder: str) -> None:
             "margins": engine.defense.margins.values,
             "metrics": engine.state.metrics,
             "robust": validation.state.metrics["robust"],
+            "largest": largest_of_ranks(rank / 3, torch.device("cpu")),
             "announced": [len(e.defense.margins.ids) for e in (positions, names)],
         },
         f"{folder}/{rank}.pt",

@@ -312,7 +312,7 @@ class RobustTrainer(SupervisedTrainer):
 
     def _attach_last(self) -> None:
         """After all others: the state knows then what the validation of the epoch has found."""
-        self.add_event_handler(Events.EPOCH_COMPLETED, self._write_state)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._after_validation)
 
     def _on_started(self) -> None:
         self._resumed = False
@@ -340,7 +340,8 @@ class RobustTrainer(SupervisedTrainer):
         self.state.metrics.update({METRICS + name: value for name, value in figures.items()})
         self.run_around.epoch_completed(self)
 
-    def _write_state(self) -> None:
+    def _after_validation(self) -> None:
+        self.run_around.epoch_validated(self)
         if self.state.rank == 0:
             self.robust_state.write(self.network, self.state.epoch)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from monai_adv.defenses.base import Defense
 from monai_adv.defenses.method import CLEAN_PASSES, Method
 from monai_adv.defenses.nothing_attacked import least_dice
-from monai_adv.defenses.ranks import on_any_rank
+from monai_adv.defenses.ranks import largest_of_ranks, on_any_rank
 from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.engines.best_robust import BestRobust, validator_of
 from monai_adv.engines.robust_metric import RobustMetric
@@ -89,6 +89,8 @@ class Run:
         self._batches = self._judged = 0
         self._worth_it = False
         self._began: tuple[int, float] | None = None
+        self._spent = 0.0  # seconds of the epochs that are done, validation included
+        self._spent_before = 0.0  # those before a break
 
     @property
     def owns_schedule(self) -> bool:
@@ -114,11 +116,11 @@ class Run:
             InputError: weights, budget or validator that cannot be used.
         """
         run = self.settings
-        if run.budget is not None and self._price is not None:
+        if run.budget is not None and run.hours is None and self._price is not None:
             method, settings = self._price
             plain = run.plain_epochs or trainer.state.max_epochs
             self._plain_epochs = plain
-            trainer.state.max_epochs = epochs_within(run.budget, plain, method.most(settings))
+            trainer.state.max_epochs = epochs_within(float(run.budget), plain, method.most(settings))
         groups = trainer.optimizer.param_groups
         # A scheduler with a warm-up has lowered `lr` already.
         self._rates = [float(group.get("initial_lr", group["lr"])) for group in groups]
@@ -193,20 +195,24 @@ class Run:
         say, run = trainer.logger.info, self.settings
         if self._price is not None:
             say(price_line(*self._price))
-            dear = None if self.start else cheaper_way(*self._price, trainer.state.max_epochs, CHEAPER)
+            known = self.start is None and run.hours is None
+            dear = cheaper_way(*self._price, trainer.state.max_epochs, CHEAPER) if known else None
             if dear is not None:
                 trainer.logger.warning(dear)
         if self.start is not None:
             say(f"Fine-tuning from {self.start}.")
-        if run.budget is not None:
+        if run.hours is not None:
+            say(f"Budget {run.budget}: how many epochs that is follows from the time that they take, not max_epochs.")
+        elif run.budget is not None:
             said = "plain_epochs" if run.plain_epochs else "the config's max_epochs; plain_epochs says another number"
             say(
                 f"Budget {run.budget:g}: {trainer.state.max_epochs} epochs, for a plain training of "
                 f"{self._plain_epochs} ({said})."
             )
         if run.schedule != "bundle":
+            over = f"{trainer.state.max_epochs} epochs" if run.hours is None else "these epochs"
             say(
-                f"Learning rate: {self._rates[0]:g} to 0 along half a cosine over {trainer.state.max_epochs} epochs; "
+                f"Learning rate: {self._rates[0]:g} to 0 along half a cosine over {over}; "
                 f"LrScheduleHandlers of the bundle left out: {self._left_out}."
             )
         if self.best is not None:
@@ -217,6 +223,8 @@ class Run:
     def epoch_started(self, trainer: Any) -> None:
         """The number of the epoch after a break, the learning rate, the hours left."""
         state = trainer.state
+        if self.finished and self.settings.hours is not None:
+            state.max_epochs = self._epochs_in(self.settings.hours)
         if self.finished and self.owns_schedule and state.epoch <= self.finished:
             self._go_on(state)
         if self._began is None:
@@ -246,8 +254,30 @@ class Run:
     def iteration_completed(self, trainer: Any) -> None:
         """What the first steps say about the rest."""
         told = self._clock.step(trainer.state.max_epochs - trainer.state.epoch + 1)
-        if told is not None and trainer.state.rank == 0 and trainer.state.epoch_length:
+        if told is None or not trainer.state.epoch_length:
+            return
+        if self.settings.hours is not None and not self.finished:
+            told = self._refuse_less_than_an_epoch(self.settings.hours, trainer.state.device)
+        if trainer.state.rank == 0:
             trainer.logger.info(told + self._dearer_later(trainer.defense.statistics.so_far()))
+
+    def _refuse_less_than_an_epoch(self, hours: float, device: torch.device) -> str:
+        """From the first steps of the first epoch; what they say where hours suffice."""
+        seconds = largest_of_ranks(self._clock.seconds, device)
+        if seconds > 3600 * hours:
+            raise InputError.of(
+                "budget", self.settings.budget, f"at least {math.ceil(seconds / 36) / 100:g}h: one epoch takes about "
+                f"{seconds:.3g} s here", "give more hours, fewer attack `steps`, or shorter epochs",
+            )  # fmt: skip
+        epochs = whole_epochs(3600 * hours / seconds)
+        return (
+            f"About {seconds:.3g} s of training per epoch: at most {epochs} in {hours:g} hours, with validation fewer."
+        )
+
+    def _epochs_in(self, hours: float) -> int:
+        """Those that are done and as many as the rest of the hours pays for, at their mean price."""
+        left = max(0.0, 3600 * hours - self._spent)
+        return self.finished + whole_epochs(left * self.finished / self._spent)
 
     def _dearer_later(self, figures: Mapping[str, float]) -> str:
         return "" if self._price is None else dearer_later(*self._price, figures)
@@ -255,6 +285,7 @@ class Run:
     def epoch_completed(self, trainer: Any) -> None:
         """Remember how far the training is."""
         self.finished = trainer.state.epoch
+        self._count_seconds(trainer)  # now too, for the bundle's own checkpoints
         if self.settings.schedule == "cosine":
             rates = [float(group["lr"]) for group in trainer.optimizer.param_groups]
             if rates != self._set:
@@ -263,8 +294,22 @@ class Run:
                     "give schedule: bundle, or take that handler out",
                 )  # fmt: skip
 
+    def epoch_validated(self, trainer: Any) -> None:
+        """How many epochs the hours of a budget are, as far as it can be known."""
+        self._count_seconds(trainer)
+        if self.settings.hours is not None:
+            trainer.state.max_epochs = self._epochs_in(self.settings.hours)
+
+    def _count_seconds(self, trainer: Any) -> None:
+        if self.settings.hours is not None and self._began is not None:
+            passed = largest_of_ranks(self._now() - self._began[1], trainer.state.device)
+            self._spent = self._spent_before + passed
+
     def completed(self, trainer: Any) -> None:
         """The best weights, where they are wanted."""
+        if self.settings.hours is not None and trainer.state.rank == 0:
+            hours = self._spent / 3600
+            trainer.logger.info(f"Budget {self.settings.budget}: {self.finished} epochs in {hours:.3g} hours.")
         if self.best is not None:
             said = self.best.take(trainer.state.epoch)
             if trainer.state.rank == 0:
@@ -274,7 +319,11 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: plain tensors and numbers."""
-        return {"epoch": self.finished, "best": None if self.best is None else self.best.state_dict()}
+        return {
+            "epoch": self.finished,
+            "seconds": self._spent,
+            "best": None if self.best is None else self.best.state_dict(),
+        }
 
     def check_budget(self, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Refuse another budget than that of a checkpoint, and another price of what it pays for.
@@ -292,5 +341,6 @@ class Run:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on after the epoch that was saved."""
         self.finished = saved["epoch"]
+        self._spent = self._spent_before = saved["seconds"]
         if self.best is not None and saved["best"] is not None:
             self.best.load_state_dict(cast(Mapping[str, Any], saved["best"]))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from monai_adv.errors import InputError
+from monai_adv.price import in_hours, is_budget
 from monai_adv.settings import Settings, not_negative, positive, setting
 
 PLAIN = "plain"
@@ -22,9 +23,10 @@ class RunSettings(Settings):
         "checkpoints, in the folder above, or in models/",
         "a file, plain or none",
     )
-    budget: float | None = setting(
-        None, "epochs follow from this: network passes as a multiple of those that the plain training took, at most",
-        "a number > 0 or none", positive,
+    budget: float | str | None = setting(
+        None, "epochs follow from this: network passes as a multiple of those that the plain training took, at most; "
+        "or hours (2h), validation included, reckoned after each epoch with the time that they take",
+        "a number > 0, hours such as 2h or none", is_budget,
     )  # fmt: skip
     plain_epochs: int | None = setting(
         None, "epochs of that plain training; none: as many as the config trains for (its max_epochs)",
@@ -50,18 +52,23 @@ class RunSettings(Settings):
     )
 
     def check(self) -> None:
-        if self.budget is not None and self.initial_weights is None:
+        if self.hours is None and self.budget is not None and self.initial_weights is None:
             raise InputError.of(
                 "budget", self.budget, "given beside initial_weights",
-                "it is a share of what that training cost; give initial_weights: plain, or max_epochs",
+                "it is a share of what that training cost; give initial_weights: plain, max_epochs, or hours (2h)",
             )  # fmt: skip
-        if self.plain_epochs is not None and self.budget is None:
+        if self.plain_epochs is not None and self.budget is None:  # hours may follow a share on the command line
             raise InputError.of("plain_epochs", self.plain_epochs, "given beside budget", "nothing else reads it")
         if self.initial_lr is not None and self.schedule == "bundle":
             raise InputError.of(
                 "initial_lr", self.initial_lr, "given beside schedule: cosine",
                 "the bundle's own schedule would overwrite it; or set the learning rate of the bundle's optimiser",
             )  # fmt: skip
+
+    @property
+    def hours(self) -> float | None:
+        """Of a budget in hours."""
+        return None if self.budget is None else in_hours(self.budget)
 
 
 FINE_TUNING: dict[str, Any] = {

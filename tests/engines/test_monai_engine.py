@@ -432,6 +432,7 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     assert torch.equal(first["margins"], second["margins"])
     assert first["metrics"] == second["metrics"]
     assert first["robust"] == second["robust"]
+    assert first["largest"] == second["largest"] == 1 / 3
     assert first["announced"] == second["announced"] == [8, 8]
     assert first["refusal"] == second["refusal"]
     assert "received 'weights that differ between the ranks'" in first["refusal"]

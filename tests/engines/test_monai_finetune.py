@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,7 @@ def test_weights_that_get_little_right_are_refused_by_who_attacks_right_samples_
         ({"preset": "finetune", "budget": 0.1}, "budget: received 0.1, allowed is at least 0.167: one epoch at 5 forw"),
         ({"budget": 1.0}, "budget: received 1.0, allowed is given beside initial_weights"),
         ({"plain_epochs": 3}, "plain_epochs: received 3, allowed is given beside budget"),
+        ({"budget": "0h"}, "budget: received '0h', allowed is a number > 0, hours such as 2h or none"),
         ({"initial_lr": 0.1}, "initial_lr: received 0.1, allowed is given beside schedule: cosine"),
         ({"initial_weights": "nowhere.pt"}, "initial_weights: received 'nowhere.pt', allowed is an existing file"),
         ({"preset": "finetune", "budget": "lots"}, "budget: received 'lots'"),
@@ -446,6 +448,87 @@ def test_a_budget_is_no_setting_that_changes_on_the_way(tmp_path: Path) -> None:
     dearer = bundle(tmp_path, preset="finetune", steps=2)
     with pytest.raises(InputError, match=r"steps: received 2, allowed is that of the checkpoint \(1\)"):
         dearer.robust_state.load_state_dict(first.robust_state.state_dict())
+
+
+def timed(engine: Any, seconds: Callable[[int], float]) -> list[float]:
+    """Give it a clock that only steps move; the learning rates of its epochs, as they come.
+
+    Args:
+        engine: to run.
+        seconds: of one step, from the number of its epoch.
+    """
+    clock, rates = [1000.0], []
+    engine.run_around._now = lambda: clock[0]
+
+    def step(engine: Any) -> None:
+        clock[0] += seconds(engine.state.epoch)
+
+    engine.add_event_handler(Events.ITERATION_COMPLETED, step)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: rates.append(lr_of(e)))
+    validator = engine.run_around.best.validator if engine.run_around.best else None
+    if validator is not None:
+        validator.add_event_handler(Events.COMPLETED, lambda _: clock.__setitem__(0, clock[0] + 10))
+    return rates
+
+
+@pytest.mark.parametrize("epochs", [1, 10])
+def test_hours_are_as_many_epochs_as_fit_with_their_validation(
+    epochs: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two steps of 10 s and a validation of 10: 180 s hold 6 epochs, whatever the config's max_epochs."""
+    saved(tmp_path / "models" / "model.pt", Shifted())
+    engine = bundle(tmp_path, preset="finetune", budget="0.05h", epochs=epochs)
+    rates = timed(engine, lambda epoch: 10)
+    with caplog.at_level(logging.INFO):
+        engine.run()
+    assert rates == pytest.approx([0.1 * (1 + math.cos(math.pi * e / 6)) / 2 for e in range(6)])
+    assert "Budget 0.05h: how many epochs that is follows from the time that they take" in caplog.text
+    assert "About 30 s per epoch, 2 minutes for the 5 that are left." in caplog.text
+    assert "Budget 0.05h: 6 epochs in 0.05 hours." in caplog.text
+
+
+def test_hours_hold_where_later_epochs_take_longer(tmp_path: Path) -> None:
+    """30 s, then 60 each, validation included: 6 epochs look possible, then 4 (mean 45), then 3 (30 s left at 50)."""
+    saved(tmp_path / "models" / "model.pt", Shifted())
+    engine = bundle(tmp_path, preset="finetune", budget="0.05h")
+    rates = timed(engine, lambda epoch: 10 if epoch == 1 else 25)
+    engine.run()
+    assert rates == pytest.approx([0.1 * (1 + math.cos(math.pi * e)) / 2 for e in (0, 1 / 6, 2 / 4)])
+
+
+def test_hours_of_a_training_that_goes_on_are_those_that_are_left(tmp_path: Path) -> None:
+    """Two of six epochs before the break, which costs nothing; a slower machine has time for two more, not four."""
+    saved(tmp_path / "models" / "model.pt", Shifted())
+    first = bundle(tmp_path, preset="finetune", budget="0.05h")
+    timed(first, lambda epoch: 10)
+    interrupted(first, 2)
+    for seconds, fractions in ((10, (2 / 6, 3 / 6, 4 / 6, 5 / 6)), (25, (2 / 6, 3 / 4))):
+        second = bundle(tmp_path, preset="finetune", budget="0.05h", epochs=1)
+        second.robust_state.load_state_dict(copy.deepcopy(first.robust_state.state_dict()))
+        rates = timed(second, lambda epoch, seconds=seconds: seconds)  # type: ignore[misc]
+        second.run()
+        assert rates == pytest.approx([0.1 * (1 + math.cos(math.pi * e)) / 2 for e in fractions])
+    done = bundle(tmp_path, preset="finetune", budget="0.05h")
+    done.robust_state.load_state_dict(second.robust_state.state_dict())
+    with pytest.raises(InputError, match="state: received 'that of a training whose 4 epochs are done'"):
+        done.run()
+
+
+def test_hours_need_no_plain_training_and_hold_one_epoch_at_least(tmp_path: Path) -> None:
+    """Eight steps of 10 s are 80 s, 0.023 hours; no validator, no weights to start from, the bundle's own schedule."""
+
+    def within(budget: str) -> Any:
+        data = toys.loader(toys.segment_list(), batch_size=1)
+        settings = {**SAT, "budget": budget}
+        engine = toys.trainer(SATTrainer, data, Shifted(), loss=toys.dice_loss(), epochs=5, settings=settings)
+        timed(engine, lambda epoch: 10)
+        engine.run()
+        return engine.state.epoch
+
+    assert within("0.07h") == 3
+    said = r"budget: received '0.02h', allowed is at least 0.03h: one epoch takes about 80 s here; give more hours"
+    with pytest.raises(InputError, match=said):
+        within("0.02h")
 
 
 def test_every_method_has_the_preset(tmp_path: Path) -> None:
