@@ -7,7 +7,7 @@ from typing import cast
 
 from monai_adv.defenses.method import Method
 from monai_adv.defenses.settings import DefenseSettings
-from monai_adv.price import cheaper_way, price_line
+from monai_adv.price import cheaper_way, in_hours, price_line
 from monai_adv.settings import Settings
 from nnunet_trainers.plain_model import PlainModel, epochs_within
 from nnunet_trainers.run_settings import RunSettings
@@ -63,6 +63,21 @@ class RunPrice:
             return None
         forwards = self.method.most(self._defense)
         return epochs_within(self._run.budget, self.start, self._run.iterations or iterations, forwards)
+
+    def beyond(self, seconds: float, epochs: int) -> str:
+        """What to add to a forecast where the hours of the budget do not suffice on this machine; otherwise nothing.
+
+        Args:
+            seconds: of an epoch, as it is here.
+            epochs: of the whole training.
+        """
+        hours = None if self._run.budget is None else in_hours(self._run.budget)
+        if hours is None or seconds * epochs <= 3600 * hours:
+            return ""
+        return (
+            f" That is more than the {hours:g} hours of the budget, which were reckoned with the times in the plain "
+            "model's checkpoint (another machine?): give fewer hours, or let it run."
+        )
 
     def lines(self, epochs: int, iterations: int) -> list[str]:
         """For the start of a log: the price, the budget, the cheaper way where there is one, warnings.

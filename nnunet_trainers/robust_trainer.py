@@ -334,7 +334,10 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         result = {"loss": loss.cpu().numpy()}
         told = self._clock.step(self.num_epochs - self.current_epoch)
         if told is not None:
-            self.print_to_log_file(told + self._dearer_later(self.defense.statistics.so_far()))
+            told += self._dearer_later(self.defense.statistics.so_far())
+            if self.current_epoch == 0:
+                told += self._price.beyond(self._clock.seconds, self.num_epochs)
+            self.print_to_log_file(told)
         return result
 
     def _ids(self, batch: dict[str, Any]) -> Tensor | None:

@@ -112,6 +112,23 @@ def test_a_budget_in_hours(host: Any, plain: Any) -> None:
     assert host(SATTrainer, **FINETUNE, budget=f"{1.01 * hours:.9f}h").num_epochs == 12
 
 
+@pytest.mark.parametrize(("slower", "said"), [(1, False), (1000, True)])
+def test_hours_that_do_not_suffice_on_this_machine(slower: int, said: bool, host: Any, plain: Any) -> None:
+    """The plain model's epochs took a thousandth of the time, by its log, or exactly half an hour each."""
+    file = Path(plain.output_folder) / "checkpoint_final.pth"
+    checkpoint = load_data(file)
+    seconds = 1800 / slower**2
+    checkpoint["logging"]["epoch_start_timestamps"] = [1e9 + i for i in range(20)]
+    checkpoint["logging"]["epoch_end_timestamps"] = [1e9 + i + seconds for i in range(20)]
+    torch.save(checkpoint, file)
+    trainer = host(SATTrainer, **FINETUNE, iterations=6, budget=f"{10 * seconds / 3600:.12f}h")
+    trainer.run_training()
+    assert trainer.num_epochs == 2  # half of 20 epochs of 2 steps at 3 forwards, for 6 at 5
+    assert (
+        "of the budget, which were reckoned with the times in the plain model's checkpoint" in _log(trainer)
+    ) == said
+
+
 def test_a_budget_is_no_setting_that_changes_on_the_way(host: Any, plain: Any) -> None:
     trainer = host(SATTrainer, **FINETUNE, budget=0.19)
     trainer.run_training()
