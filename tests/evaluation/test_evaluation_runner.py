@@ -19,8 +19,9 @@ from monai_adv.errors import InputError
 from monai_adv.evaluation.described import CorruptionEntry, ModelEntry
 from monai_adv.evaluation.models.protocol import Model
 from monai_adv.evaluation.records import Level, Record
+from monai_adv.evaluation.search.blame import Blame, FaultyAttack
 from monai_adv.evaluation.search.plan import AttackPlan, Stage, stages
-from monai_adv.evaluation.search.runner import FaultyAttack, _Run, check_threat, reproducible, run_case
+from monai_adv.evaluation.search.runner import _Run, check_threat, reproducible, run_case
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store, read_pictures, read_records
 from monai_adv.files import write_whole
@@ -336,6 +337,17 @@ def test_an_error_of_our_own_is_no_fault_of_a_case(tmp_path: Path) -> None:
     model.network = _FailsWithGradients()  # the same error in a call of the network is about this network and case
     store = open_store(tmp_path / "network", (model, plan))
     assert not run_case(model, model.cases[0], plan_of(model, LINF), store)
+
+
+def test_a_copy_of_the_network_that_the_attack_makes_is_asked_as_well() -> None:
+    """With ``fuse`` the copy that fails is made while the attack runs."""
+    networks: list[nn.Module] = []
+    copy, image = _FailsWithGradients(), torch.zeros(1, 1, requires_grad=True)
+    with pytest.raises(TypeError), Blame("a", "quick", lambda: networks).during("PGD"):
+        networks.append(copy)
+        copy(image)
+    with pytest.raises(FaultyAttack), Blame("a", "quick", list).during("PGD"):
+        copy(image)
 
 
 @pytest.mark.parametrize(

@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from monai_adv.attacks import budget
 from monai_adv.attacks.base import AttackResult, Until, continued, is_finished, judged, not_finite
 from monai_adv.attacks.corruptions import CORRUPTIONS, Corruption
-from monai_adv.errors import AttackError, InputError, PlaceError, in_a_sentence, is_of_ours
+from monai_adv.errors import AttackError, InputError, PlaceError, in_a_sentence
 from monai_adv.evaluation.certify import both_bounds
 from monai_adv.evaluation.certify.kept import is_certified
 from monai_adv.evaluation.checks.probes import consistency
 from monai_adv.evaluation.models.protocol import Case, Model
 from monai_adv.evaluation.models.smoothed import SmoothedVersion
-from monai_adv.evaluation.plans import Plan
 from monai_adv.evaluation.records import CLEAN, Level, Record
-from monai_adv.evaluation.search.plan import NOISE, AttackPlan, Stage, corruption_entry
+from monai_adv.evaluation.search.blame import Blame, FaultyAttack
+from monai_adv.evaluation.search.plan import AttackPlan, Stage, corruption_entry
 from monai_adv.evaluation.search.variations import measured, steps_of, variation_entry
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Saved, State, Store
@@ -45,10 +45,6 @@ from monai_adv.variations import Step
 
 INCONSISTENT = 1e-4
 """From what share of the outputs' standard deviation on a model answers differently from call to call."""
-
-
-class FaultyAttack(RuntimeError):
-    """An attack broke its own rules: no figure of this evaluation can be trusted, so nothing goes on."""
 
 
 def run_case(
@@ -161,6 +157,14 @@ class _Run:
         if self._fused is None:
             self._fused = fused(self.case.network, self.case.images[: self.settings.batch_size])
         return self._fused
+
+    @property
+    def blame(self) -> Blame:
+        """For what its attacks do."""
+        return Blame(self.name, self.settings.attacks, self._networks)
+
+    def _networks(self) -> list[nn.Module]:
+        return [self.case.network, *([self._fused] if self._fused is not None else [])]
 
     def all_levels(self) -> None:
         if isinstance(self.model, SmoothedVersion) and not is_certified(self.store, self.model.name, self.name):
@@ -303,11 +307,11 @@ class _Run:
         chosen_total = 0
         for chosen in self._batches((~state.finished).nonzero()[:, 0]):
             clean = case.images[chosen]
-            with self._blamed(stage):
+            with self.blame.during(stage.name):
                 result = self._confirmed(attack, task, chosen) if self.settings.fuse else attack(case.network, chosen)
             images = result.images.detach().cpu()
             share, faults = budget.used(threat, clean, images)
-            self._refuse(stage, faults)
+            self.blame.refuse(stage.name, faults)
             largest = max(largest, share)
             attacked[chosen] = images
             low = is_finished(result.wrong, result.margin, task.lowest_margin, self.until)
@@ -350,7 +354,7 @@ class _Run:
                 device=device,
             ),
         )  # fmt: skip
-        self._refuse(stage, budget.shape_faults(result, clean))
+        self.blame.refuse(stage.name, budget.shape_faults(result, clean))
         return result
 
     def _confirmed(
@@ -382,52 +386,6 @@ class _Run:
             batch = chosen[torch.div(chosen, self.settings.batch_size, rounding_mode="floor") == number]
             if len(batch):
                 yield batch
-
-    @contextmanager
-    def _blamed(self, stage: Stage) -> Iterator[None]:
-        """An attack that fails is no fault of the case, unless that is too large or its network fails.
-
-        In a plan of the user's own a network may fail because of what the attack hands it; white noise, which comes
-        first, has shown that it takes this case.
-
-        Raises:
-            FaultyAttack: one of ours.
-            AttackError: one of a plan of the user's own.
-        """
-        try:
-            yield
-        except (AttackError, FaultyAttack, MemoryError, torch.cuda.OutOfMemoryError):
-            raise
-        except Exception as error:
-            if self._own_plan(stage) is not None:
-                self._refuse(stage, [in_a_sentence(error, given=True).rstrip(".")], error)
-            if not isinstance(error, InputError) and is_of_ours(error) and not self._in_network(error):
-                self._refuse(stage, [in_a_sentence(error).rstrip(".")], error)
-            raise
-
-    def _in_network(self, error: Exception) -> bool:
-        """Whether it was raised within a call of the network: those of this package are networks as well."""
-        networks = [self.case.network, *([self._fused] if self._fused is not None else [])]
-        parts = {id(part) for network in networks for part in network.modules()}
-        return any(id(frame.f_locals.get("self")) in parts for frame, _ in traceback.walk_tb(error.__traceback__))
-
-    def _own_plan(self, stage: Stage) -> Plan | None:
-        """The plan of the user's own that a stage is of."""
-        return plan if isinstance(plan := self.settings.attacks, Plan) and stage.name != NOISE else None
-
-    def _refuse(self, stage: Stage, faults: Sequence[str], error: Exception | None = None) -> None:
-        """Go no further with an attack that breaks its contract.
-
-        Raises:
-            FaultyAttack: one of ours.
-            AttackError: one of a plan of the user's own.
-        """
-        if not faults:
-            return
-        if (plan := self._own_plan(stage)) is not None:
-            said = f"attacks: {stage.name!r} of the plan {plan.name}, on {self.name}: {'; '.join(faults)}."
-            raise AttackError(said) from error
-        raise FaultyAttack(f"{stage.name} on {self.name}: {'; '.join(faults)}. Please report this.") from error
 
     def _lowest(
         self, stage: Stage, images: Tensor, worst: tuple[Score, ...], own: Sequence[Score], before: Sequence[Score]
