@@ -342,11 +342,12 @@ def test_an_error_of_our_own_is_no_fault_of_a_case(tmp_path: Path) -> None:
 def test_a_copy_of_the_network_that_the_attack_makes_is_asked_as_well() -> None:
     """With ``fuse`` the copy that fails is made while the attack runs."""
     networks: list[nn.Module] = []
+    blame = Blame("a", "quick", lambda: networks)
     copy, image = _FailsWithGradients(), torch.zeros(1, 1, requires_grad=True)
-    with pytest.raises(TypeError), Blame("a", "quick", lambda: networks).during("PGD"):
-        networks.append(copy)
+    with pytest.raises(FaultyAttack), blame.during("PGD"):
         copy(image)
-    with pytest.raises(FaultyAttack), Blame("a", "quick", list).during("PGD"):
+    networks.append(copy)
+    with pytest.raises(AttributeError), blame.during("PGD"):
         copy(image)
 
 
