@@ -42,6 +42,11 @@ def ids_of(batch: dict[str, Any], samples: SampleIds, slices: bool, loader: Any,
     return samples.index(batch["keys"], batch["slices"] if slices else [0] * len(batch["keys"]))
 
 
+def unwrapped(loader: Any) -> Any:
+    """The loader that makes batches, without batchgenerators' processes around it."""
+    return getattr(loader, "generator", getattr(loader, "data_loader", loader))
+
+
 def unknown_samples(loader: Any, what: str, method: str, todo: str) -> InputError:
     """For a loader of the user's own.
 
@@ -51,8 +56,7 @@ def unknown_samples(loader: Any, what: str, method: str, todo: str) -> InputErro
         method: by name.
         todo: what to do.
     """
-    loader = getattr(loader, "generator", getattr(loader, "data_loader", loader))
     return InputError.of(
-        "data loader", f"{type(loader).__name__} without {what}",
+        "data loader", f"{type(unwrapped(loader)).__name__} without {what}",
         f"a loader that says which case and slice each sample is: {method} remembers every sample", todo,
     )  # fmt: skip

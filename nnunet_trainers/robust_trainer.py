@@ -30,6 +30,7 @@ from monai_adv.defenses.settings import DefenseSettings
 from monai_adv.errors import InputError
 from monai_adv.network_state import bare, is_compiled
 from monai_adv.price import Clock, dearer_later, forecast
+from monai_adv.random_streams import seed_of
 from monai_adv.sample_state import SampleIds
 from monai_adv.settings import Settings, as_dict, combine, expand_preset, read_settings, with_fine_tuning
 from monai_adv.tasks import SegmentationSettings, SegmentationTask
@@ -55,7 +56,7 @@ from nnunet_trainers.opening_lines import opening_lines
 from nnunet_trainers.plain_model import NNUNET_ITERATIONS, check_worth_attacking, starting_model
 from nnunet_trainers.price import RunPrice
 from nnunet_trainers.ranks import frozen_ranks_named, wait_at_most
-from nnunet_trainers.robust_validation import attacked, pseudo_dice
+from nnunet_trainers.robust_validation import attacked, fixed_batches, pseudo_dice
 from nnunet_trainers.robustness_log import RobustnessLog
 from nnunet_trainers.run_settings import FINE_TUNING, PLAIN, RunSettings, resumed
 from nnunet_trainers.slice_loader import slices_in_batches
@@ -114,6 +115,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         self._given = given
         self._saved_defense: dict[str, Any] | None = None
         self._bound = False
+        self._validation_batches: list[dict[str, Any]] | None = None
         self._attacked_validation: list[dict[str, Any]] = []
         self._nothing_attacked = NothingAttacked()
 
@@ -385,20 +387,26 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
         self._attacked_validation = []
+        threat = self._validation_threat()
+        if threat is None:
+            return
+        if self._validation_batches is None:
+            seed = seed_of(self.attacker.training.seed, self.local_rank)
+            count = self.run.robust_validation_batches
+            self._validation_batches = fixed_batches(self.dataloader_val, count, seed)
+        assert self.defense is not None
+        for batch in map(self._on_device, self._validation_batches):
+            with self._autocast():
+                worst = attacked(batch, threat, self.run.robust_validation_steps, self.network, self.defense.task)
+            self._attacked_validation.append(super().validation_step(worst))
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's validation step; the first batches of an epoch are also attacked."""
-        images, target = self._to_device(batch)
-        batch = {**batch, "data": images, "target": target}
-        if len(self._attacked_validation) < self.run.robust_validation_batches:
-            threat = self._validation_threat()
-            if threat is not None:
-                assert self.defense is not None
-                with self._autocast():
-                    worst = attacked(batch, threat, self.run.robust_validation_steps, self.network, self.defense.task)
-                self._attacked_validation.append(super().validation_step(worst))
-        result: dict[str, Any] = super().validation_step(batch)
+        result: dict[str, Any] = super().validation_step(self._on_device(batch))
         return result
+
+    def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        images, target = self._to_device(batch)
+        return {**batch, "data": images, "target": target}
 
     def _validation_threat(self) -> Threat | None:
         eps = self.attacker.validation.eps

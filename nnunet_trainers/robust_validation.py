@@ -1,4 +1,4 @@
-"""nnU-Net's pseudo Dice under attack, of the first batches of a validation epoch."""
+"""nnU-Net's pseudo Dice under attack, of the same validation batches after every epoch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,26 @@ import torch.distributed as dist
 from torch import nn
 
 from monai_adv.attacks import PGD
+from monai_adv.random_streams import seed_of
 from monai_adv.tasks import Task
 from monai_adv.threats import Threat
+from nnunet_trainers.batch_samples import unwrapped
+
+
+def fixed_batches(loader: Any, count: int, seed: int) -> list[dict[str, Any]]:
+    """Batches to compare epochs by: which cases and patches they hold moves the Dice more than an epoch does.
+
+    Args:
+        loader: nnU-Net's of the validation, which draws cases and patches anew for each batch.
+        count: of batches.
+        seed: the same one gives the same batches, also after a break; the host's random numbers stay as they are.
+    """
+    source, before = unwrapped(loader), np.random.get_state()  # noqa: NPY002  (the one that the host draws from)
+    np.random.seed(seed_of(seed, "robust validation") % 2**32)  # noqa: NPY002
+    try:
+        return [next(source) for _ in range(count)]
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
 
 
 def attacked(batch: dict[str, Any], threat: Threat, steps: int, network: nn.Module, task: Task) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class RunSettings(Settings):
         "last", "what checkpoint_final.pth holds: the last weights, or those of checkpoint_best_robust.pth"
     )
     robust_validation_batches: int = setting(
-        5, "validation batches per epoch that are also attacked; 0 switches the robust pseudo Dice off",
+        5, "validation batches that are attacked after each epoch, always the same; 0: no robust pseudo Dice",
         "a whole number >= 0", not_negative,
     )  # fmt: skip
     robust_validation_steps: int = setting(5, "gradient steps of that attack", "a whole number >= 1", positive)

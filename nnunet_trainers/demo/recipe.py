@@ -24,7 +24,7 @@ _IMA: dict[str, tuple[Any, str]] = {
     "unit": ("rms", ""),
     "steps": (5, "gradient steps of the attack during training (default 20)"),
     "searches": (4, "halvings in the search for the decision boundary (default 10)"),
-    "robust_validation_batches": (1, "validation batches per epoch that are also attacked"),
+    "robust_validation_batches": (1, "validation batches that are attacked after each epoch"),
 }
 
 

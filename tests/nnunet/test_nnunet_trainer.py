@@ -33,7 +33,7 @@ from monai_adv.defenses.ima import IMASettings
 from monai_adv.defenses.sat import SATSettings
 from monai_adv.tasks import SegmentationSettings
 from monai_adv.threats import Threat
-from nnunet_trainers import DSBNTrainer, IMATrainer, SATTrainer
+from nnunet_trainers import DSBNTrainer, IMATrainer, SATTrainer, robust_trainer
 from nnunet_trainers.attacker import attacker_of
 from nnunet_trainers.robust_trainer import RobustTrainer
 from nnunet_trainers.robustness_log import RobustnessLog
@@ -342,6 +342,40 @@ def test_checkpoints_load_without_numpy(host: Any) -> None:
     loaded = torch.load(file, weights_only=True)
     assert loaded["trainer_name"] == "IMATrainer"
     assert loaded["monai_adv"]["settings"]["run"]["epochs"] == 2
+
+
+def test_the_same_validation_batches_are_attacked_after_every_epoch(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a break, with other ones for another seed, and without a trace in the training."""
+    seen: list[torch.Tensor] = []
+
+    def attacked(batch: Any, *others: Any) -> Any:
+        seen.append(batch["data"].clone())
+        return own(batch, *others)
+
+    own = robust_trainer.attacked
+    monkeypatch.setattr(robust_trainer, "attacked", attacked)
+
+    def trained(**given: Any) -> tuple[Any, list[torch.Tensor]]:
+        seen.clear()
+        np.random.seed(0)  # noqa: NPY002  (the host's)
+        torch.manual_seed(0)
+        trainer = host(SATTrainer, epochs=3, save_every=1, **given)
+        trainer.run_training()
+        return trainer, [images.clone() for images in seen]
+
+    first, images = trained(robust_validation_batches=2)
+    assert len(images) == 6
+    assert not torch.equal(images[0], images[1])
+    for one, two in images[2:4], images[4:]:
+        assert torch.equal(one, images[0])
+        assert torch.equal(two, images[1])
+    assert same(weights(first), weights(trained(robust_validation_batches=0)[0]))
+    _, others = trained(robust_validation_batches=2, seed=1)
+    assert not torch.equal(others[0], images[0])
+    seen.clear()
+    again = started(host(SATTrainer, epochs=3, robust_validation_batches=2))
+    again.on_validation_epoch_start()
+    assert torch.equal(seen[0], images[0])
 
 
 def test_validation_with_the_best_checkpoint_after_training(host: Any) -> None:
