@@ -38,9 +38,11 @@ FOLD = "Hippocampus MRI, fold 0"
 LESIONS = "BUSI ultrasound, images with a lesion, fold 0"
 SMALL_2D = "nnU-Net 2D (features 8-16-32-64)"
 SMALL_3D = "nnU-Net 3D (features 8-16-32-64, batch 2)"
+WIDE_3D = "nnU-Net 3D (features 8-32-64-128, batch 2)"
 EVALUATE = "monai-adv evaluate -d 4 -c 2d -f 0 -p nnUNetPlansCPU -tr"
 BUNDLE = "bundles/robust_organ_segmentation/docs/README.md"
 IMA_PAGE = "docs/results/bundles.md"
+CHECKPOINTS = {"averaged": ", averaged weights", "best_robust": ", the epoch chosen under attack"}
 PLAIN = {"nnUNet": ("the start", 1.0), "Standard": ("fine-tuned as the others", 0.2)}
 """Trainers without a defence: settings and cost (300 steps after 1500)."""
 
@@ -159,19 +161,23 @@ def price() -> Iterator[Row]:
     for name, run in runs.items():
         trained = runs[run["job"]["of"]] if "of" in run.get("job", ()) else run
         for file, found in run.get("measured", {"": run} if trained is not run else {}).items():
-            flat = trained["job"]["configuration"] == "2d"
+            if "worst" not in found:  # a clean Dice alone
+                continue
+            job = trained["job"]
+            flat = job["configuration"] == "2d"
+            solid = WIDE_3D if job.get("plans") == "nnUNetPlansWide" else SMALL_3D
             whole = trained is not run  # by the product itself
             cases = found["cases"] if whole else len(found["cases"])
-            data = {"4": FOLD, "5": LESIONS}[trained["job"].get("dataset", "4")]
+            data = {"4": FOLD, "5": LESIONS}[job.get("dataset", "4")]
             board = Board(
-                f"{data}, first {cases} cases{'' if whole else ', network space'}", SMALL_2D if flat else SMALL_3D,
-                f"L2 0.1 RMS per {'slice' if flat else 'volume'}, no box",
+                f"{data}, first {cases} cases{'' if whole else ', network space'}", SMALL_2D if flat else solid,
+                f"L2 {job.get('rms', 0.1)} RMS per {'slice' if flat else 'volume'}, no box",
                 "worst case of standard" if whole else "PGD-20", "mean Dice",
             )  # fmt: skip
             yield Row(
-                board=board, method=trained["job"]["trainer"].removesuffix("Trainer").replace("nnUNet", "Standard"),
-                settings=_listed({**trained["job"].get("settings", {}), "initial_lr": trained["job"]["lr"]})
-                + (", averaged weights" if "averaged" in file else "") + _interpolated(trained["job"]),
+                board=board, method=job["trainer"].removesuffix("Trainer").replace("nnUNet", "Standard"),
+                settings=_listed({**job.get("settings", {}), "initial_lr": job["lr"]})
+                + next((said for part, said in CHECKPOINTS.items() if part in file), "") + _interpolated(job),
                 clean=found["clean"], robust=found["worst"], passes=trained["passes_per_sample"],
                 share=trained["budget"] or 1.0, source="results/price.json", date=run["date"],
                 note="`standard` left 52.3 on the first 2 cases" if name == "earlier_satmix_h" else "",

@@ -251,7 +251,7 @@ def measure(model: Path, checkpoint: str, how: dict[str, Any]) -> dict[str, Any]
     splits = json.loads((Path(os.environ["nnUNet_preprocessed"]) / dataset / "splits_final.json").read_text())
     cases = sorted(splits[FOLD]["val"])[: how["cases"]]
     rows = [measure_case(deployed, dataset, case, attacks, rms) for case in cases]
-    means = {name: sum(row[name] for row in rows) / len(rows) for name in ("clean", "worst")}
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in ("clean", "worst") if name in rows[0]}
     return {**means, "cases": rows}
 
 
@@ -280,8 +280,8 @@ def measure_case(
     for name in attacks:
         attack = PGD(threat, steps=20, loss=losses[name])
         found[name] = score(attack(network, images, target, task).images)
-    clean = score(images)
-    return {"case": case, "clean": clean, **found, "worst": min(found.values(), default=clean)}
+    worst = {"worst": min(found.values())} if found else {}
+    return {"case": case, "clean": score(images), **found, **worst}
 
 
 def final(this: Job, folder: Path, runs: Path) -> dict[str, Any]:
@@ -337,10 +337,11 @@ def table(arguments: argparse.Namespace) -> None:
         measured = list(figures["measured"].values())[-1]
         final_one = finals.get(name)
         told = f"{final_one['worst']:.1f} ({final_one['cases']} cases)" if final_one else ""
+        attacked = f"{measured['worst']:.1f}" if "worst" in measured else ""
         budget = "" if figures["budget"] is None else f"{figures['budget']:.2f}"
         lines.append(
             f"| {name} | {budget} | {figures['steps']} | {figures['passes_per_sample']:.1f} | {measured['clean']:.1f} "
-            f"| {measured['worst']:.1f} | {told} |"
+            f"| {attacked} | {told} |"
         )
     names = ("run", "budget", "steps", "passes per sample", "clean", "PGD-20", "`standard`")
     print(f"| {' | '.join(names)} |\n|---{'|---:' * (len(names) - 1)}|")

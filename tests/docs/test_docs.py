@@ -237,16 +237,18 @@ def test_the_readmes_prices_are_those_measured() -> None:
         attacked, clean = (f"{before[key]:.1f} to {after[key]:.1f}" for key in ("worst", "clean"))
         return f"| {what} | {attacked} | {clean} |"
 
-    for what, plain, robust in (
-        ("hippocampus, nnU-Net 2D", "plain_2d", "fgsmrs_2d_lr015"),
-        ("hippocampus, nnU-Net 3D", "plain_3d", "fgsmrs_3d_lr02"),
-        ("lesions in breast ultrasound, nnU-Net 2D", "plain_busi_2400", "fgsmrs_busi_lr02"),
+    smaller = "the same, with the noise of these images as radius (`eps: 0.05`)"
+    for what, plain, robust, eps, cases in (
+        ("hippocampus, nnU-Net 2D", "plain_2d", "fgsmrs_2d_lr015", 0.1, 8),
+        ("hippocampus, nnU-Net 3D", "plain_3d", "fgsmrs_3d_lr02", 0.1, 8),
+        ("lesions in breast ultrasound, nnU-Net 2D", "plain_busi_more", "fgsmrs_busi_lr02", 0.1, 30),
+        (smaller, "plain_busi_more", "fgsmrs_busi_eps05", 0.05, 30),
     ):
         before, after = (flat[job]["measured"]["checkpoint_final.pth"] for job in (plain, robust))
         assert row(what, before, after) in text
-        assert len(after["cases"]) == 8
+        assert len(after["cases"]) == len(before["cases"]) == cases
         assert 0.9 < flat[robust]["budget"] < 1.05
-        assert flat[robust]["job"]["settings"] == {"eps": 0.1, "unit": "rms", "norm": "l2"}
+        assert flat[robust]["job"]["settings"] == {"eps": eps, "unit": "rms", "norm": "l2"}
     first = [run for run in solid["runs"] if run["cases"] == "first 12 cases" and "share" not in run]
     (monai,) = (run for run in first if run["name"] == "fgsmrs")
     percent = [{"worst": 100 * run["pgd20_rms_0_1"], "clean": 100 * run["clean"]} for run in (first[0], monai)]
