@@ -31,11 +31,18 @@ class Deadly(nn.Module):
         self.calls += 1
         if self.calls == int(os.environ.get(KILL_AT, "0")):
             once = os.environ.get(KILL_ONCE)
-            if once is None or Path(once).exists():
-                if once is not None:
-                    Path(once).unlink()
+            if once is None or _removed(Path(once)):
                 os.kill(os.getpid(), signal.SIGKILL)
         return self.network(x)
+
+
+def _removed(file: Path) -> bool:
+    """By this process: of two that come at once, one is killed."""
+    try:
+        file.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def classifier(name: str = "tiny", seed: int = 0, classes: int = 3) -> Classifier:
