@@ -214,7 +214,8 @@ def _method_of_3d(run: dict[str, Any], epoch: int | str) -> dict[str, str]:
 
 
 def _interpolated(run: dict[str, Any]) -> str:
-    return f", then monai-adv interpolate --share {run['share']}" if "share" in run else ""
+    between = 0 < run.get("share", 1) < 1  # 0 and 1 are the two models themselves, measured once more
+    return f", then monai-adv interpolate --share {run['share']}" if between else ""
 
 
 def _of_3d(found: dict[str, Any], run: dict[str, Any]) -> dict[str, str]:

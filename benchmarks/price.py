@@ -294,8 +294,6 @@ def final(this: Job, folder: Path, runs: Path) -> dict[str, Any]:
         "--norm": "l2", "--unit": "rms", "--eps": this.get("rms", RMS), "--attacks": "standard",
         "--cases": this["cases"], "--threads": 1, "--device": "cpu", "-o": folder / "report",
     }  # fmt: skip
-    if "workers" in this:
-        options["--workers"] = this["workers"]
     command = ["monai-adv", "evaluate", "-y", *(str(word) for pair in options.items() for word in pair)]
     subprocess.run(command, check=True, env={**os.environ, "nnUNet_results": str(runs / this["of"])})
     found = gather(folder / "report")
