@@ -37,6 +37,7 @@ from monai_adv.tasks import SegmentationSettings, SegmentationTask
 from monai_adv.threats import Threat
 from nnunet_trainers import pretrained
 from nnunet_trainers.attacker import Attacker, attacker_of
+from nnunet_trainers.augmentation import check_augmentation, mirrored_only
 from nnunet_trainers.batch_checks import refuse_bad_samples
 from nnunet_trainers.batch_samples import ids_of, samples_of, unknown_samples
 from nnunet_trainers.checkpoint import (
@@ -105,6 +106,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         check_device(device)
         check_writable()
         check_mixture(type(self))
+        check_augmentation(type(self), run.augmentation, (RobustTrainer, nnUNetTrainer))
         attacker_of(sections, PlansManager(plans), configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.save_every == NNUNET_SAVES_EVERY:
@@ -222,6 +224,10 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
     def get_dataloaders(self) -> Any:
         with slices_in_batches():
             return super().get_dataloaders()
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
+        transforms = super().get_training_transforms(*args, **kwargs)
+        return mirrored_only(transforms) if self.run.augmentation == "mirroring" else transforms
 
     def get_tr_and_val_datasets(self) -> Any:
         training, validation = super().get_tr_and_val_datasets()

@@ -43,6 +43,9 @@ class RunSettings(Settings):
     training_loss: Literal["host", "per_sample"] = setting(
         "host", "nnU-Net's own loss, or Dice + cross-entropy of each sample alone (per_sample: official IMA code)"
     )
+    augmentation: Literal["host", "mirroring"] = setting(
+        "host", "nnU-Net's own, or mirroring alone: for short trainings"
+    )
     initial_weights: str | None = setting(
         None,
         "checkpoint to fine-tune, output layers included (-pretrained_weights leaves those out); plain: the model in "
