@@ -7,6 +7,7 @@ in a training of 1000 epochs: docs/results/price.md has what it gains without.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
@@ -66,7 +67,7 @@ def mirrored_only(transforms: ComposeTransforms) -> ComposeTransforms:
     return ComposeTransforms(kept + steps[end:])
 
 
-def _still(step: object) -> object:
+def _still(step: Any) -> Any:
     """Cuts the patch as before, from an image that was neither turned nor scaled nor bent."""
     if not isinstance(step, SpatialTransform):
         return step

@@ -78,7 +78,7 @@ def test_an_augmentation_that_ends_elsewhere_is_not_guessed_at() -> None:
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-def test_the_training_loader_has_them_and_goes_on_with_them(host: Any, tmp_path: Path, configuration: str) -> None:  # noqa: F811
+def test_the_training_loader_has_them_and_goes_on_with_them(host: Any, tmp_path: Path, configuration: str) -> None:
     def of(trainer: Any) -> list[str]:
         return names(trainer.dataloader_train.data_loader.transforms)
 
@@ -109,7 +109,7 @@ class OwnAugmentation(IMATrainer):
     ("cls", "whose"),
     [(type("Mixed", (nnUNetTrainerDA5, IMATrainer), {}), "nnUNetTrainerDA5"), (OwnAugmentation, "OwnAugmentation")],
 )
-def test_an_augmentation_of_ones_own_is_not_thinned_out(host: Any, tmp_path: Path, cls: type, whose: str) -> None:  # noqa: F811
+def test_an_augmentation_of_ones_own_is_not_thinned_out(host: Any, tmp_path: Path, cls: type, whose: str) -> None:
     with pytest.raises(InputError, match=f"augmentation: received .mirroring., allowed is host with {whose}"):
         host(cls, augmentation="mirroring")
     assert not (tmp_path / "results").exists()
