@@ -1,12 +1,13 @@
 """How much of nnU-Net's augmentation a robust training keeps.
 
-A short training that also has to withstand an attack does not get along with everything that nnU-Net does to an image
-in a training of 1000 epochs: docs/results/price.md has what it gains without.
+nnU-Net's own is made for 1000 epochs, in which a network sees each image hundreds of times. A short training that also
+has to withstand an attack ends better with mirroring alone, measured in docs/results/price.md.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
@@ -15,25 +16,56 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 
 from monai_adv.errors import InputError
+from nnunet_trainers.run_settings import FEW_VISITS, Augmentation
 
 
-def check_augmentation(trainer: type, kind: str, known: tuple[type, ...]) -> None:
+def check_augmentation(kind: Augmentation, own: Sequence[str]) -> None:
     """What to leave out is known of nnU-Net's own augmentation only.
 
     Args:
-        trainer: the class that trains.
         kind: the setting `augmentation`.
-        known: the classes whose ``get_training_transforms`` it goes with.
+        own: classes with an augmentation of their own.
 
     Raises:
-        InputError: a variant that is mixed in, or a subclass, has an augmentation of its own.
+        InputError: such a class, and mirroring alone.
     """
-    others = [c.__name__ for c in trainer.__mro__ if "get_training_transforms" in vars(c) and c not in known]
-    if kind != "host" and others:
+    if kind == "mirroring" and own:
         raise InputError.of(
-            "augmentation", kind, f"host with {', '.join(others)}, whose augmentation is its own",
+            "augmentation", kind, f"host with {', '.join(own)}, whose augmentation is its own",
             "give augmentation: host",
         )  # fmt: skip
+
+
+def chosen(own: Sequence[str], visits: float, image: str) -> tuple[bool, str]:
+    """What `augmentation: auto` means: whether mirroring is all, and a sentence for the log.
+
+    Args:
+        own: classes with an augmentation of their own.
+        visits: how often the training sees each image.
+        image: what that is, a case or a slice.
+
+    Example:
+        >>> chosen([], 10.2, "case")
+        (True, 'Augmentation: mirroring alone, each case is seen about 10 times (`augmentation: auto`: up to 25).')
+    """
+    if own:
+        return False, f"Augmentation: that of {', '.join(own)} (`augmentation: auto`)."
+    few = visits <= FEW_VISITS
+    which, limit = ("mirroring alone", "up to") if few else ("nnU-Net's own", "mirroring alone up to")
+    seen = f"{visits:.0f}" if visits >= 1 else f"{visits:.1g}"
+    return few, (
+        f"Augmentation: {which}, each {image} is seen about {seen} times (`augmentation: auto`: {limit} {FEW_VISITS})."
+    )
+
+
+def own_augmentation(trainer: type, known: tuple[type, ...]) -> list[str]:
+    """The classes that ``trainer`` is made of, itself among them, with a ``get_training_transforms`` of their own.
+
+    Args:
+        trainer: the class that trains.
+        known: the classes whose own it is no question of.
+    """
+    return [c.__name__ for c in trainer.__mro__ if "get_training_transforms" in vars(c) and c not in known]
 
 
 def mirrored_only(transforms: ComposeTransforms) -> ComposeTransforms:

@@ -37,7 +37,7 @@ from monai_adv.tasks import SegmentationSettings, SegmentationTask
 from monai_adv.threats import Threat
 from nnunet_trainers import pretrained
 from nnunet_trainers.attacker import Attacker, attacker_of
-from nnunet_trainers.augmentation import check_augmentation, mirrored_only
+from nnunet_trainers.augmentation import check_augmentation, chosen, mirrored_only, own_augmentation
 from nnunet_trainers.batch_checks import refuse_bad_samples
 from nnunet_trainers.batch_samples import ids_of, samples_of, unknown_samples
 from nnunet_trainers.checkpoint import (
@@ -106,7 +106,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         check_device(device)
         check_writable()
         check_mixture(type(self))
-        check_augmentation(type(self), run.augmentation, (RobustTrainer, nnUNetTrainer))
+        check_augmentation(run.augmentation, self._own_augmentation())
         attacker_of(sections, PlansManager(plans), configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.save_every == NNUNET_SAVES_EVERY:
@@ -117,6 +117,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         self._given = given
         self._saved_defense: dict[str, Any] | None = None
         self._bound = False
+        self._split: Any = None
         self._validation_batches: list[dict[str, Any]] | None = None
         self._attacked_validation: list[dict[str, Any]] = []
         self._nothing_attacked = NothingAttacked()
@@ -225,9 +226,32 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         with slices_in_batches():
             return super().get_dataloaders()
 
+    @classmethod
+    def _own_augmentation(cls) -> list[str]:
+        return own_augmentation(cls, (RobustTrainer, nnUNetTrainer))
+
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
         transforms = super().get_training_transforms(*args, **kwargs)
-        return mirrored_only(transforms) if self.run.augmentation == "mirroring" else transforms
+        if self.run.augmentation == "host":
+            return transforms
+        mirroring = True
+        if self.run.augmentation == "auto":
+            mirroring, said = chosen(self._own_augmentation(), *self._visits())
+            self.print_to_log_file(said)
+        return mirrored_only(transforms) if mirroring else transforms
+
+    def _visits(self) -> tuple[float, str]:
+        """How often the training sees each image, and whether that is a case or, in 2D, a slice."""
+        cases = len(self.do_split()[0])
+        slices = self.plans_manager.original_median_shape_after_transp[0] if self._is_2d else 1
+        drawn = self.num_epochs * self.num_iterations_per_epoch * self.configuration_manager.batch_size
+        return drawn / (cases * slices), "slice" if self._is_2d else "case"
+
+    def do_split(self) -> Any:
+        """nnU-Net's, asked once: it writes into the log."""
+        if self._split is None:
+            self._split = super().do_split()
+        return self._split
 
     def get_tr_and_val_datasets(self) -> Any:
         training, validation = super().get_tr_and_val_datasets()

@@ -14,6 +14,11 @@ from monai_adv.settings import Settings, as_dict, combine, differences, flat, no
 PLAIN = "plain"
 """In place of a file or a figure: what the plain model in nnUNet_results is, or was trained with."""
 
+Augmentation = Literal["host", "mirroring", "auto"]
+
+FEW_VISITS = 12
+"""As often as the longest of the trainings that ended better with mirroring alone saw each of its images."""
+
 
 def _is_rate(value: float | str) -> bool:
     return value == PLAIN if isinstance(value, str) else positive(value)
@@ -43,9 +48,10 @@ class RunSettings(Settings):
     training_loss: Literal["host", "per_sample"] = setting(
         "host", "nnU-Net's own loss, or Dice + cross-entropy of each sample alone (per_sample: official IMA code)"
     )
-    augmentation: Literal["host", "mirroring"] = setting(
-        "host", "nnU-Net's own, or mirroring alone: for short trainings"
-    )
+    augmentation: Augmentation = setting(
+        "host", "nnU-Net's own, or mirroring alone, or (auto) mirroring alone where each image, in 2D each slice, "
+        f"is seen at most {FEW_VISITS} times",
+    )  # fmt: skip
     initial_weights: str | None = setting(
         None,
         "checkpoint to fine-tune, output layers included (-pretrained_weights leaves those out); plain: the model in "
@@ -99,6 +105,7 @@ FINE_TUNING: dict[str, Any] = {
     "initial_weights": PLAIN,
     "initial_lr": PLAIN,
     "budget": 1.0,
+    "augmentation": "auto",
     "final_weights": "best_robust",
 }
 """The run's part of ``preset: finetune``; a method's own part stands in its file."""

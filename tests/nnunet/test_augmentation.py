@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5
 from monai_adv import InputError
 from nnunet_trainers import IMATrainer, SATTrainer
 from nnunet_trainers.augmentation import mirrored_only
+from nnunet_trainers.run_settings import FEW_VISITS
 from tests.nnunet_host import datasets, host, started  # noqa: F401  (fixtures)
 
 
@@ -98,6 +100,30 @@ def intensities(trainer: Any) -> set[str]:
     return {type(t.transform).__name__ for t in steps if isinstance(t, RandomTransform)}
 
 
+@pytest.mark.parametrize(
+    ("configuration", "epochs", "visits", "image"),
+    # 2 steps an epoch; 2D: 4 slices of 4 cases with 5 each; 3D: 2 patches of 4 cases. 25 visits by hand, and one more.
+    [("2d", 62, 25, "slice"), ("2d", 65, 26, "slice"), ("3d_fullres", 25, 25, "case"), ("3d_fullres", 26, 26, "case")],
+)
+def test_auto_counts_visits(host: Any, configuration: str, epochs: int, visits: int, image: str) -> None:
+    trainer = started(host(SATTrainer, configuration, augmentation="auto", epochs=epochs))
+    mirroring = visits <= FEW_VISITS == 25
+    assert ("GammaTransform" in names(trainer.dataloader_train.data_loader.transforms)) is not mirroring
+    which = "mirroring alone, each" if mirroring else "nnU-Net's own, each"
+    (said,) = re.findall("Augmentation: .*", log(trainer))
+    assert said.startswith(f"Augmentation: {which} {image} is seen about {visits} times (`augmentation: auto`: ")
+
+
+def test_the_split_is_asked_for_once(host: Any) -> None:
+    trainer = started(host(SATTrainer, augmentation="auto"))
+    assert log(trainer).count("Desired fold for training") == 1
+    assert trainer.do_split() == nnUNetTrainer.do_split(trainer)
+
+
+def log(trainer: Any) -> str:
+    return Path(trainer.log_file).read_text()
+
+
 class OwnAugmentation(IMATrainer):
     """A user's."""
 
@@ -113,4 +139,6 @@ def test_an_augmentation_of_ones_own_is_not_thinned_out(host: Any, tmp_path: Pat
     with pytest.raises(InputError, match=f"augmentation: received .mirroring., allowed is host with {whose}"):
         host(cls, augmentation="mirroring")
     assert not (tmp_path / "results").exists()
-    host(cls)  # as they are
+    trainer = started(host(cls, augmentation="auto"))
+    assert f"Augmentation: that of {whose} (`augmentation: auto`)." in log(trainer)
+    assert any(isinstance(t, RandomTransform) for t in trainer.dataloader_train.data_loader.transforms.transforms)
