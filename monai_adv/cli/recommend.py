@@ -134,6 +134,7 @@ def commands(row: Measured) -> list[str]:
     given = read_yaml(f"{{{settings}}}")
     variables = "".join(f"MONAI_ADV_{name.upper()}={value} " for name, value in given.items())
     found = [f"{variables}nnUNetv2_train ... -tr {row.method}Trainer"] * (row.experiment.task == "segmentation")
+    given.pop("augmentation", None)  # nnU-Net's alone: a bundle's config holds its transforms
     monai = f"python -m monai.bundle run ... --train#trainer#_target_ monai_adv.engines.{row.method}Trainer"
     found.append(monai + (f' --train#trainer#settings "{given}"' if given else ""))
     return found + ([f"{later} ..."] if later else [])

@@ -23,7 +23,7 @@ from monai_adv.defenses import METHODS, method
 from monai_adv.engines import TRADESTrainer
 from monai_adv.tasks import SegmentationSettings
 from nnunet_trainers.price import RunPrice
-from nnunet_trainers.run_settings import RunSettings
+from nnunet_trainers.run_settings import FEW_VISITS, RunSettings
 from tests import monai_engine_toys as toys
 from tests.places import ROOT
 
@@ -90,7 +90,7 @@ def test_figures_of_seven_methods_are_those_of_the_evaluation() -> None:
 def test_figures_of_prices_are_those_of_the_runs() -> None:
     runs = json.loads((RESULTS / "price.json").read_text())
     quarter, between = ", budget: 0.25", ", then monai-adv interpolate --share 0.75"
-    by_hand = {
+    before = {  # with all of nnU-Net's augmentation
         ("FGSMRS", ""): "fgsmrs_2d_lr015", ("SAT", ""): "satmix_2d_lr015", ("FAT", ""): "fat_2d_lr015",
         ("IMA", ""): "ima_2d_lr015", ("MMA", ""): "mma_2d_lr015", ("FreeAT", ""): "freeat_2d_lr015",
         ("TRADES", ""): "trades_2d_lr015", ("MIRST", ""): "mirst_2d_lr015", ("FGSMRS", between): "fgsmrs_2d_75",
@@ -99,6 +99,8 @@ def test_figures_of_prices_are_those_of_the_runs() -> None:
         ("IMA", quarter): "ima_2d_quarter", ("TRADES", quarter): "trades_2d_quarter",
         ("MMA", quarter): "mma_2d_quarter", ("MIRST", quarter): "mirst_2d_quarter",
     }  # fmt: skip
+    by_hand = {(name, f", augmentation: host{more}"): job for (name, more), job in before.items()}
+    by_hand["FGSMRS", ""] = "fgsmrs_2d_mirror"
     in_2d = [row for row in MEASURED if row.experiment == measured.PRICE_2D]
     rows = {(row.method, row.settings.removeprefix("preset: finetune")): row for row in in_2d}
     assert rows.keys() == by_hand.keys()
@@ -107,6 +109,10 @@ def test_figures_of_prices_are_those_of_the_runs() -> None:
     in_3d = {("SAT", 1.00): "satmix_3d_lr02", ("FGSMRS", 0.99): "fgsmrs_3d_lr02", ("FGSMRS", 0.23): "fgsmrs_3d_quarter"}
     pairs += [(runs[job], solid.pop(key), runs["plain_3d"]) for key, job in in_3d.items()]
     assert not solid
+    wide = {row.method: row for row in MEASURED if row.experiment == measured.PRICE_WIDE_3D}
+    of_wide = {"SAT": "sat_3d_wide_mirror"}
+    pairs += [(runs[job], wide.pop(name), runs["plain_3d_wide"]) for name, job in of_wide.items()]
+    assert not wide
     breast = {row.settings: row for row in MEASURED if row.experiment == measured.PRICE_BREAST}
     of_breast = {"preset: finetune": "fgsmrs_busi_lr02", "preset: finetune, eps: 0.05": "fgsmrs_busi_eps05"}
     pairs += [(runs[job], breast.pop(settings), runs["plain_busi_more"]) for settings, job in of_breast.items()]
@@ -116,6 +122,8 @@ def test_figures_of_prices_are_those_of_the_runs() -> None:
             found = figures["measured"]["checkpoint_final.pth"]
             assert (of_these.clean, of_these.robust) == pytest.approx((found["clean"], found["worst"]), abs=0.051)
         assert row.cost == pytest.approx(run["budget"], abs=0.005)
+        augmentation = "host" if "augmentation: host" in row.settings else augmentation_of(run)
+        assert run["job"]["settings"].get("augmentation", "host") == augmentation
         finetune = method(row.method).presets.get("finetune", {})
         differs = {name: value for name, value in finetune.items() if run["job"]["settings"].get(name) != value}
         said = {"clean_weight": 0.5} if "clean_weight" in row.settings and row.method == "SAT" else {}
@@ -126,6 +134,12 @@ def test_figures_of_prices_are_those_of_the_runs() -> None:
         found_3d = (100 * figures["clean"], 100 * figures["pgd20_rms_0_1"])
         assert (of_these.clean, of_these.robust) == pytest.approx(found_3d, abs=0.051)
     assert row.cost == sat["budget"]
+
+
+def augmentation_of(run: dict[str, Any]) -> str:
+    """What `preset: finetune` would have chosen for so many steps: fold 0 has 176 cases, BUSI 446 images."""
+    images = 446 if run["job"].get("dataset") == "5" else 176 * (36 if run["job"]["configuration"] == "2d" else 1)
+    return "mirroring" if run["steps"] * run["batch"] / images <= FEW_VISITS else "host"
 
 
 @pytest.mark.parametrize("row", MEASURED, ids=lambda row: f"{row.method}-{row.experiment.data}")
@@ -255,6 +269,8 @@ def test_the_first_are_shown_and_how_to_train_the_first_of_them(capsys: pytest.C
     [
         ("", "", "", []),
         ("preset: finetune", "MONAI_ADV_PRESET=finetune ", " --train#trainer#settings \"{'preset': 'finetune'}\"", []),
+        ("preset: finetune, augmentation: host", "MONAI_ADV_PRESET=finetune MONAI_ADV_AUGMENTATION=host ",
+         " --train#trainer#settings \"{'preset': 'finetune'}\"", []),
         ("eps: 0.2, unit: norm, then monai-adv interpolate --share 0.75", "MONAI_ADV_EPS=0.2 MONAI_ADV_UNIT=norm ",
          " --train#trainer#settings \"{'eps': 0.2, 'unit': 'norm'}\"", ["monai-adv interpolate --share 0.75 ..."]),
     ],

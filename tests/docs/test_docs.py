@@ -239,7 +239,7 @@ def test_the_readmes_prices_are_those_measured() -> None:
 
     smaller = "the same, with the noise of these images as radius (`eps: 0.05`)"
     for what, plain, robust, eps, cases in (
-        ("hippocampus, nnU-Net 2D", "plain_2d", "fgsmrs_2d_lr015", 0.1, 8),
+        ("hippocampus, nnU-Net 2D", "plain_2d", "fgsmrs_2d_mirror", 0.1, 8),
         ("hippocampus, nnU-Net 3D", "plain_3d", "fgsmrs_3d_lr02", 0.1, 8),
         ("lesions in breast ultrasound, nnU-Net 2D", "plain_busi_more", "fgsmrs_busi_lr02", 0.1, 30),
         (smaller, "plain_busi_more", "fgsmrs_busi_eps05", 0.05, 30),
@@ -247,8 +247,9 @@ def test_the_readmes_prices_are_those_measured() -> None:
         before, after = (flat[job]["measured"]["checkpoint_final.pth"] for job in (plain, robust))
         assert row(what, before, after) in text
         assert len(after["cases"]) == len(before["cases"]) == cases
-        assert 0.9 < flat[robust]["budget"] < 1.05
-        assert flat[robust]["job"]["settings"] == {"eps": eps, "unit": "rms", "norm": "l2"}
+        assert 0.85 < flat[robust]["budget"] < 1.05
+        settings = {name: value for name, value in flat[robust]["job"]["settings"].items() if name != "augmentation"}
+        assert settings == {"eps": eps, "unit": "rms", "norm": "l2"}
     first = [run for run in solid["runs"] if run["cases"] == "first 12 cases" and "share" not in run]
     (monai,) = (run for run in first if run["name"] == "fgsmrs")
     percent = [{"worst": 100 * run["pgd20_rms_0_1"], "clean": 100 * run["clean"]} for run in (first[0], monai)]
