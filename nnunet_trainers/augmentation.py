@@ -46,7 +46,7 @@ def chosen(own: Sequence[str], visits: float, image: str) -> tuple[bool, str]:
 
     Example:
         >>> chosen([], 10.2, "case")
-        (True, 'Augmentation: mirroring alone, each case is seen about 10 times (`augmentation: auto`: up to 25).')
+        (True, 'Augmentation: mirroring alone, each case is seen about 10 times (`augmentation: auto`: up to 20).')
     """
     if own:
         return False, f"Augmentation: that of {', '.join(own)} (`augmentation: auto`)."

@@ -16,8 +16,8 @@ PLAIN = "plain"
 
 Augmentation = Literal["host", "mirroring", "auto"]
 
-FEW_VISITS = 12
-"""As often as the longest of the trainings that ended better with mirroring alone saw each of its images."""
+FEW_VISITS = 20
+"""Where an image was seen 19 times mirroring alone was better, with 24 it was not (docs/results/price.md)."""
 
 
 def _is_rate(value: float | str) -> bool:

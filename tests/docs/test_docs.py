@@ -240,7 +240,7 @@ def test_the_readmes_prices_are_those_measured() -> None:
     smaller = "the same, with the noise of these images as radius (`eps: 0.05`)"
     for what, plain, robust, eps, cases in (
         ("hippocampus, nnU-Net 2D", "plain_2d", "fgsmrs_2d_mirror", 0.1, 8),
-        ("hippocampus, nnU-Net 3D", "plain_3d", "fgsmrs_3d_lr02", 0.1, 8),
+        ("hippocampus, nnU-Net 3D", "plain_3d_wide", "fgsmrs_3d_wide_mirror", 0.1, 8),
         ("lesions in breast ultrasound, nnU-Net 2D", "plain_busi_more", "fgsmrs_busi_lr02", 0.1, 30),
         (smaller, "plain_busi_more", "fgsmrs_busi_eps05", 0.05, 30),
     ):
