@@ -46,7 +46,7 @@ def chosen(own: Sequence[str], visits: float, image: str) -> tuple[bool, str]:
 
     Example:
         >>> chosen([], 10.2, "case")
-        (True, 'Augmentation: mirroring alone, each case is seen about 10 times (`augmentation: auto`: up to 20).')
+        (True, 'Augmentation: mirroring alone, as each case is seen about 10 times (`augmentation: auto`: up to 20).')
     """
     if own:
         return False, f"Augmentation: that of {', '.join(own)} (`augmentation: auto`)."
@@ -54,7 +54,7 @@ def chosen(own: Sequence[str], visits: float, image: str) -> tuple[bool, str]:
     which, limit = ("mirroring alone", "up to") if few else ("nnU-Net's own", "mirroring alone up to")
     seen = f"{visits:.0f}" if visits >= 1 else f"{visits:.1g}"
     return few, (
-        f"Augmentation: {which}, each {image} is seen about {seen} times (`augmentation: auto`: {limit} {FEW_VISITS})."
+        f"Augmentation: {which}, as each {image} is seen about {seen} times (`augmentation: auto`: {limit} {FEW_VISITS})."
     )
 
 

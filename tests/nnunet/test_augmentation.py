@@ -109,7 +109,7 @@ def test_auto_counts_visits(host: Any, configuration: str, epochs: int, visits: 
     trainer = started(host(SATTrainer, configuration, augmentation="auto", epochs=epochs))
     mirroring = visits <= FEW_VISITS == 20
     assert ("GammaTransform" in names(trainer.dataloader_train.data_loader.transforms)) is not mirroring
-    which = "mirroring alone, each" if mirroring else "nnU-Net's own, each"
+    which = "mirroring alone, as each" if mirroring else "nnU-Net's own, as each"
     (said,) = re.findall("Augmentation: .*", log(trainer))
     assert said.startswith(f"Augmentation: {which} {image} is seen about {visits} times (`augmentation: auto`: ")
 
