@@ -53,9 +53,8 @@ def chosen(own: Sequence[str], visits: float, image: str) -> tuple[bool, str]:
     few = visits <= FEW_VISITS
     which, limit = ("mirroring alone", "up to") if few else ("nnU-Net's own", "mirroring alone up to")
     seen = f"{visits:.0f}" if visits >= 1 else f"{visits:.1g}"
-    return few, (
-        f"Augmentation: {which}, as each {image} is seen about {seen} times (`augmentation: auto`: {limit} {FEW_VISITS})."
-    )
+    setting = f"`augmentation: auto`: {limit} {FEW_VISITS}"
+    return few, f"Augmentation: {which}, as each {image} is seen about {seen} times ({setting})."
 
 
 def own_augmentation(trainer: type, known: tuple[type, ...]) -> list[str]:
