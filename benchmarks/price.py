@@ -37,6 +37,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ from nnunet_trainers.short_training import short_training
 CLEAN = 3  # forwards' worth of a clean step, per sample
 RMS = 0.1
 FOLD = 0
+MARKERS = [*"oPsD^vX<>*ph8dH", r"$\clubsuit$", r"$\spadesuit$"]
+LEGEND_COLUMNS = 6
 FINAL, AVERAGED = "checkpoint_final.pth", "checkpoint_averaged.pth"
 
 Job = dict[str, Any]
@@ -351,7 +354,8 @@ def draw(found: dict[str, Any], file: Path) -> None:
     """Worst Dice against passes, clean Dice as colour, a marker for each method; a panel for each configuration."""
     shown = [f for f in found.values() if "label" in f["job"] and f.get("measured")]
     configurations = sorted({f["job"]["configuration"] for f in shown})
-    markers = dict(zip(dict.fromkeys(f["job"]["label"] for f in shown), "oPsD^vX<>*ph8d", strict=False))
+    labels = list(dict.fromkeys(f["job"]["label"] for f in shown))
+    markers = dict(zip(labels, MARKERS[: len(labels)], strict=True))
     figure, axes = plt.subplots(1, len(configurations), figsize=(6 * len(configurations), 5), squeeze=False)
     for panel, configuration in zip(axes[0], configurations, strict=True):
         rows = [f for f in shown if f["job"]["configuration"] == configuration]
@@ -367,8 +371,8 @@ def draw(found: dict[str, Any], file: Path) -> None:
         panel.set_title(configuration)
         figure.colorbar(ScalarMappable(clean, "viridis"), ax=panel, label="clean Dice in %")
     legend = [Line2D([], [], marker=m, color="gray", linestyle="", label=label) for label, m in markers.items()]
-    figure.legend(handles=legend, loc="lower center", ncols=7, frameon=False)
-    figure.tight_layout(rect=(0, 0.06 + 0.04 * (len(legend) // 8), 1, 1))
+    figure.legend(handles=legend, loc="lower center", ncols=LEGEND_COLUMNS, frameon=False)
+    figure.tight_layout(rect=(0, 0.02 + 0.045 * ceil(len(legend) / LEGEND_COLUMNS), 1, 1))
     figure.savefig(file, dpi=120)
 
 
