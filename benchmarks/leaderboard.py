@@ -133,7 +133,7 @@ def certificates() -> Iterator[Row]:
 def _certified_volumes(run: dict[str, Any], rest: dict[str, str]) -> Iterator[Row]:
     (network, training), cases = run["set"].split(", "), run["cases"]
     names = {"nnU-Net 2D": SMALL_2D, "nnU-Net 3D": SMALL_3D, "MONAI 3D": "MONAI UNet 3D"}
-    method, start = {"plain": ("Standard", ""), "FGSM-RS": ("FGSMRS", ", the weights of the bundle")}.get(
+    method, start = {"plain": ("Standard", ""), "FGSM-RS": ("FGSMRS", ", the weights that the bundle had")}.get(
         training,
         ("Gaussian", ", 2 epochs from the clean weights" if "3D" in network else ", 400 steps from the clean weights"),
     )
