@@ -181,6 +181,7 @@ def price() -> Iterator[Row]:
                 + next((said for part, said in CHECKPOINTS.items() if part in file), "") + _interpolated(job),
                 clean=found["clean"], robust=found["worst"], passes=trained["passes_per_sample"],
                 share=trained["budget"] or 1.0, source="results/price.json", date=run["date"],
+                verdict="not reliable" if "not reliable" in run.get("verdict", "") else "",
                 note="`standard` left 52.3 on the first 2 cases" if name == "earlier_satmix_h" else "",
                 command=f"python benchmarks/price.py queue price.yaml --folder runs, job {json.dumps(run['job'])}",
             )  # fmt: skip
