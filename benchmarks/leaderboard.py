@@ -303,8 +303,12 @@ def segmentation_bundle() -> Iterator[Row]:
     yield from _volumes(IMA_PAGE, "all 44 cases", "2026-11-22", "IMA", {"MONAI UNet 3D": (monai, share),
                         "nnU-Net 2D": (flat, share_of(measured.LONG_3D, "IMA", flat))})  # fmt: skip
     others = "13th to 24th case", "2026-11-30"
-    yield from _volumes(BUNDLE, *others, "FGSMRS", {"nnU-Net 2D": ("preset: finetune", 0.89)})
-    yield from _volumes(BUNDLE, *others, "SAT", {"nnU-Net 3D": ("preset: finetune, clean_weight: 0.6", 1.0)})
+    for method, host, experiment, settings in (
+        ("FGSMRS", "nnU-Net 2D", measured.PRICE_2D, "preset: finetune"),
+        ("SAT", "nnU-Net 3D", measured.PRICE_WIDE_3D, "preset: finetune, clean_weight: 0.6"),
+    ):
+        hosts = {host: (settings, share_of(experiment, method, settings))}
+        yield from _volumes(BUNDLE, *others, method, hosts)
     text = " ".join((ROOT / IMA_PAGE).read_text(encoding="utf-8").split())
     found = re.search(r"([\d.]+) clean, ([\d.]+) and ([\d.]+) at the two radii", text)
     assert found, f"{IMA_PAGE} does not say what quick leaves"

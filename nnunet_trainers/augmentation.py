@@ -57,16 +57,6 @@ def chosen(own: Sequence[str], visits: float, image: str) -> tuple[bool, str]:
     return few, f"Augmentation: {which}, as each {image} is seen about {seen} times ({setting})."
 
 
-def own_augmentation(trainer: type, known: tuple[type, ...]) -> list[str]:
-    """The classes that ``trainer`` is made of, itself among them, with a ``get_training_transforms`` of their own.
-
-    Args:
-        trainer: the class that trains.
-        known: the classes whose own it is no question of.
-    """
-    return [c.__name__ for c in trainer.__mro__ if "get_training_transforms" in vars(c) and c not in known]
-
-
 def mirrored_only(transforms: ComposeTransforms) -> ComposeTransforms:
     """nnU-Net's transforms of a training, less all that turns, scales or changes the intensities of an image at random.
 

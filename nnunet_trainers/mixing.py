@@ -37,10 +37,6 @@ class Mixing(type):
         return trainer
 
 
-def own_methods(trainer: type, name: str) -> list[str]:
-    """The classes mixed into a robust trainer that define the method ``name``; nnU-Net's own is not among them."""
-    return [
-        c.__name__
-        for c in trainer.__mro__
-        if issubclass(c, nnUNetTrainer) and c is not nnUNetTrainer and not isinstance(c, Mixing) and name in vars(c)
-    ]
+def defining(trainer: type, name: str) -> list[type]:
+    """The classes that a trainer is made of, itself among them, that define the method ``name``, but for nnU-Net's."""
+    return [c for c in trainer.__mro__ if name in vars(c) and c is not nnUNetTrainer]

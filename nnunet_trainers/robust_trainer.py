@@ -37,7 +37,7 @@ from monai_adv.tasks import SegmentationSettings, SegmentationTask
 from monai_adv.threats import Threat
 from nnunet_trainers import pretrained
 from nnunet_trainers.attacker import Attacker, attacker_of
-from nnunet_trainers.augmentation import check_augmentation, chosen, mirrored_only, own_augmentation
+from nnunet_trainers.augmentation import check_augmentation, chosen, mirrored_only
 from nnunet_trainers.batch_checks import refuse_bad_samples
 from nnunet_trainers.batch_samples import ids_of, samples_of, unknown_samples
 from nnunet_trainers.checkpoint import (
@@ -52,7 +52,7 @@ from nnunet_trainers.checkpoint import (
 )
 from nnunet_trainers.console import end_with_the_sentence
 from nnunet_trainers.host_network import built
-from nnunet_trainers.mixing import Mixing
+from nnunet_trainers.mixing import Mixing, defining
 from nnunet_trainers.opening_lines import opening_lines
 from nnunet_trainers.plain_model import NNUNET_ITERATIONS, check_worth_attacking, starting_model
 from nnunet_trainers.price import RunPrice
@@ -228,7 +228,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
 
     @classmethod
     def _own_augmentation(cls) -> list[str]:
-        return own_augmentation(cls, (RobustTrainer, nnUNetTrainer))
+        return [c.__name__ for c in defining(cls, "get_training_transforms") if c is not RobustTrainer]
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
         transforms = super().get_training_transforms(*args, **kwargs)

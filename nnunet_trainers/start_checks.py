@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from monai_adv.errors import InputError
-from nnunet_trainers.mixing import own_methods
+from nnunet_trainers.mixing import Mixing, defining
 
 
 def check_device(device: torch.device) -> None:
@@ -28,7 +29,8 @@ def check_device(device: torch.device) -> None:
 def check_mixture(trainer: type) -> None:
     """Two training steps cannot be one: an attack would be missing, or the variant's own idea."""
     for name in ("train_step", "validation_step"):
-        others = own_methods(trainer, name)
+        mixed = [c for c in defining(trainer, name) if issubclass(c, nnUNetTrainer) and not isinstance(c, Mixing)]
+        others = [c.__name__ for c in mixed]
         if others:
             raise InputError.of(
                 "trainer", f"{trainer.__name__} with the {name} of {', '.join(others)}", f"nnU-Net's own {name}",

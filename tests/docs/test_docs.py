@@ -247,9 +247,9 @@ def test_the_readmes_prices_are_those_measured() -> None:
         before, after = (flat[job]["measured"]["checkpoint_final.pth"] for job in (plain, robust))
         assert row(what, before, after) in text
         assert len(after["cases"]) == len(before["cases"]) == cases
-        assert 0.85 < flat[robust]["budget"] < 1.05
-        settings = {name: value for name, value in flat[robust]["job"]["settings"].items() if name != "augmentation"}
-        assert settings == {"eps": eps, "unit": "rms", "norm": "l2"}
+        assert 0.89 < flat[robust]["budget"] < 1.05
+        chosen = {"augmentation": "mirroring"} if "hippocampus" in what else {}  # by the preset, in trainings as short
+        assert flat[robust]["job"]["settings"] == {"eps": eps, "unit": "rms", "norm": "l2", **chosen}
     first = [run for run in solid["runs"] if run["cases"] == "first 12 cases" and "share" not in run]
     (monai,) = (run for run in first if run["name"] == "fgsmrs")
     percent = [{"worst": 100 * run["pgd20_rms_0_1"], "clean": 100 * run["clean"]} for run in (first[0], monai)]
