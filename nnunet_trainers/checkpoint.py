@@ -26,6 +26,7 @@ KEPT = ("threat", "interpolated")
 
 FINAL = "checkpoint_final.pth"
 LATEST = "checkpoint_latest.pth"
+BEST_ROBUST = "checkpoint_best_robust.pth"
 _UNFINISHED = (LATEST, "checkpoint_best.pth")
 """What ``--c`` goes on from where there is no :data:`FINAL`, in this order."""
 
@@ -183,6 +184,22 @@ def read_checkpoint(filename: str | Path, trainer: str) -> dict[str, Any]:
             "checkpoint", f"{filename} of {checkpoint['trainer_name']}", f"a checkpoint of {trainer}",
             f"start from another trainer's weights with -pretrained_weights or {SECTION.upper()}_INITIAL_WEIGHTS",
         )  # fmt: skip
+    return checkpoint
+
+
+def read_of_run(file: Path, began: float) -> dict[str, Any] | None:
+    """Read a checkpoint if this run wrote it; None where there is none, or one that another run has left behind.
+
+    Args:
+        file: of the checkpoint.
+        began: when the run's first epoch did, as nnU-Net logs it, in seconds since 1970.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    checkpoint = read_any(file) if file.exists() else None
+    if checkpoint is None or checkpoint["logging"]["epoch_start_timestamps"][0] != began:
+        return None
     return checkpoint
 
 

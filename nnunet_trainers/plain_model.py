@@ -79,6 +79,21 @@ class PlainModel:
             "all Dice of this run are too high."
         )
 
+    def lines(self, dataset: str, fold: int | str) -> list[str]:
+        """For the log of a fine-tuning that begins: where from, and what speaks against that.
+
+        Args:
+            dataset, fold: that are trained on now.
+        """
+        said = [f"Fine-tuning from {self.file}"]
+        if math.isnan(self.dice):
+            said.append(
+                f"WARNING: {self.file} does not say which Dice it has reached, so nobody has looked whether it "
+                "segments anything."
+            )
+        leak = self.told_of_a_leak(dataset, fold)
+        return said if leak is None else [*said, leak]
+
     def initial_lr(self, optimizer: Optimizer) -> float | None:
         """Its first learning rate, for an optimiser of the same kind; None where that is not known.
 

@@ -6,7 +6,6 @@ is the host's own. trainers.py makes one for every method of the registry.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -41,12 +40,13 @@ from nnunet_trainers.augmentation import check_augmentation, chosen, mirrored_on
 from nnunet_trainers.batch_checks import refuse_bad_samples
 from nnunet_trainers.batch_samples import ids_of, samples_of, unknown_samples
 from nnunet_trainers.checkpoint import (
+    BEST_ROBUST,
     SECTION,
     as_written,
     goes_on_in,
     plain,
-    read_any,
     read_checkpoint,
+    read_of_run,
     refuse_later_run,
     write_checkpoint,
 )
@@ -292,15 +292,8 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         if self.start is not None and self.start.weights is not None:
             if self.current_epoch == 0:
                 self.start.load_into(bare(self.network))
-                self.print_to_log_file(f"Fine-tuning from {self.start.file}")
-                if math.isnan(self.start.dice):
-                    self.print_to_log_file(
-                        f"WARNING: {self.start.file} does not say which Dice it has reached, so nobody has looked "
-                        "whether it segments anything."
-                    )
-                leak = self.start.told_of_a_leak(self.plans_manager.dataset_name, self.fold)
-                if leak is not None:
-                    self.print_to_log_file(leak)
+                for line in self.start.lines(self.plans_manager.dataset_name, self.fold):
+                    self.print_to_log_file(line)
             self.start = replace(self.start, weights=None)
         patch = torch.empty(1, self.num_input_channels, *self.configuration_manager.patch_size)
         threat = self.threat().describe(patch, self.attacker.raw_unit)
@@ -463,7 +456,7 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         if self.robustness.last_is_best():
             self.print_to_log_file(f"New best pseudo Dice under attack (moving average): {row['robust_dice_ema']:.4f}")
             self.current_epoch -= 1  # save_checkpoint counts on from the current epoch, as in on_train_end
-            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best_robust.pth"))
+            self.save_checkpoint(os.path.join(self.output_folder, BEST_ROBUST))
             self.current_epoch += 1
         if self.local_rank == 0:
             self.robustness.write(self.output_folder)
@@ -485,15 +478,16 @@ class RobustTrainer(nnUNetTrainer, metaclass=Mixing):
         began = [self.logger.get_value("epoch_start_timestamps", step=0)]
         if self.is_ddp:
             dist.broadcast_object_list(began)  # of the rank that writes the file; it has done so by now
-        file = Path(self.output_folder) / "checkpoint_best_robust.pth"
-        best = read_any(file) if file.exists() else None
-        if best is None or best["logging"]["epoch_start_timestamps"][0] != began[0]:
-            self.print_to_log_file(f"This run has no {file.name}, so the final weights are the last (`final_weights`).")
+        best = read_of_run(Path(self.output_folder) / BEST_ROBUST, began[0])
+        if best is None:
+            self.print_to_log_file(
+                f"This run has no {BEST_ROBUST}, so the final weights are the last (`final_weights`)."
+            )
             return
         bare(self.network).load_state_dict(best["network_weights"])
         row = best[SECTION]["robustness"][-1]
         self.print_to_log_file(
-            f"The final weights are those of epoch {row['epoch']}, as in {file.name} (`final_weights`): "
+            f"The final weights are those of epoch {row['epoch']}, as in {BEST_ROBUST} (`final_weights`): "
             f"pseudo Dice {row['robust_dice']:.4f} under attack, {row['mean_fg_dice']:.4f} clean."
         )
 
