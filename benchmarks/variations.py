@@ -1,4 +1,4 @@
-"""What natural variations cost the weights that the bundle robust_organ_segmentation ships, on real patients.
+"""What natural variations cost four of the models that the bundle robust_organ_segmentation holds, on real patients.
 
     python benchmarks/variations.py DATA --cases 12 --output docs/results     # DATA holds Dataset004_Hippocampus
 

@@ -140,6 +140,8 @@ _SEGMENTATION = (
     Measured(PRICE_3D, "SAT", "preset: finetune, clean_weight: 0.65", 1.00, 86.2, 70.1),
     Measured(PRICE_WIDE_3D, "FGSMRS", "preset: finetune", 1.00, 84.0, 74.9),
     Measured(PRICE_WIDE_3D, "SAT", "preset: finetune, clean_weight: 0.6", 1.00, 85.1, 70.9),
+    Measured(PRICE_WIDE_3D, "FreeAT", "preset: finetune", 1.00, 82.7, 73.1),
+    Measured(PRICE_WIDE_3D, "MIRST", "preset: finetune", 1.01, 83.5, 71.1),
     Measured(PRICE_NNUNET_3D, "SAT", "preset: finetune, augmentation: host, clean_weight: 0.6", 1.00, 83.6, 69.0),
     Measured(PRICE_NNUNET_3D, "FGSMRS", "preset: finetune", 0.99, 82.9, 74.2),
     Measured(PRICE_NNUNET_3D, "FGSMRS", "preset: finetune, augmentation: host, budget: 0.25", 0.23, 81.6, 68.5),

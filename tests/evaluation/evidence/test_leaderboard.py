@@ -138,6 +138,8 @@ def test_no_run_is_left_out() -> None:
             "sat_3d_wide_mirror",
             "sat_3d_wide_mirror_seed1",
             "fgsmrs_3d_wide_mirror",
+            "freeat_3d_wide_mirror",
+            "mirst_3d_wide_mirror",
         )
     }  # clean Dice alone
     solid = results("price_3d.json")
