@@ -168,10 +168,11 @@ def price() -> Iterator[Row]:
             flat = job["configuration"] == "2d"
             solid = WIDE_3D if job.get("plans") == "nnUNetPlansWide" else SMALL_3D
             whole = trained is not run  # by the product itself
-            cases = found["cases"] if whole else len(found["cases"])
+            cases, skipped = found["cases"] if whole else len(found["cases"]), job.get("skip", 0)
+            which = f"{skipped + 1}th to {skipped + cases}th case" if skipped else f"first {cases} cases"
             data = {"4": FOLD, "5": LESIONS}[job.get("dataset", "4")]
             board = Board(
-                f"{data}, first {cases} cases{'' if whole else ', network space'}", SMALL_2D if flat else solid,
+                f"{data}, {which}{'' if whole else ', network space'}", SMALL_2D if flat else solid,
                 f"L2 {job.get('rms', 0.1)} RMS per {'slice' if flat else 'volume'}, no box",
                 "worst case of standard" if whole else "PGD-20", "mean Dice",
             )  # fmt: skip

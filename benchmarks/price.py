@@ -8,7 +8,7 @@
 ``table`` adds what has finished to the figures that the output holds, prints all of them, and draws those whose job
 has a ``label``. The plan is read again before every job, so that jobs can be added while the queue runs::
 
-    cases: 8                                     # first validation cases
+    cases: 8                                     # first validation cases; a job's `skip: 12` leaves out 12 before them
     attacks: [dice, ce]                          # losses that PGD-20 raises; both may be said for one job too
     jobs:
       - {name: plain_2d, configuration: 2d, trainer: nnUNetTrainer, steps: 4000, lr: 0.03}
@@ -247,13 +247,14 @@ def measure(model: Path, checkpoint: str, how: dict[str, Any]) -> dict[str, Any]
 
     Args:
         model, checkpoint: its folder, and a file in it.
-        how: ``cases``: how many; ``attacks``: losses; ``rms``: the radius, unless it is :data:`RMS`.
+        how: ``cases``: how many, after the first ``skip``; ``attacks``: losses; ``rms``: the radius, unless it is
+            :data:`RMS`.
     """
     attacks, rms = how["attacks"], how.get("rms", RMS)
     deployed = DeployedModel.from_folder(model, FOLD, checkpoint)
     dataset = model.parent.name
     splits = json.loads((Path(os.environ["nnUNet_preprocessed"]) / dataset / "splits_final.json").read_text())
-    cases = sorted(splits[FOLD]["val"])[: how["cases"]]
+    cases = sorted(splits[FOLD]["val"])[how.get("skip", 0) :][: how["cases"]]
     rows = [measure_case(deployed, dataset, case, attacks, rms) for case in cases]
     means = {name: sum(row[name] for row in rows) / len(rows) for name in ("clean", "worst") if name in rows[0]}
     return {**means, "cases": rows}

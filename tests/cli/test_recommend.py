@@ -110,8 +110,8 @@ def test_figures_of_prices_are_those_of_the_runs() -> None:
     pairs += [(runs[job], solid.pop(key), runs["plain_3d"]) for key, job in in_3d.items()]
     assert not solid
     wide = {row.method: row for row in MEASURED if row.experiment == measured.PRICE_WIDE_3D}
-    for name, key in (("FGSMRS", "fgsmrs"), ("SAT", "sat"), ("FreeAT", "freeat"), ("MIRST", "mirst")):
-        pairs.append((runs[f"{key}_3d_wide_mirror"], wide.pop(name), runs["plain_3d_wide"]))
+    for name in ("FGSMRS", "SAT", "FreeAT", "MIRST"):
+        pairs.append((runs[f"{method(name).key}_3d_wide_mirror"], wide.pop(name), runs["plain_3d_wide"]))
     assert not wide
     breast = {row.settings: row for row in MEASURED if row.experiment == measured.PRICE_BREAST}
     of_breast = {"preset: finetune": "fgsmrs_busi_lr02", "preset: finetune, eps: 0.05": "fgsmrs_busi_eps05"}
