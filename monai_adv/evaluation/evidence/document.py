@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from monai_adv.evaluation import seal, store
 from monai_adv.evaluation.certify.kept import read_certified
+from monai_adv.evaluation.clock import now
 from monai_adv.evaluation.codec import Json, plain, plain_values, typed
 from monai_adv.evaluation.described import LevelEntry, ModelEntry
 from monai_adv.evaluation.evidence import certified
@@ -82,7 +82,7 @@ def write_evidence(folder: Path, figures: Figures, output: Path, report: Mapping
     Raises:
         OSError: it cannot be written.
     """
-    found = document(folder, figures, datetime.now().astimezone().isoformat(timespec="seconds"), report)
+    found = document(folder, figures, now(), report)
     content = plain_values(replace(found, digest=digest_of(plain_values(found))))
     check_schema(content)
     write_whole(output / NAME, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from monai_adv.evaluation.clock import now
 from monai_adv.evaluation.evidence.code import code_hash
 from monai_adv.evaluation.evidence.group_table import NOT_GIVEN, GroupTable
 from monai_adv.evaluation.evidence.history import Session
@@ -156,9 +156,8 @@ def add_later(table: GroupTable, folder: str | Path) -> None:
     check_cases(table, figures)
     store = Store(folder)
     store.add_subgroups(table)
-    now = datetime.now().astimezone().isoformat(timespec="seconds")
     Session(
-        at=now, machine=figures.evaluation.machine, records=len(figures.records), command="", code=code_hash(),
+        at=now(), machine=figures.evaluation.machine, records=len(figures.records), command="", code=code_hash(),
         subgroups=table.hash,
     ).keep(store)  # fmt: skip
 

@@ -10,7 +10,6 @@ import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
@@ -21,6 +20,7 @@ from monai_adv.errors import InputError, in_a_sentence
 from monai_adv.evaluation.certified_outcome import Certificates
 from monai_adv.evaluation.certify.cases import Certified, certify_case
 from monai_adv.evaluation.certify.kept import Proven, is_certified, keep, read_certified
+from monai_adv.evaluation.clock import now
 from monai_adv.evaluation.described import Evaluation, SettingsEntry
 from monai_adv.evaluation.evidence.certified import decide_alone
 from monai_adv.evaluation.evidence.code import code_hash
@@ -194,7 +194,7 @@ def _begun(
         with reproducible(settings.threads):
             entries = [identified(entry_of(m, chosen[m.name], {}, ()), m, folder) for m in models]
         evaluation = Evaluation(
-            started=datetime.now().astimezone().isoformat(timespec="seconds"),
+            started=now(),
             machine=machine(),
             versions=versions(),
             settings=settings,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
 from monai_adv.errors import InputError
 from monai_adv.evaluation.checks.probes import CASES, most_passes, spread
+from monai_adv.evaluation.clock import now
 from monai_adv.evaluation.costs import Cost, Costs, Measured, Predicted, Size
 from monai_adv.evaluation.described import Evaluation, LevelEntry, ModelEntry
 from monai_adv.evaluation.evidence import history
@@ -118,7 +118,7 @@ class Session:
             self.models = [entry for entry, _ in identified]
             self._marks = {entry.name: of_files for entry, of_files in identified}
         self._evaluation = Evaluation(
-            started=datetime.now().astimezone().isoformat(timespec="seconds"),
+            started=now(),
             machine=told[0].machine,
             versions=told[0].versions,
             settings=self.settings.entry(),

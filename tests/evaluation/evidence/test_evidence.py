@@ -234,12 +234,14 @@ def test_what_was_not_tested_and_what_went_another_way_is_said(kept: Path) -> No
     assert "by other code of monai-adv" in told
 
 
-def test_from_the_command_line_to_the_files_of_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_the_command_line_to_the_files_of_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copy(FACTORY, tmp_path / "mine.py")
     words = ["evaluate", "--factory", f"{tmp_path / 'mine.py'}:classifier", "--norm", "linf", "--eps", "0.02", "-o",
              str(tmp_path / "out"), "--attacks", "quick", "--device", "cpu", "--cases", "4", "-y"]  # fmt: skip
     assert main(words) in (0, 3)
-    digest = read(tmp_path / "out")["digest"]
+    digest, written = (read(tmp_path / "out")[name] for name in ("digest", "written"))
     assert digest in capsys.readouterr().out
     assert main(["verify", str(tmp_path / "out"), "--digest", digest]) == 2
     told = capsys.readouterr().out
@@ -254,5 +256,10 @@ def test_from_the_command_line_to_the_files_of_the_model(tmp_path: Path, capsys:
     assert main(["verify", str(tmp_path / "out")]) == 2
     assert "not checked tiny, files: not on this machine" in capsys.readouterr().out
     (tmp_path / "out" / "evidence.json").unlink()
+    clock = "monai_adv.evaluation.evidence.document.now"
+    monkeypatch.setattr(clock, lambda: written)
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert main(["verify", str(tmp_path / "out"), "--digest", digest]) == 2  # written again in the same second
+    monkeypatch.setattr(clock, lambda: "2030-01-01T00:00:00+00:00")
     assert main(["report", str(tmp_path / "out")]) == 0
     assert main(["verify", str(tmp_path / "out"), "--digest", digest]) == 1  # the time of writing is another one
