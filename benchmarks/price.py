@@ -51,6 +51,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from monai_adv.attacks import PGD
 from monai_adv.attacks.losses import cross_entropy
 from monai_adv.evaluation.figures.results import gather
+from monai_adv.exit_codes import ExitCode
 from monai_adv.network_state import bare
 from monai_adv.settings import ENV_PREFIX
 from monai_adv.tasks import SegmentationTask
@@ -68,7 +69,6 @@ RMS = 0.1
 FOLD = 0
 MARKERS = [*"oPsD^vX<>*ph8dH", r"$\clubsuit$", r"$\spadesuit$"]
 LEGEND_COLUMNS = 6
-UNRELIABLE = 3  # what `monai-adv evaluate` ends with where its own checks speak against a figure, which is kept
 FINAL, AVERAGED = "checkpoint_final.pth", "checkpoint_averaged.pth"
 
 Job = dict[str, Any]
@@ -301,7 +301,7 @@ def final(this: Job, folder: Path, runs: Path) -> dict[str, Any]:
     }  # fmt: skip
     command = ["monai-adv", "evaluate", "-y", *(str(word) for pair in options.items() for word in pair)]
     done = subprocess.run(command, check=False, env={**os.environ, "nnUNet_results": str(runs / this["of"])})
-    if done.returncode not in (0, UNRELIABLE):
+    if done.returncode not in (ExitCode.FINISHED, ExitCode.NOT_RELIABLE):  # such figures are kept
         done.check_returncode()
     found = gather(folder / "report")
     (model,) = found.models

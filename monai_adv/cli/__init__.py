@@ -29,6 +29,7 @@ from monai_adv.cli import (
 )
 from monai_adv.cli.run_file import Parser
 from monai_adv.errors import InputError, in_a_sentence
+from monai_adv.exit_codes import ExitCode
 from monai_adv.optional import explained
 
 # Parsers are built at every start: these modules import torch and the like only inside what they run.
@@ -36,10 +37,6 @@ COMMANDS = (
     bundle, card, certify, compare, demo, doctor, evaluate, export, first_look, interpolate, methods, radius, report,
     verify,
 )  # fmt: skip
-UNEXPECTED = 4
-"""Exit code of an error that none of us foresaw; 1, Python's own, is a result of ``monai-adv evaluate``."""
-BROKEN_PIPE = 141
-"""As of any program that writes to ``| head`` when that has ended."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -80,17 +77,17 @@ def main(argv: Sequence[str] | None = None, **handed: Any) -> int:
     except InputError as error:
         name, colon, said = str(error).partition(": ")
         print(f"monai-adv: {names.get(name, name)}{colon}{said}", file=sys.stderr)
-        return 2
+        return ExitCode.BAD_INPUT
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return BROKEN_PIPE
+            return ExitCode.BROKEN_PIPE
         traceback.print_exc()
         print(
-            f"monai-adv: unexpected error, exit code {UNEXPECTED}: {in_a_sentence(error)} What was finished is kept; "
-            "please report this with the lines above.",
+            f"monai-adv: unexpected error, exit code {ExitCode.UNEXPECTED}: {in_a_sentence(error)} What was finished "
+            "is kept; please report this with the lines above.",
             file=sys.stderr,
         )
-        return UNEXPECTED
+        return ExitCode.UNEXPECTED
     return code
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from monai_adv.cli.models import OPTIONS, add_models, cases, device, folder, models
 from monai_adv.cli.pools import add_pool, pool_of
 from monai_adv.cli.purpose import add_purpose, add_run_file, criteria
+from monai_adv.exit_codes import ExitCode
 from monai_adv.openmp import wait_passively
 from monai_adv.optional import require
 
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         say(f"not used: {model}{', ' + case if case else ''}: {reason}")
     print(f"Table: {output / CERTIFICATES}")
     print(f"Evidence: {output / NAME}; keep its digest elsewhere: {digest_in(output)}")
-    return 1 if found.problems else 0
+    return ExitCode.CASES_LEFT_OUT if found.problems else ExitCode.FINISHED
 
 
 def _cost(sources: list[Source], settings: Certification, chosen: int | tuple[str, ...] | None) -> str:

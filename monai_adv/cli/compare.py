@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-WORSE = 5
+from monai_adv.exit_codes import ExitCode
+
 EPILOG = """\
 Both folders need the same data, cases, radii and plan of attacks; otherwise it is refused, and says what differs.
 
@@ -46,4 +47,4 @@ def run(args: argparse.Namespace) -> int:
             write_whole(args.json, found.as_json())
         except OSError as error:
             raise InputError.of("json", args.json, f"a file that can be written ({error.strerror})") from error
-    return WORSE if found.worse else 0
+    return ExitCode.WORSE if found.worse else ExitCode.FINISHED

@@ -20,6 +20,7 @@ from monai_adv.cli.purpose import add_purpose, add_run_file, criteria
 from monai_adv.cli.run_file import as_run_file
 from monai_adv.cli.subgroups import add_subgroups, groups_of
 from monai_adv.errors import InputError
+from monai_adv.exit_codes import ExitCode
 from monai_adv.openmp import wait_passively
 from monai_adv.optional import require
 
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from monai_adv.evaluation.run.parts import Parts
     from monai_adv.evaluation.run.workers import Pool
     from monai_adv.evaluation.settings import EvaluationSettings
-
-INTERRUPTED = 130
-WORSE = 5
 
 EPILOG = """\
 exit codes:
@@ -134,7 +132,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     then.add_argument("--baseline", metavar="FILE", help="results.json of an earlier report, measured in the same way")
     then.add_argument(
         "--max-drop", type=float, metavar="POINTS",
-        help=f"exit code {WORSE} if a mean score, clean or at a radius, is lower than there by more than this",
+        help=f"exit code {ExitCode.WORSE} if a mean score, clean or at a radius, is lower than there by more than this",
     )  # fmt: skip
     parser.set_defaults(run=run, parser=parser, names=OPTIONS)
 
@@ -193,15 +191,15 @@ def run(
         if finished is None:
             if not args.dry_run:
                 print("Nothing was computed.")
-            return 0
+            return ExitCode.FINISHED
         _log(output, finished.figures, args.log)
         if baseline is not None and _worse(baseline, finished.figures, args.max_drop):
-            return WORSE
+            return ExitCode.WORSE
         return finished.code
     except KeyboardInterrupt:
         again = shlex.join(["monai-adv", *args.words])
         print(f"\nInterrupted. All finished stages are kept; go on with\n  {again}", file=sys.stderr)
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     finally:
         pool.close()
 

@@ -13,6 +13,7 @@ from monai_adv.evaluation.checks.probes import Once, probe
 from monai_adv.evaluation.models.protocol import Model
 from monai_adv.evaluation.records import Level
 from monai_adv.evaluation.store import Store
+from monai_adv.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from monai_adv.evaluation.figures.results import Figures
@@ -67,5 +68,5 @@ class Finished(NamedTuple):
         figures: as its report has them.
     """
 
-    code: int
+    code: ExitCode
     figures: Figures

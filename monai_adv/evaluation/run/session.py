@@ -37,6 +37,7 @@ from monai_adv.evaluation.store import (
     read_records,
     usable_records,
 )
+from monai_adv.exit_codes import ExitCode
 from monai_adv.files import unlocked
 from monai_adv.foreign_text import say
 from monai_adv.progress_bar import tqdm
@@ -185,8 +186,8 @@ class Session:
         if digest := digest_in(self.folder):
             self.say(f"Evidence: {self.folder / 'evidence.json'}; keep its digest elsewhere: {digest}")
         if any(found.verdict.word == "not reliable" for found in results.models) or any(b.beaten for b in bounds):
-            return Finished(3, results)
-        return Finished(1 if problems else 0, results)
+            return Finished(ExitCode.NOT_RELIABLE, results)
+        return Finished(ExitCode.CASES_LEFT_OUT if problems else ExitCode.FINISHED, results)
 
     def close(self) -> None:
         """Give the folder and the models free."""

@@ -20,6 +20,7 @@ from monai_adv.evaluation.outcome import Results
 from monai_adv.evaluation.report import curves, pictures
 from monai_adv.evaluation.report.loggers import logger_of, metrics_of
 from monai_adv.evaluation.run.parts import Finished
+from monai_adv.exit_codes import ExitCode
 from monai_adv.optional import MissingPackageError
 from tests.places import ROOT, TESTS
 from tests.planted_evaluation import dice_score, folder_of, plant
@@ -147,7 +148,7 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     given: list[Any] = []
     monkeypatch.setattr("monai_adv.evaluation.outcome.Results.log_to", lambda self, name: given.append((self, name)))
     results = planted(tmp_path / "out")
-    ended = Finished(0, results.numbers)
+    ended = Finished(ExitCode.FINISHED, results.numbers)
     monkeypatch.setattr("monai_adv.evaluation.run.measure.measure", lambda *args, **more: ended)
     factory = f"{TESTS / 'tiny_models.py'}:classifier"
     words = ["--eps", "1", "--log", "tensorboard", "-y", "-o", str(tmp_path / "out")]

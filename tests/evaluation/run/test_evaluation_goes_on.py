@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-from monai_adv import cli
 from monai_adv.attacks import APGD, FAB, PGD
 from monai_adv.attacks.cw import CW
 from monai_adv.cli import main
@@ -36,6 +35,7 @@ from monai_adv.evaluation.search.plan import AttackPlan
 from monai_adv.evaluation.search.runner import run_case
 from monai_adv.evaluation.settings import EvaluationSettings
 from monai_adv.evaluation.store import Store, read_cost, read_evaluation, read_pictures, read_problems, read_records
+from monai_adv.exit_codes import ExitCode
 from monai_adv.files import locked, unlocked
 from monai_adv.threats import Threat
 from tests import bad_models, tiny_models
@@ -509,7 +509,7 @@ def test_an_unexpected_error_is_4_and_the_last_line_says_so(tmp_path: Path, caps
     def fails() -> bool:
         raise TypeError("unheard of")
 
-    assert bad(tmp_path, "odd_size", agreed=fails) == cli.UNEXPECTED == 4
+    assert bad(tmp_path, "odd_size", agreed=fails) == ExitCode.UNEXPECTED == 4
     *above, last = capsys.readouterr().err.splitlines()
     assert "Traceback (most recent call last):" in above
     assert last.startswith(
