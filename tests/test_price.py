@@ -37,6 +37,48 @@ def test_no_method_costs_more_than_it_says(key: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "settings", "passes"),
+    [
+        ("arfl", {"mix": "batch", "r": 0.5}, 2 + 3),  # half of the attack's 2K = 4, one pass of all
+        ("dual", {"mix": "batch", "r": 0.5}, 2 + 3),
+        ("dual", {"mix": "batch", "r": 0.0}, 4 + 3),
+        ("dual", {"mix": "batch", "r": 1.0}, 3),
+        ("dual", {"mix": "loss", "r": 0.0}, 4 + 3),
+        ("dual", {"mix": "loss", "r": 1.0}, 3),
+        ("gr", {"lam": 0.0}, 3),
+        ("lbgat", {"beta": 0.0}, 1 + 4 + 2 * 3),
+        ("llr", {"lam": 0.0, "mu": 0.0}, 3),
+        ("mart", {"lam": 0.0}, 4 + 3),
+        ("rst", {"weight_noisy": 0.0}, 3),
+        ("te", {"weight": 0.0}, 4 + 3),
+        ("trades", {"beta": 0.0}, 3),
+    ],
+)
+def test_what_a_setting_leaves_out_is_not_in_the_price(key: str, settings: dict[str, Any], passes: float) -> None:
+    """A budget would end a training early that pays for what is not done. K = 2."""
+    problem = toy("2 classes", key)
+    defense, optimizer = problem.defense(key, **settings), optimizer_of(problem.network)
+    defense.attach(problem.network, optimizer)
+    defense.on_epoch_start(3, 4)
+    step(defense, problem.network, optimizer, problem.batch(torch.arange(BATCH)))
+    assert defense.on_epoch_end()["passes_per_sample"] == METHODS[key].most(defense.settings) == passes
+
+
+@pytest.mark.parametrize("clean_weight", [0.0, 1 / 3])
+def test_where_batch_norm_makes_the_modes_disagree_mma_looks_once_more(clean_weight: float) -> None:
+    """All right, under attack as well, which costs most: 2K + searches + 7, or 5 without the clean loss."""
+    problem = toy("2 classes", "mma")
+    batch = problem.batch(torch.arange(BATCH))
+    defense = problem.defense("mma", eps=1e-4, clean_weight=clean_weight)
+    target = problem.network.eval()(batch.images).argmax(1)
+    problem.network.train()
+    for part in defense.losses(problem.network, replace(batch, target=target)):
+        part.loss.backward()
+    most = METHODS["mma"].most(defense.settings)
+    assert defense.on_epoch_end()["passes_per_sample"] == most == 2 * 2 + 2 + (7 if clean_weight else 5)
+
+
+@pytest.mark.parametrize(
     ("name", "saved", "now", "refused"),
     [
         ("SAT", {"budget": 1.0, "steps": 2}, {"budget": 1.0, "steps": 2, "eps": 0.2}, None),

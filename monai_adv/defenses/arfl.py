@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv.defenses.batch import Batch
-from monai_adv.defenses.dual import Dual, DualSettings
+from monai_adv.defenses.dual import Dual, DualSettings, passes
 from monai_adv.defenses.method import Method
 from monai_adv.errors import InputError, did_you_mean
 from monai_adv.network_state import unwrap_ddp
@@ -215,8 +215,8 @@ METHOD = Method(
     idea="clean and attacked images, and large features",
     paper="Hao et al., MICCAI 2024",
     state="nothing",
-    cost="2K + 6",
-    most=lambda s: 2 * s.steps + 6,
+    cost="2K + 6 (2K (1 - r) + 3 with mix: batch)",
+    most=passes,
     presets=PRESETS,
     not_for={"segmentation": "its term relates the features of an image to the one label of that image"},
 )

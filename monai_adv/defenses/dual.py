@@ -119,6 +119,21 @@ class Dual(Defense):
         return rank < (r * size + draws[-1]).floor()
 
 
+def passes(settings: DualSettings) -> float:
+    """Network passes of a step per sample, in forwards; a fraction of a sample in a batch counts as such.
+
+    Example:
+        Half of the images clean: an attack of half of them, and one pass of all, where both versions take two.
+
+        >>> passes(DualSettings(steps=2, mix="batch")), passes(DualSettings(steps=2))
+        (5.0, 10.0)
+    """
+    attacked = 1 - settings.r
+    if settings.mix == "batch":
+        return 2 * settings.steps * attacked + 3
+    return 3.0 * (settings.r > 0) + (2.0 * settings.steps + 3) * (attacked > 0)
+
+
 METHOD = Method(
     "Dual",
     Dual,
@@ -126,7 +141,7 @@ METHOD = Method(
     idea="clean and attacked images in a fixed proportion",
     paper="Joel et al., JCO Clinical Cancer Informatics 2022",
     state="nothing",
-    cost="2K + 6",
-    most=lambda s: 2 * s.steps + 6,
+    cost="2K + 6 (2K (1 - r) + 3 with mix: batch)",
+    most=passes,
     presets=PRESETS,
 )

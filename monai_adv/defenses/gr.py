@@ -145,6 +145,6 @@ METHOD = Method(
     paper="Ross & Doshi-Velez, AAAI 2018",
     state="nothing",
     cost="6",
-    most=lambda s: 6 if s.gradient == "exact" else 7,
+    most=lambda s: 3 if s.lam == 0 else 6 if s.gradient == "exact" else 7,
     presets=PRESETS,
 )

@@ -176,6 +176,6 @@ METHOD = Method(
     paper="Cui et al., ICCV 2021",
     state="a teacher network",
     cost="2K + 10, the teacher as large as the network",
-    most=lambda s: 2 * s.steps + 10,
+    most=lambda s: 2 * s.steps + (10 if s.beta else 7),
     presets=PRESETS,
 )

@@ -135,6 +135,6 @@ METHOD = Method(
     paper="Qin et al., NeurIPS 2019",
     state="nothing",
     cost="2K + 11",
-    most=lambda s: 2 * s.steps + 11,
+    most=lambda s: 2 * s.steps + 11 if s.lam or s.mu else 3,
     presets=PRESETS,
 )

@@ -120,6 +120,6 @@ METHOD = Method(
     paper="Wang et al., ICLR 2020",
     state="nothing",
     cost="2K + 6",
-    most=lambda s: 2 * s.steps + 6,
+    most=lambda s: 2 * s.steps + (6 if s.lam else 3),
     presets=PRESETS,
 )

@@ -220,7 +220,7 @@ METHOD = Method(
     idea="images on the boundary, for those not yet eps away from it",
     paper="Ding et al., ICLR 2020",
     state="a margin per sample",
-    cost="up to 2K + 6 + searches",
-    most=lambda s: 2 * s.steps + 6 + s.searches,
+    cost="up to 2K + 7 + searches",
+    most=lambda s: 2 * s.steps + s.searches + (7 if s.clean_weight else 5),
     presets=PRESETS,
 )

@@ -76,6 +76,6 @@ METHOD = Method(
     paper="Carmon et al., NeurIPS 2019; here as in Sun et al., MICCAI 2022",
     state="nothing",
     cost="2K + 6",
-    most=lambda s: 2 * s.steps + 6,
+    most=lambda s: 2 * s.steps + 6 if s.weight_noisy else 3,
     presets=PRESETS,
 )
