@@ -67,7 +67,7 @@ from nnunet_trainers.short_training import short_training
 CLEAN = 3  # forwards' worth of a clean step, per sample
 RMS = 0.1
 FOLD = 0
-MARKERS = [*"oPsD^vX<>*ph8dH", r"$\clubsuit$", r"$\spadesuit$"]
+MARKERS = [*"oPsD^vX<>*ph8dH", r"$\clubsuit$", r"$\spadesuit$", r"$\diamondsuit$"]
 LEGEND_COLUMNS = 6
 FINAL, AVERAGED = "checkpoint_final.pth", "checkpoint_averaged.pth"
 

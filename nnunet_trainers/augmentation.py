@@ -46,11 +46,11 @@ def chosen(own: Sequence[str], visits: float, image: str) -> tuple[bool, str]:
 
     Example:
         >>> chosen([], 10.2, "case")
-        (True, 'Augmentation: mirroring alone, as each case is seen about 10 times (`augmentation: auto`: up to 20).')
+        (True, 'Augmentation: mirroring alone, as each case is seen about 10 times (`augmentation: auto`: up to 23).')
     """
     if own:
         return False, f"Augmentation: that of {', '.join(own)} (`augmentation: auto`)."
-    few = visits <= FEW_VISITS
+    few = round(visits) <= FEW_VISITS
     which, limit = ("mirroring alone", "up to") if few else ("nnU-Net's own", "mirroring alone up to")
     seen = f"{visits:.0f}" if visits >= 1 else f"{visits:.1g}"
     setting = f"`augmentation: auto`: {limit} {FEW_VISITS}"

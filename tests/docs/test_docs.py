@@ -240,7 +240,7 @@ def test_the_readmes_prices_are_those_measured() -> None:
     smaller = "the same, with the noise of these images as radius (`eps: 0.05`)"
     for what, plain, robust, eps, cases in (
         ("hippocampus, nnU-Net 2D", "plain_2d", "fgsmrs_2d_mirror", 0.1, 8),
-        ("hippocampus, nnU-Net 3D", "plain_3d_wide", "fgsmrs_3d_wide_mirror", 0.1, 8),
+        ("hippocampus, nnU-Net 3D (`DualTrainer`)", "plain_3d_wide", "dual_3d_wide_mirror_65", 0.1, 8),
         ("lesions in breast ultrasound, nnU-Net 2D", "plain_busi_more", "fgsmrs_busi_lr02", 0.1, 30),
         (smaller, "plain_busi_more", "fgsmrs_busi_eps05", 0.05, 30),
     ):
@@ -249,7 +249,8 @@ def test_the_readmes_prices_are_those_measured() -> None:
         assert len(after["cases"]) == len(before["cases"]) == cases
         assert 0.89 < flat[robust]["budget"] < 1.05
         chosen = {"augmentation": "mirroring"} if "hippocampus" in what else {}  # by the preset, in trainings as short
-        assert flat[robust]["job"]["settings"] == {"eps": eps, "unit": "rms", "norm": "l2", **chosen}
+        preset = METHODS[robust.partition("_")[0]].presets["finetune"]
+        assert flat[robust]["job"]["settings"] == {**preset, "eps": eps, **chosen}
     first = [run for run in solid["runs"] if run["cases"] == "first 12 cases" and "share" not in run]
     (monai,) = (run for run in first if run["name"] == "fgsmrs")
     percent = [{"worst": 100 * run["pgd20_rms_0_1"], "clean": 100 * run["clean"]} for run in (first[0], monai)]

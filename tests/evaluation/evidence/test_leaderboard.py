@@ -140,6 +140,8 @@ def test_no_run_is_left_out() -> None:
             "fgsmrs_3d_wide_mirror",
             "freeat_3d_wide_mirror",
             "mirst_3d_wide_mirror",
+            "dual_3d_wide_mirror",
+            "dual_3d_wide_mirror_65",
         )
     }  # clean Dice alone
     solid = results("price_3d.json")
