@@ -8,7 +8,8 @@ from enum import IntEnum
 class ExitCode(IntEnum):
     """Exit codes of ``monai-adv``; the end of each command's ``--help`` says what they mean there.
 
-    ``monai-adv verify`` has two of its own: 1, something differs, and 2, something could not be checked.
+    Two commands have their own: ``monai-adv verify`` (1, something differs, and 2, something could not be checked) and
+    ``monai-adv doctor`` (1, something is not in order).
     """
 
     FINISHED = 0

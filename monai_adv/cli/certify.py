@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     sources = models(args)
     print(_cost(sources, settings, chosen))
     if args.dry_run:
-        return 0
+        return ExitCode.FINISHED
     pool = pool_of(args)
     try:
         found = certify_models(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from monai_adv.cli.pictures import png_file, writing
 from monai_adv.errors import InputError
+from monai_adv.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from monai_adv.radius import Scan
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         picture(found, output)
         output.with_suffix(".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     say(f"Picture: {output}, text: {output.with_suffix('.txt')}")
-    return 1 if found.problems else 0
+    return ExitCode.CASES_LEFT_OUT if found.problems else ExitCode.FINISHED
 
 
 def _check(args: argparse.Namespace) -> None:

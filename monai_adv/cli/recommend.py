@@ -16,7 +16,7 @@ CONSTANT = 60.0
 FAR = 3.0
 """Data sets that are so many times larger or smaller tell less."""
 
-NEAR = 0.0101
+NEAR = 0.01
 """So much over a budget is within it: the trainings that were measured round to whole epochs, a preset rounds down."""
 
 
@@ -153,7 +153,7 @@ def _against(row: Measured, question: Question, not_recommended: Mapping[str, Ma
         yield "not recommended"
     if question.task == "classification" and row.clean < CONSTANT:
         yield "nearly always says the same class"
-    if question.budget is not None and row.cost > question.budget + NEAR:
+    if question.budget is not None and row.cost > question.budget + NEAR + 1e-9:
         yield f"costs {_told(row.cost)} times the plain training"
     if question.may_lose is not None and row.lost > question.may_lose + 1e-9:
         yield f"lost {row.lost:.1f} points"

@@ -23,8 +23,9 @@ from monai_adv.cli.recommend import QUESTIONS, Question, answers, commands, rema
 from monai_adv.defenses import METHODS, method
 from monai_adv.engines import TRADESTrainer
 from monai_adv.tasks import SegmentationSettings
+from nnunet_trainers.augmentation import chosen
 from nnunet_trainers.price import RunPrice
-from nnunet_trainers.run_settings import FEW_VISITS, RunSettings
+from nnunet_trainers.run_settings import RunSettings
 from tests import monai_engine_toys as toys
 from tests.places import ROOT
 
@@ -111,15 +112,15 @@ def test_figures_of_prices_are_those_of_the_runs() -> None:
     in_3d = {("SAT", 1.00): "satmix_3d_lr02", ("FGSMRS", 0.99): "fgsmrs_3d_lr02", ("FGSMRS", 0.23): "fgsmrs_3d_quarter"}
     pairs += [(runs[job], solid.pop(key), runs["plain_3d"]) for key, job in in_3d.items()]
     assert not solid
-    wide = {
-        (row.method, "" if row.method != "Dual" or "r: 0.5" in row.settings else "_65"): row
-        for row in MEASURED
-        if row.experiment == measured.PRICE_WIDE_3D
-    }
-    for name, more in (("FGSMRS", ""), ("SAT", ""), ("FreeAT", ""), ("MIRST", ""), ("Dual", ""), ("Dual", "_65")):
-        run = runs[f"{method(name).key}_3d_wide_mirror{more}"]
-        pairs.append((run, wide.pop((name, more)), runs["plain_3d_wide"]))
-    assert not wide
+    in_wide = {
+        ("FGSMRS", ""): "fgsmrs_3d_wide_mirror", ("SAT", ", clean_weight: 0.6"): "sat_3d_wide_mirror",
+        ("FreeAT", ""): "freeat_3d_wide_mirror", ("MIRST", ""): "mirst_3d_wide_mirror",
+        ("Dual", ""): "dual_3d_wide_mirror_65", ("Dual", ", r: 0.5"): "dual_3d_wide_mirror",
+    }  # fmt: skip
+    of_wide = [row for row in MEASURED if row.experiment == measured.PRICE_WIDE_3D]
+    wide = {(row.method, row.settings.removeprefix("preset: finetune")): row for row in of_wide}
+    assert wide.keys() == in_wide.keys()
+    pairs += [(runs[in_wide[key]], row, runs["plain_3d_wide"]) for key, row in wide.items()]
     breast = {row.settings: row for row in MEASURED if row.experiment == measured.PRICE_BREAST}
     of_breast = {"preset: finetune": "fgsmrs_busi_lr02", "preset: finetune, eps: 0.05": "fgsmrs_busi_eps05"}
     pairs += [(runs[job], breast.pop(settings), runs["plain_busi_more"]) for settings, job in of_breast.items()]
@@ -148,7 +149,7 @@ def test_figures_of_prices_are_those_of_the_runs() -> None:
 def augmentation_of(run: dict[str, Any]) -> str:
     """What `preset: finetune` would have chosen for so many steps: fold 0 has 176 cases, BUSI 446 images."""
     images = 446 if run["job"].get("dataset") == "5" else 176 * (36 if run["job"]["configuration"] == "2d" else 1)
-    return "mirroring" if round(run["steps"] * run["batch"] / images) <= FEW_VISITS else "host"
+    return "mirroring" if chosen([], run["steps"] * run["batch"] / images, "image")[0] else "host"
 
 
 @pytest.mark.parametrize("row", MEASURED, ids=lambda row: f"{row.method}-{row.experiment.data}")
@@ -175,6 +176,7 @@ def test_ranked_is_what_is_given_back_of_the_damage() -> None:
 def test_what_costs_or_loses_more_than_asked_comes_last_and_says_why() -> None:
     found = asked(task="segmentation", start="trained", budget=1.0, may_lose=3.0)
     assert found[0] == ("FGSMRS", ())
+    assert asked(task="segmentation", start="trained", budget=1.0, may_lose=2.0)[0] == ("Dual", ())  # 1.01: rounding
     assert ("IMA", ("costs 3.3 times the plain training", "lost 3.6 points")) in found
     fits = [bool(against) for _, against in found]
     assert fits == sorted(fits)
